@@ -1,0 +1,7 @@
+"""`python -m backdoorbench` is `bdx`."""
+
+import sys
+
+from backdoorbench.cli import main
+
+sys.exit(main())

@@ -1,0 +1,60 @@
+"""Blended: mix one fixed full-size picture into the image, faintly.
+
+Idea     (1 - a) x + a P with the same picture P everywhere; the network learns the picture's trace as the target's feature.
+Paper    arXiv 1712.05526v1
+Follows  one ratio for training and test unless two are given; stored in the image before augmentation
+Departs  1. the papers' cartoon is not shipped: the default picture is smooth noise with its mean and deviation (white noise
+            would turn into another pattern at each shift of the random crop)
+         2. rows are rounded to uint8 (BackdoorBench truncates)
+Cost     none beyond the training
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from backdoorbench.attacks.base import DataAttack, Task
+from backdoorbench.data.images import ImageSet
+from backdoorbench.errors import ConfigError
+from backdoorbench.shapes import Mask
+from backdoorbench.streams import Stream
+from backdoorbench.training.recipe import check_range
+from backdoorbench.triggers.base import Stored
+from backdoorbench.triggers.blend import Blend, match_cartoon, noise, smooth_noise
+from backdoorbench.triggers.picture import read_picture
+
+
+@dataclass(frozen=True)
+class Blended(DataAttack):
+    """The blending attack. `picture` says where P comes from."""
+
+    picture: Literal["smooth_noise", "noise", "image"]
+    picture_file: str | None
+    match_stats: bool
+    train_ratio: float
+    test_ratio: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("attack.train_ratio", self.train_ratio, low=0, high=1)
+        check_range("attack.test_ratio", self.test_ratio, low=0, high=1)
+        if (self.picture == "image") != (self.picture_file is not None):
+            raise ConfigError(
+                f"attack.picture is {self.picture} with attack.picture_file={self.picture_file}; a picture of your own "
+                f"needs both. Set attack.picture=image attack.picture_file=FILE, or neither."
+            )
+
+    def trigger(self, task: Task, stream: Stream) -> Blend:
+        size = task.train.size
+        if self.picture == "image":
+            assert self.picture_file is not None
+            picture = read_picture(self.picture_file, (size, size), "attack.picture_file")[:3]
+        else:
+            picture = {"noise": noise, "smooth_noise": smooth_noise}[self.picture](size, stream.generator())
+        return Blend(match_cartoon(picture) if self.match_stats else picture, self.test_ratio)
+
+    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
+        weaker = Stored(replace(trigger.trigger, ratio=self.train_ratio))
+        return super().poison(clean, weaker, stream)
+
+    def facts(self) -> dict[str, Any]:
+        return {"pattern": self.picture}

@@ -1,0 +1,354 @@
+"""`bdx`: verbs, runs, sweeps, and one paragraph for whatever a user got wrong. No maths.
+
+A bare first word is a verb; anything else goes to Hydra. torch is imported only when work starts.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from backdoorbench import catalog
+from backdoorbench.config import conf_dir, plain
+from backdoorbench.errors import BdxError, ConfigError, did_you_mean, join_words
+
+USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
+SWITCHES = ("-m", "--multirun")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `bdx` with the given arguments (those of the process by default) and returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _logging():
+            if words and words[0] == "--version":
+                from importlib.metadata import version
+
+                print(f"bdx {version('bdx')}")
+                return 0
+            if words and not words[0].startswith(("-", "+", "~")) and "=" not in words[0]:
+                return _verb(words[0], words[1:])
+            return _hydra(words)
+    except BdxError as error:
+        print(f"bdx: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        print("bdx: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return FAILURE
+
+
+# ---- verbs ----------------------------------------------------------------------------------------------------------
+
+
+def _verb(name: str, words: Sequence[str]) -> int:
+    verbs: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "show": _show, "report": _report}
+    if name not in verbs:
+        raise ConfigError(
+            f"'{name}' is no verb of bdx.{did_you_mean(name, verbs)} The verbs are {join_words(list(verbs))}; a run is "
+            f"described by settings, such as attack=badnets."
+        )
+    return verbs[name](words)
+
+
+def _list(words: Sequence[str]) -> int:
+    """bdx list [GROUP]"""
+    from backdoorbench import console
+
+    parser = _Parser("list", "What there is to choose from, and what each choice is.")
+    parser.add_argument("group", nargs="?", help=f"one of {', '.join(catalog.GROUPS)}; all by default")
+    wanted = parser.parse_args(words).group
+    out = console.make_console()
+    if wanted is not None:
+        wanted = wanted.removesuffix("s") if wanted not in catalog.GROUPS else wanted
+        if wanted not in catalog.GROUPS:
+            raise ConfigError(
+                f"group '{wanted}' is unknown.{did_you_mean(wanted, catalog.GROUPS)} The groups are "
+                f"{join_words(list(catalog.GROUPS))}."
+            )
+    for group in [wanted] if wanted else catalog.GROUPS:
+        options = [catalog.describe(group, name) for name in catalog.names(group)]
+        console.print_options(out, [(option.name, option.summary) for option in options], group)
+    out.print("  bdx show GROUP=OPTION explains one, with every setting", style="dim")
+    return 0
+
+
+def _show(words: Sequence[str]) -> int:
+    """bdx show GROUP=OPTION"""
+    from rich.text import Text
+
+    from backdoorbench import console
+
+    parser = _Parser("show", "One option, explained: the method and every setting with its default.")
+    parser.add_argument("option", help="such as defense=fst")
+    group, _, name = parser.parse_args(words).option.partition("=")
+    option = catalog.describe(group, name)
+    out = console.make_console()
+    out.print(Text(option.title or f"{group}={name}"), style="bold")
+    out.print(Text(f"  {option.summary}"))
+    for heading, text in option.method.items():
+        lines = text.splitlines() or [""]
+        out.print(Text(f"  {heading:<9}{lines[0]}"))
+        for line in lines[1:]:
+            out.print(Text(f"           {line}"))
+    if option.command:
+        out.print(Text(f"  Command  {option.command}"))
+    if option.knobs:
+        out.print()
+        console.print_knobs(out, [(f"{group}.{knob.name}", knob.default, knob.comment) for knob in option.knobs])
+    return 0
+
+
+def _report(words: Sequence[str]) -> int:
+    """bdx report DIR... [--format terminal|csv|md|latex] [--output FILE]"""
+    from backdoorbench import cache, console
+    from backdoorbench.errors import DataError
+    from backdoorbench.results import record, table
+
+    parser = _Parser("report", "Tables of what was run: mean and spread over seeds, and n.")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
+    parser.add_argument("--format", choices=("terminal", "csv", "md", "latex"), default="terminal")
+    parser.add_argument("--output", metavar="FILE", help="write there instead of printing")
+    chosen = parser.parse_args(words)
+    found = []
+    for folder in map(Path, chosen.folders):
+        if not folder.is_dir():
+            raise DataError(f"'{folder}' is no folder; expected one that holds runs, such as outputs/. Name another.")
+        found += [record.read(entry) for entry in record.find(folder)]
+    if not found:
+        raise DataError(
+            f"no record.json lies below {join_words([str(folder) for folder in chosen.folders])}; expected at least one run. "
+            f"Run something first: bdx attack=badnets defense=fst."
+        )
+    if chosen.format == "terminal":
+        console.print_report(console.make_console(), found)
+        return 0
+    writers = {"csv": table.as_csv, "md": table.as_markdown, "latex": table.as_latex}
+    text = writers[chosen.format](table.aggregate(found))
+    if chosen.output is None:
+        print(text, end="")
+    else:
+        cache.write_text(Path(chosen.output), text)
+        print(f"wrote {chosen.output}")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A verb's arguments; a mistake in them is a BdxError like any other."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(prog=f"bdx {verb}", description=description)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}. Expected: {self.format_usage().removeprefix('usage: ').strip()}.")
+
+
+# ---- runs and sweeps ------------------------------------------------------------------------------------------------
+
+
+def _hydra(words: Sequence[str]) -> int:
+    """Hands the arguments to Hydra and turns what comes back into an exit code."""
+    import hydra
+
+    switches = [word for word in words if word in SWITCHES]
+    rest = [word for word in words if word not in SWITCHES]
+    _refuse_null_groups(rest)
+    outcome = _Outcome()
+    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(outcome.task)
+    kept = sys.argv
+    sys.argv = ["bdx", *switches, *rest]
+    try:
+        with _full_errors():
+            entry()
+    except BdxError:
+        raise
+    except SystemExit as error:  # --help and its like
+        return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
+    except Exception as error:
+        if outcome.started:
+            raise
+        raise _explained(error, rest) from None
+    finally:
+        sys.argv = kept
+    return outcome.close()
+
+
+class _Outcome:
+    """What the task function saw, for the exit code and the sweep's table."""
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def task(self, config: Any) -> None:
+        """One job. In a sweep, a failure is written down and the others go on."""
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        self.started = True
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode == RunMode.RUN:
+            _one(plain(config))
+            return
+        _sweep_job(plain(config), Path(hydra_config.runtime.output_dir), hydra_config.job.num)
+
+    def close(self) -> int:
+        """The table of the sweep that ended, if one did, and the exit code."""
+        from backdoorbench.launchers import sweep
+
+        code = 0
+        while sweep.ended:
+            code = max(code, _print_sweep(sweep.ended.pop(0)))
+        return code
+
+
+def _one(resolved: dict[str, Any]) -> Path:
+    """Carries out one configuration with its console output; the folder of its record."""
+    from backdoorbench import console, job
+
+    out = console.make_console()
+    console.install(out, resolved["runtime"]["progress"])
+    package = logging.getLogger("backdoorbench")
+    handler = console.ConsoleHandler(out)
+    package.addHandler(handler)
+
+    def announce(run: Any, stage: str) -> None:
+        if stage == "planned":
+            out.print(f"\n  {console.heading(run)}", style="bold", markup=False)
+        else:
+            out.print(console.stage_line(run, stage), markup=False)
+
+    try:
+        done = job.carry_out(resolved, announce)
+    finally:
+        package.removeHandler(handler)
+    console.print_outcome(out, done.run, done.folder, done.repeated)
+    return done.folder
+
+
+def _sweep_job(resolved: dict[str, Any], folder: Path, number: int) -> None:
+    """One job of a sweep: whatever happens is left in `folder` for the table at the end."""
+    from backdoorbench.launchers import sweep
+
+    try:
+        sweep.leave(folder, folder=str(_one(resolved)), error=None, mistake=False)
+    except Exception as error:
+        mistake = isinstance(error, BdxError)
+        sweep.leave(folder, folder=None, error=f"{type(error).__name__}: {error}", mistake=mistake)
+        print(f"bdx: job {number} failed: {error}", file=sys.stderr)
+        if not mistake:
+            traceback.print_exc()
+        if resolved["fail_fast"]:
+            raise
+
+
+def _print_sweep(folder: Path) -> int:
+    """The aggregated table of a sweep; 0 if every job succeeded, 2 if only the user's mistakes failed, else 1."""
+    from backdoorbench import console
+    from backdoorbench.launchers import sweep
+    from backdoorbench.results import record
+
+    jobs = sweep.collect(folder)
+    out = console.make_console()
+    runs = [record.read(Path(left["folder"])) for left in jobs if left["folder"]]
+    console.print_report(out, runs)
+    failed = [(number, left) for number, left in enumerate(jobs) if left["error"]]
+    if not failed:
+        return 0
+    out.print(f"\n  {len(failed)} of {len(jobs)} jobs failed; the same command repeats only those", style="red")
+    for number, left in failed:
+        out.print(f"  job {number}: {left['error']}", markup=False)
+    return USER_MISTAKE if all(left["mistake"] for _, left in failed) else FAILURE
+
+
+# ---- mistakes on the command line -----------------------------------------------------------------------------------
+
+
+def _refuse_null_groups(words: Sequence[str]) -> None:
+    for word in words:
+        group, mark, value = word.partition("=")
+        if mark and group in catalog.GROUPS and value in ("", "null"):
+            raise ConfigError(
+                f"{group} is '{value}'; expected one of its options: {', '.join(catalog.names(group))}. Say {group}=none for "
+                f"nothing, where that is one of them."
+            )
+
+
+def _explained(error: Exception, words: Sequence[str]) -> Exception:
+    """A mistake in the overrides as one paragraph; whatever else it is, itself."""
+    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+    cause = error.__cause__ or error
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if group.startswith("hydra/launcher"):
+            return ConfigError(f"hydra launcher '{name}' is not installed. Those here: {', '.join(error.options)}.")
+        return ConfigError(catalog.unknown_option(group, name, sorted(error.options)))
+    if isinstance(error, OverrideParseException):
+        said = str(error).splitlines()[0]
+        return ConfigError(
+            f"'{error.override}' cannot be read as a setting ({said}). Write KEY=VALUE, and quote values with blanks, commas or "
+            f"brackets twice: \"key='a b'\"."
+        )
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
+        parent = cause.parent_node
+        known = [str(key) for key in parent] if parent is not None else []
+        where, _, key = str(cause.full_key).rpartition(".")
+        place = where or "the configuration"
+        inside = "; bdx --cfg job prints the whole configuration" if not where else f"; it knows {join_words(sorted(known))}"
+        return ConfigError(f"{place} has no setting '{key}'.{did_you_mean(key, known)} Correct the name{inside}.")
+    text = str(error).splitlines()
+    if isinstance(error, ConfigCompositionException) and text and text[0].startswith("Could not override"):
+        key = text[0].split("'")[1]
+        from_groups = [*catalog.GROUPS, "seed", "control", "force", "rerun", "fail_fast", "plugins", "curve", "gates"]
+        return ConfigError(
+            f"'{key}' is no group or setting.{did_you_mean(key, from_groups)} The groups are {join_words(list(catalog.GROUPS))}; "
+            f"bdx --cfg job prints every setting."
+        )
+    if isinstance(error, ConfigCompositionException) and "Ambiguous value" in str(error):
+        word = next((word for word in words if "," in word), "")
+        return ConfigError(f"'{word}' holds several values, and this is no sweep. Give one value, or add -m to run them all.")
+    if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
+        reason = str(cause).splitlines()[0]
+        return ConfigError(f"the configuration cannot be composed: {reason}. bdx --cfg job with fewer settings shows what is there.")
+    if isinstance(error, ValueError) and "override" in str(error).lower():
+        return ConfigError(f"the settings cannot be read: {error}. Write KEY=VALUE for each.")
+    return error
+
+
+@contextmanager
+def _full_errors() -> Iterator[None]:
+    """Hydra raises its errors instead of printing them; the user's own setting returns afterwards, for child processes."""
+    kept = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        if kept is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = kept
+
+
+@contextmanager
+def _logging() -> Iterator[None]:
+    """This package's log lines are let through; where they go is decided where work starts."""
+    package = logging.getLogger("backdoorbench")
+    level, propagate = package.level, package.propagate
+    package.setLevel(logging.DEBUG)
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+        package.propagate = propagate
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""A data set as two tensors on the device: editing it is an index and an assignment."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from backdoorbench.shapes import Bytes, Images, Labels, Rows, check_images, to_float
+from backdoorbench.streams import Stream
+from backdoorbench.tensors.augment import Augment
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with their labels.
+
+    images   (N, 3, H, W) uint8; may lie in host memory (memory-mapped, pinned) when the device is too small for them
+    labels   (N,) int64; their device is the one that batches arrive on
+    classes  K class names, in label order
+    """
+
+    images: Bytes
+    labels: Labels
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_images(self.images)
+        if self.images.dtype != torch.uint8:
+            raise ValueError(f"an ImageSet holds uint8 images, not {self.images.dtype}")
+        if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels are {tuple(self.labels.shape)} {self.labels.dtype}; expected ({len(self.images)},) int64"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches arrive."""
+        return self.labels.device
+
+    @property
+    def size(self) -> int:
+        """The side of an image in pixels."""
+        return self.images.shape[-1]
+
+    def subset(self, rows: Rows) -> "ImageSet":
+        """The images at `rows` (M,), in that order, copied."""
+        images = self.images[rows.to(self.images.device)]
+        return replace(self, images=images, labels=self.labels[rows.to(self.device)])
+
+    def counts(self) -> Tensor:
+        """(K,) int64: images a class."""
+        return torch.bincount(self.labels, minlength=len(self.classes))
+
+    def to(self, device: torch.device | str) -> "ImageSet":
+        """The same set on `device`; where less than two thirds of a GPU's free memory would hold the images, they
+        stay in (pinned) host memory and travel a batch at a time."""
+        device = torch.device(device)
+        labels = self.labels.to(device)
+        if device.type == "cuda" and self.images.device.type == "cpu":
+            free, _ = torch.cuda.mem_get_info(device)
+            if self.images.nbytes * 3 > free * 2:
+                return replace(self, images=self.images.pin_memory(), labels=labels)
+        return replace(self, images=self.images.to(device), labels=labels)
+
+    def batches(
+        self, size: int, order: Stream | None = None, augment: Augment | None = None
+    ) -> Iterator[tuple[Images, Labels]]:
+        """Batches of `size` as (float32 images in [0, 1], labels) on `device`: one pass over the set.
+
+        Shuffled where `order` is given; augmented, with draws from the same stream, where `augment` is. A last batch of
+        a single image joins the one before it: batch norm cannot normalise one image's 1x1 map.
+        """
+        count = len(self)
+        rows = order.child("order").permutation(count) if order else None
+        draws = None
+        if augment is not None:
+            if order is None:
+                raise ValueError("augmentation draws random numbers: give batches() an order stream")
+            draws = augment.draw(count, self.size, order.child("augment")).to(self.images.device)
+        here = rows.to(self.images.device, non_blocking=True) if rows is not None else None
+        there = rows.to(self.device, non_blocking=True) if rows is not None else None
+        for start, stop in spans(count, size):
+            images = self.images[start:stop] if here is None else self.images[here[start:stop]]
+            labels = self.labels[start:stop] if there is None else self.labels[there[start:stop]]
+            if augment is not None and draws is not None:
+                batch = augment.apply(images, draws[start:stop])
+            else:
+                batch = to_float(images)
+            yield batch.to(self.device, non_blocking=True), labels
+
+
+def spans(count: int, size: int) -> list[tuple[int, int]]:
+    """The (start, stop) of each batch; a last batch of one is joined to the one before.
+
+    >>> spans(9, 4)
+    [(0, 4), (4, 9)]
+    """
+    starts = list(range(0, count, size))
+    if len(starts) > 1 and count - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], count], strict=True))

@@ -1,0 +1,96 @@
+"""FST: feature shift tuning. Redraw the classifier, then hold it away from the infected one.
+
+Idea     At low poisoning rates clean and triggered features are entangled, and plain tuning has no reason to leave the
+         infected solution. Push the classifier against its infected weights at constant norm, and the features must move.
+Paper    arXiv 2310.01875v2
+Follows  section 3 and the authors' code: loss = CE(f(x), y) + alpha <W, W0>; after every step W is rescaled to the norm
+         of W0; SGD, momentum 0.9, no weight decay, cosine to 0 stepped per epoch, batch norm in train mode
+Departs  1. only the last linear layer counts as the classifier, found by tracing (their code matches parameter names)
+         2. no label smoothing option: in their code it replaces the whole loss and switches FST off
+Cost     `epochs` passes over the holdout, forward and backward; about 80 steps on CIFAR-10
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backdoorbench.defenses.base import Defense, Scenario
+from backdoorbench.models.surgery import classifier_head
+from backdoorbench.shapes import Images, Labels
+from backdoorbench.tensors.augment import Augment
+from backdoorbench.training.fit import fit
+from backdoorbench.training.recipe import Schedule, check_range, fine_tuning
+
+
+@dataclass(frozen=True)
+class FST(Defense):
+    """Feature shift tuning on the holdout.
+
+    The penalty's strength is alpha * |W0|^2, which depends on network and classes; it is noted in the record, with the
+    cosine between W and W0 that it reached."""
+
+    alpha: float
+    reinit: bool
+    project: bool
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: Schedule
+    bn_mode: Literal["train", "eval"]
+    augment: Augment | None
+
+    def __post_init__(self) -> None:
+        check_range("defense.alpha", self.alpha, low=0)
+        check_range("defense.epochs", self.epochs, low=0)
+        check_range("defense.batch_size", self.batch_size, low=2)
+        check_range("defense.lr", self.lr, low=0)
+
+    def purify(self, scenario: Scenario) -> nn.Module:
+        model = scenario.model
+        head = classifier_head(model)
+        weight = head.weight  # (K, D)
+        infected = weight.detach().clone()
+        norm = infected.norm()
+        if self.reinit:
+            redraw(head, scenario.stream.child("redraw").generator())
+        recipe = fine_tuning(
+            self.name, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, momentum=self.momentum,
+            weight_decay=self.weight_decay, schedule=self.schedule, augment=self.augment,
+            precision=scenario.recipe.precision,
+        )  # fmt: skip
+
+        def shift(network: nn.Module, images: Images, labels: Labels) -> Tensor:
+            return F.cross_entropy(network(images).float(), labels) + self.alpha * (weight * infected).sum()
+
+        def project() -> None:
+            with torch.no_grad():
+                weight.mul_(norm / weight.norm())
+
+        fit(
+            model,
+            scenario.holdout,
+            recipe,
+            scenario.stream.child("tune"),
+            loss=shift if self.alpha else None,
+            freeze_norms=self.bn_mode == "eval",
+            after_step=project if self.project else None,
+            after_epoch=lambda epoch: scenario.probe(model, epoch),
+        )
+        scenario.note("classifier_norm", float(norm))
+        scenario.note("penalty_strength", self.alpha * float(norm) ** 2)
+        scenario.note("cosine", float(F.cosine_similarity(weight.detach().flatten(), infected.flatten(), dim=0)))
+        return model
+
+
+def redraw(head: nn.Linear, generator: torch.Generator) -> None:
+    """Weight and bias anew, uniform in +-1/sqrt(D), as a linear layer starts."""
+    bound = head.in_features**-0.5
+    with torch.no_grad():
+        for parameter in [head.weight] if head.bias is None else [head.weight, head.bias]:
+            fresh = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.copy_(fresh)

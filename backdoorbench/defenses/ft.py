@@ -1,0 +1,67 @@
+"""FT: fine-tuning, the baseline of every paper.
+
+Idea     Continue supervised training on clean images; what the images do not ask for may be forgotten.
+Paper    none; as a baseline in arXiv 2310.01875v2
+Follows  the FST paper's setting: SGD, momentum 0.9, no weight decay, cosine to 0 stepped per epoch, batch norm in train mode
+Departs  1. the classifier's norm is free; FST's code rescales it to its first value after every step in all its modes
+            (defense.keep_head_norm=true reproduces that)
+Cost     `epochs` passes over the holdout, forward and backward
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from backdoorbench.defenses.base import Defense, Scenario
+from backdoorbench.models.surgery import classifier_head
+from backdoorbench.tensors.augment import Augment
+from backdoorbench.training.fit import fit
+from backdoorbench.training.recipe import Schedule, check_range, fine_tuning
+
+
+@dataclass(frozen=True)
+class FT(Defense):
+    """Fine-tuning of all parameters on the holdout."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    schedule: Schedule
+    keep_head_norm: bool
+    bn_mode: Literal["train", "eval"]
+    augment: Augment | None
+
+    def __post_init__(self) -> None:
+        check_range("defense.epochs", self.epochs, low=0)
+        check_range("defense.batch_size", self.batch_size, low=2)
+        check_range("defense.lr", self.lr, low=0)
+
+    def purify(self, scenario: Scenario) -> nn.Module:
+        model = scenario.model
+        recipe = fine_tuning(
+            self.name, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, momentum=self.momentum,
+            weight_decay=self.weight_decay, schedule=self.schedule, augment=self.augment,
+            precision=scenario.recipe.precision,
+        )  # fmt: skip
+        weight = classifier_head(model).weight if self.keep_head_norm else None  # (K, D)
+        norm = weight.detach().norm() if weight is not None else None
+
+        def rescale() -> None:
+            if weight is not None:
+                with torch.no_grad():
+                    weight.mul_(norm / weight.norm())
+
+        fit(
+            model,
+            scenario.holdout,
+            recipe,
+            scenario.stream.child("tune"),
+            freeze_norms=self.bn_mode == "eval",
+            after_step=rescale if self.keep_head_norm else None,
+            after_epoch=lambda epoch: scenario.probe(model, epoch),
+        )
+        return model

@@ -1,0 +1,64 @@
+"""Where the work is done: choosing the device, counting threads, and saying what ran out of memory."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from backdoorbench.errors import DeviceError
+
+
+def choose(name: str) -> torch.device:
+    """The device called `name`; `auto` is CUDA, else Apple's MPS, else the CPU. DeviceError where it is absent."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    present = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+    present += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if name not in present:
+        raise DeviceError(
+            f"runtime.device is '{name}', but this machine offers {', '.join(present)}. Set runtime.device to one of them, or "
+            f"to auto."
+        )
+    return torch.device(name)
+
+
+def prepare(device: torch.device, threads: int | None) -> None:
+    """Switches on what makes the device fast (TF32, convolution autotuning) and fixes the number of CPU threads."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+
+
+def describe(device: torch.device) -> str:
+    """`NVIDIA H200`, or the processor's name with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="ignore") as file:
+            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
+@contextmanager
+def memory_errors(stage: str, setting: str, value: int) -> Iterator[None]:
+    """Turns "out of memory" during `stage` into a DeviceError that names the `setting` to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        spent = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
+        if not spent:
+            raise
+        raise DeviceError(
+            f"memory ran out during '{stage}' ({text.splitlines()[0] if text else 'no detail'}). Lower {setting} (now {value}), or "
+            f"choose a narrower model; what was finished before is kept."
+        ) from None

@@ -1,0 +1,76 @@
+"""What a user can get wrong, and the one paragraph that says so.
+
+    BdxError                a user's mistake: found, expected, what to do; exit code 2, no traceback
+    ├── ConfigError         unknown option or key, wrong type, value out of range
+    ├── DataError           data set missing, empty, corrupt, or too small for what is asked
+    ├── ModelError          network unfit for the resolution or the method; checkpoint of another shape
+    ├── PairingError        a defense needs what the attack does not leave
+    ├── DeviceError         device absent, or out of memory
+    ├── StorageError        folder not writable, disk full
+    └── TrainingError       the loss left the finite numbers, or an infection is broken
+
+Anything else that escapes is a bug and keeps its traceback.
+"""
+
+from collections.abc import Iterable
+
+
+class BdxError(Exception):
+    """A user's mistake. The message is one paragraph: what was found, what was expected, what to do."""
+
+
+class ConfigError(BdxError):
+    """Unknown option or key, wrong type, or a value out of range."""
+
+
+class DataError(BdxError):
+    """A data set that is missing, empty, corrupt, or too small for what is asked."""
+
+
+class ModelError(BdxError):
+    """A network unfit for the resolution or the method, or a checkpoint of another shape."""
+
+
+class PairingError(BdxError):
+    """A defense that needs what the attack does not leave behind."""
+
+
+class DeviceError(BdxError):
+    """A device that is absent or out of memory."""
+
+
+class StorageError(BdxError):
+    """A folder that cannot be written, or a full disk."""
+
+
+class TrainingError(BdxError):
+    """A loss that left the finite numbers, or an infection too broken to purify."""
+
+
+def nearest(name: str, options: Iterable[str], most: int = 3) -> list[str]:
+    """Up to `most` options close to `name`, nearest first: case ignored, a swap of neighbours counts as one edit."""
+    ranked = sorted((_edits(name.lower(), option.lower()), option) for option in options)
+    return [option for edits, option in ranked if edits <= max(1, len(name) // 2)][:most]
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """` Did you mean 'fst' or 'ft'?`, with its leading blank, or nothing where no option is close."""
+    close = [f"'{option}'" for option in nearest(name, options)]
+    return f" Did you mean {join_words(close, 'or')}?" if close else ""
+
+
+def join_words(words: list[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _edits(a: str, b: str) -> int:
+    """Optimal string alignment distance: insertions, deletions, substitutions, swaps of neighbours."""
+    table = [[i + j if 0 in (i, j) else 0 for j in range(len(b) + 1)] for i in range(len(a) + 1)]
+    for i in range(1, len(a) + 1):
+        for j in range(1, len(b) + 1):
+            change = a[i - 1] != b[j - 1]
+            table[i][j] = min(table[i - 1][j] + 1, table[i][j - 1] + 1, table[i - 1][j - 1] + change)
+            if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
+                table[i][j] = min(table[i][j], table[i - 2][j - 2] + 1)
+    return table[-1][-1]

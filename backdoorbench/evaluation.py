@@ -1,0 +1,154 @@
+"""A model against the test set, clean and triggered; and the gates an infection must pass before a defense is judged."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from backdoorbench import metrics
+from backdoorbench.data.images import ImageSet
+from backdoorbench.metrics import Scores
+from backdoorbench.shapes import Images, Labels, Rows
+from backdoorbench.training.fit import autocast
+from backdoorbench.training.recipe import Precision
+from backdoorbench.triggers.base import Target, Trigger
+
+BATCH = 500  # test images at a time
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model calls the test images, in their order: (N,) int64 on the CPU.
+
+    triggered is None where there is no trigger; rows that no metric counts are filled in all the same
+    """
+
+    clean: Labels
+    triggered: Labels | None
+
+
+def predict(model: nn.Module, test: ImageSet, trigger: Trigger | None, precision: Precision) -> Predictions:
+    """The model's calls on `test`, clean and, where there is a trigger, triggered. The model's modes are kept."""
+    clean, triggered = [], []
+    with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
+        for images, _ in test.batches(BATCH):
+            clean.append(call(model, images))
+            if trigger is not None:
+                triggered.append(call(model, trigger(images)))
+    return Predictions(torch.cat(clean).cpu(), torch.cat(triggered).cpu() if triggered else None)
+
+
+def call(model: nn.Module, images: Images) -> Labels:
+    """(N,) the class with the largest logit, for (N, 3, H, W)."""
+    layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
+    labels: Labels = model(images.contiguous(memory_format=layout)).argmax(1)
+    return labels
+
+
+class evaluating:  # noqa: N801 (a context manager, read as a word)
+    """`with evaluating(model):` eval mode inside, every module's own mode restored after."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module, mode in self.modes:
+            module.training = mode
+
+
+def judge(predictions: Predictions, test: ImageSet, target: Target | None, rows: Rows) -> Scores:
+    """CA, ASR and RA over the test images at `rows` (M,)."""
+    true = test.labels.cpu()[rows]
+    triggered = predictions.triggered[rows] if predictions.triggered is not None and target is not None else None
+    wanted = target.label(true) if target is not None else true
+    eligible = target.is_eligible(true) if target is not None else torch.zeros_like(true, dtype=torch.bool)
+    return metrics.score(predictions.clean[rows], true, triggered, wanted, eligible)
+
+
+def details(predictions: Predictions, test: ImageSet, target: Target | None, rows: Rows) -> dict[str, Any]:
+    """What a reader may ask beyond the three figures: per true class, and the other conventions of counting ASR.
+
+    asr_incl_target   over every triggered image, as PBE and the WaNet authors count; a clean model starts near 1/K
+    asr_other_sources a source-specific attack's success on classes it should leave alone
+    """
+    true = test.labels.cpu()[rows]
+    classes = len(test.classes)
+    found: dict[str, Any] = {"ca_per_class": metrics.per_class(predictions.clean[rows], true, true, classes)}
+    if predictions.triggered is None or target is None:
+        return found
+    called, wanted, eligible = predictions.triggered[rows], target.label(true), target.is_eligible(true)
+    found["asr_per_class"] = metrics.per_class(called[eligible], wanted[eligible], true[eligible], classes)
+    found["ra_per_class"] = metrics.per_class(called[eligible], true[eligible], true[eligible], classes)
+    found["asr_incl_target"] = metrics.accuracy(called, wanted)
+    label = getattr(target, "target", None)
+    others = ~eligible & (true != label) if label is not None else eligible & False
+    found["asr_other_sources"] = metrics.share(called[others] == label) if others.any() else None
+    return found
+
+
+def evaluate(
+    model: nn.Module, test: ImageSet, trigger: Trigger | None, target: Target | None, precision: Precision = "float32"
+) -> Scores:
+    """CA, ASR and RA of `model` on the whole of `test`."""
+    return judge(predict(model, test, trigger, precision), test, target, torch.arange(len(test)))
+
+
+def trigger_change(trigger: Trigger, test: ImageSet) -> dict[str, float]:
+    """How much a trigger changes: over the first 100 test images, the share of changed values and the largest change in
+    grey levels (1/255)."""
+    images = next(iter(test.subset(torch.arange(min(100, len(test)))).batches(100)))[0]
+    change = (trigger(images) - images).abs()
+    return {"share_changed": float((change > 1e-6).float().mean()), "largest_levels": float(change.max()) * 255}
+
+
+@dataclass(frozen=True)
+class Gates:
+    """When an infection counts as one.
+
+    asr_floor       below it, the status is `weak`: a defense's figures mean little
+    ca_drop         CA may lie this much below the clean control's
+    constant_share  a network that calls more than this share of clean images the same is constant: `broken`
+    """
+
+    asr_floor: float
+    ca_drop: float
+    constant_share: float
+
+
+def status(
+    gates: Gates,
+    scores: Scores,
+    predictions: Predictions,
+    classes: int,
+    facts: dict[str, Any],
+    control: Scores | None,
+) -> tuple[str, list[str]]:
+    """`clean`, `took`, `weak` or `broken`, and the reasons, a sentence each."""
+    broken, weak = [], []
+    share = metrics.largest_share(predictions.clean)
+    if share > gates.constant_share and classes > 1:
+        broken.append(f"the network calls {share:.0%} of the clean test images the same")
+    if scores.ca < 1.5 / classes:
+        broken.append(f"CA is {scores.ca:.3f}, near chance")
+    if facts.get("requested") != facts.get("poisoned"):
+        broken.append(f"{facts['poisoned']} rows are poisoned, {facts['requested']} were asked for")
+    if facts.get("share_changed") == 0:
+        broken.append("the trigger changes no pixel")
+    if control is not None and scores.ca < control.ca - gates.ca_drop:
+        weak.append(f"CA is {scores.ca:.3f}, the clean control's {control.ca:.3f}")
+    if control is not None and control.asr is not None and control.asr > gates.asr_floor:
+        weak.append(f"the trigger alone sways a clean model: ASR {control.asr:.3f}")
+    if scores.asr is not None and scores.asr < gates.asr_floor:
+        weak.append(f"ASR is {scores.asr:.3f}, below {gates.asr_floor:g}")
+    if broken:
+        return "broken", broken + weak
+    if scores.asr is None:
+        return "clean", weak
+    return ("weak" if weak else "took"), weak
+
+

@@ -1,0 +1,104 @@
+"""One configuration carried out and recorded: found if it was done before, written down if it fails."""
+
+import copy
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from backdoorbench import cache, pipeline
+from backdoorbench.config import Plain
+from backdoorbench.errors import BdxError
+from backdoorbench.models import checkpoint
+from backdoorbench.pipeline import Outcome, Plan, Run
+from backdoorbench.results import picture, record, table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished run, the folder of its record, and whether it had been done before."""
+
+    run: Run
+    folder: Path
+    repeated: bool
+
+
+def quiet(run: Run, stage: str) -> None:
+    """Announces nothing."""
+
+
+def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> Job:
+    """Runs a resolved configuration, or finds its finished run.
+
+    announce  told (the run so far, stage) as a stage ends: planned, infect, purify
+
+    A failure is recorded with its error and log, then raised."""
+    made = pipeline.plan(resolved)
+    if done := _done(made):
+        return done
+    with cache.locked(made.outputs / "cache" / "locks" / f"{made.key}.lock", f"another process does this run ({made.key})"):
+        if done := _done(made):
+            return done
+        folder = record.new_folder(made.outputs, made.label, made.key)
+        config = copy.deepcopy(made.config)
+        run = Run(made.key, "running", made.label, config, started=datetime.now(UTC).isoformat(timespec="seconds"))
+        run.environment = record.environment(made)
+        with log_file(folder / "log.txt"):
+            record.write(run, folder)
+            announce(run, "planned")
+            try:
+                outcome = pipeline.execute(made, run, lambda stage: announce(run, stage))
+                keep(outcome, run, folder, made)
+            except BaseException as error:
+                run.status, run.error = "failed", record.failure(error)
+                log.debug(traceback.format_exc())
+                with_what_remains(run, folder)
+                raise
+    return Job(run, folder, repeated=False)
+
+
+def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
+    """Everything a finished run leaves in its folder; the record says `done` only when the rest is there."""
+    record.write_predictions(outcome.predictions, folder)
+    checkpoint.save(outcome.purified, folder / "purified.safetensors", record.model_metadata(made))
+    if outcome.gallery is not None:
+        picture.write_gallery(*outcome.gallery, folder / "triggered.png")
+    run.status = "done"
+    rows = table.aggregate([run])
+    cache.write_text(folder / "table.md", table.as_markdown(rows))
+    cache.write_text(folder / "table.csv", table.as_csv(rows))
+    record.write(run, folder)
+
+
+def with_what_remains(run: Run, folder: Path) -> None:
+    """Records a failed run; where even that cannot be written, the first error matters more."""
+    try:
+        record.write(run, folder)
+    except BdxError as error:
+        log.warning(str(error))
+
+
+def _done(made: Plan) -> Job | None:
+    folder = None if made.config["rerun"] else record.find_done(made.outputs, made.key)
+    return Job(record.read(folder), folder, repeated=True) if folder is not None else None
+
+
+@contextmanager
+def log_file(file: Path) -> Iterator[None]:
+    """Whatever this package logs inside goes to `file` too, with times, debug lines included."""
+    with cache.storage_errors(file.parent):
+        handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.DEBUG)
+    package = logging.getLogger("backdoorbench")
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,84 @@
+"""CA, ASR, RA and defense effectiveness, from class indices. Count first, divide once; nothing is computed over nothing.
+
+CA   share of clean test images called by their true label
+ASR  share of eligible triggered test images called by the attacker's label
+RA   share of the same triggered images called by their true label; ASR + RA <= 1
+DER  defense effectiveness: [max(0, drop of ASR) - max(0, drop of CA) + 1] / 2; 1/2 is no change (arXiv 2206.12654)
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from backdoorbench.shapes import Labels, Mask
+
+DEFINITIONS = (
+    "CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the "
+    "attacker's label. RA: the same images called by their true label. Percent."
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Fractions in [0, 1], and the images they were counted over; asr and ra are None where there is no trigger."""
+
+    ca: float
+    asr: float | None
+    ra: float | None
+    n_clean: int
+    n_triggered: int
+
+
+def accuracy(predicted: Labels, true: Labels) -> float:
+    """Share of (N,) predictions equal to (N,) labels; ValueError over no image.
+
+    >>> accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]))
+    0.6666666666666666
+    """
+    return share(predicted == true)
+
+
+def share(hits: Mask) -> float:
+    """Share of true entries in (N,) bool; ValueError over no entry."""
+    if hits.numel() == 0:
+        raise ValueError("a share over no images is undefined")
+    return int(hits.sum()) / hits.numel()
+
+
+def score(clean: Labels, true: Labels, triggered: Labels | None, wanted: Labels, eligible: Mask) -> Scores:
+    """The three figures from predictions.
+
+    clean      (N,) predictions on clean test images
+    true       (N,) true labels
+    triggered  (N,) predictions on the same images, triggered; None: no trigger
+    wanted     (N,) the attacker's label of each
+    eligible   (N,) bool, the rows that ASR and RA count
+    """
+    ca = accuracy(clean, true)
+    if triggered is None:
+        return Scores(ca, None, None, len(true), 0)
+    called, true = triggered[eligible], true[eligible]
+    asr, ra = accuracy(called, wanted[eligible]), accuracy(called, true)
+    assert asr + ra <= 1 + 1e-9, "an eligible row's attacker label equals its true label"
+    return Scores(ca, asr, ra, len(clean), len(called))
+
+
+def per_class(predicted: Labels, wanted: Labels, groups: Labels, classes: int) -> list[float | None]:
+    """For each true class of `groups`, the share of its rows with predicted == wanted; None where it has no row."""
+    total = torch.bincount(groups, minlength=classes)
+    hits = torch.bincount(groups[predicted == wanted], minlength=classes)
+    return [int(hit) / int(count) if count else None for hit, count in zip(hits, total, strict=True)]
+
+
+def defense_effectiveness(infected: Scores, purified: Scores) -> float | None:
+    """DER in [0, 1], or None without a trigger."""
+    if infected.asr is None or purified.asr is None:
+        return None
+    return (max(0.0, infected.asr - purified.asr) - max(0.0, infected.ca - purified.ca) + 1) / 2
+
+
+def largest_share(predicted: Labels) -> float:
+    """Share of the most frequent prediction: near 1 for a network that calls everything the same."""
+    counts: Tensor = torch.bincount(predicted)
+    return int(counts.max()) / len(predicted)

@@ -1,0 +1,92 @@
+"""What every network is to the rest: pixels in [0, 1] in, logits out; and the spec that builds one."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from backdoorbench.errors import ModelError
+from backdoorbench.shapes import Images, Logits
+
+LARGE = 128  # pixels: from here on a residual network opens with a 7x7 stride-2 convolution and a pooling, below with a 3x3
+
+
+class CentreCrop(nn.Module):
+    """The central `size` pixels of larger images (256 stored, 224 seen); smaller ones pass as they are."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Images) -> Images:
+        margin = images.shape[-1] - self.size
+        if margin > 0:
+            top = margin // 2
+            images = images[..., top : top + self.size, top : top + self.size]
+        return images
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel: a network's first layer, so that budgets and triggers mean pixels everywhere."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Images) -> Images:
+        return (images - self.mean) / self.std
+
+
+class GlobalAverage(nn.Module):
+    """(N, C, H, W) -> (N, C): the mean over the map. Deterministic on CUDA, where adaptive pooling's gradient is not."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean((2, 3))
+
+
+class Classifier(nn.Module):
+    """A network on [0, 1] pixels: centre crop to `size`, normalisation, `net`. A plain chain, so surgery can cut it."""
+
+    def __init__(self, net: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.size = size
+        self.crop = CentreCrop(size)
+        self.normalize = Normalize(mean, std)
+        self.net = net
+
+    def forward(self, images: Images) -> Logits:  # (N, 3, H, W) -> (N, K)
+        return self.net(self.normalize(self.crop(images)))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class ModelSpec(ABC):
+    """The knobs every network has.
+
+    name        as tables and keys print it
+    checkpoint  safetensors file of starting weights, or null for random ones
+    """
+
+    name: str
+    checkpoint: str | None
+
+    @abstractmethod
+    def net(self, classes: int, size: int) -> nn.Module:
+        """The bare, freshly initialised network for `classes` classes and `size` pixels, on normalised input.
+
+        Raises ModelError where it cannot work at that size."""
+
+    def check(self, size: int, least: int, width: int = 1) -> None:
+        """Raises ModelError where `size` is below `least`, the side that still leaves the last stage a pixel, or where
+        `width` is no width at all."""
+        if size < least:
+            raise ModelError(
+                f"model '{self.name}' is asked to read images of {size} px, but its strides halve the side until nothing "
+                f"is left; it needs at least {least} px. Choose a larger dataset.size, or a network that halves less often."
+            )
+        if width < 1:
+            raise ModelError(f"model '{self.name}' has width {width}; expected at least 1 channel. Raise model.width.")

@@ -1,0 +1,87 @@
+"""Weights in files: safetensors written, safetensors or torch state dicts read, shapes compared before anything is loaded."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from backdoorbench.cache import storage_errors
+from backdoorbench.errors import ModelError
+
+Weights = dict[str, Tensor]
+
+
+def save(model: nn.Module, file: Path, metadata: dict[str, str] | None = None) -> None:
+    """The model's weights in `file` (safetensors), on the CPU, in their usual memory layout."""
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    with storage_errors(file.parent):
+        save_file(state, file, metadata)
+
+
+def restore(model: nn.Module, file: Path) -> None:
+    """Loads what `save` wrote, strictly."""
+    model.load_state_dict(load_file(file))
+
+
+def load_given(model: nn.Module, path: str, described: str) -> None:
+    """Loads a user's checkpoint: weights of the whole classifier, or of the bare network without its normalisation.
+
+    described  the network in a few words, for messages
+
+    Raises ModelError where the file is missing, is not a plain state dict, or has other names or shapes."""
+    weights = read_weights(Path(path).expanduser(), path)
+    own = model.state_dict()
+    if not any(name.startswith("net.") for name in weights):
+        weights = {f"net.{name}": value for name, value in weights.items()}
+    weights = {name: value for name, value in own.items() if name.startswith("normalize.")} | weights
+    differences = [
+        f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+        for name in sorted(own.keys() & weights.keys())
+        if own[name].shape != weights[name].shape
+    ]
+    differences += [f"{name} is missing" for name in sorted(own.keys() - weights.keys())]
+    differences += [f"{name} has no place" for name in sorted(weights.keys() - own.keys())]
+    if differences:
+        more = f" ({len(differences) - 1} more differences)" if len(differences) > 1 else ""
+        raise ModelError(
+            f"model.checkpoint={path} does not fit {described}: {differences[0]}{more}. Choose the model, width and data set "
+            f"it was trained with."
+        )
+    model.load_state_dict(weights)
+
+
+def read_weights(file: Path, path: str) -> Weights:
+    """Name -> tensor from a safetensors file or a torch file that holds a state dict and nothing that runs code."""
+    try:
+        content: Any = load_file(file) if file.suffix == ".safetensors" else _torch_weights(file)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ModelError(
+            f"model.checkpoint={path} is no file; expected a safetensors file, or a .pt/.pth state dict."
+        ) from None
+    except SafetensorError as error:
+        if not file.is_file():
+            raise ModelError(f"model.checkpoint={path} is no file; expected a safetensors file.") from None
+        raise ModelError(f"model.checkpoint={path} is not a readable safetensors file ({error}).") from None
+    except Exception as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(
+            f"model.checkpoint={path} is not a plain state dict ({first}); files that run code when loaded are refused. "
+            f"Save the network again with safetensors.torch.save_file(model.state_dict(), FILE)."
+        ) from None
+    if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
+        raise ModelError(
+            f"model.checkpoint={path} holds no state dict (a dict of tensors). Save the network again with "
+            f"safetensors.torch.save_file(model.state_dict(), FILE)."
+        )
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def _torch_weights(file: Path) -> Any:
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    for name in ("state_dict", "model", "net"):  # where training scripts usually put it
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            return content[name]
+    return content

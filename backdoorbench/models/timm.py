@@ -1,0 +1,152 @@
+"""Any network of timm (huggingface/pytorch-image-models) by its name, with a stem that suits small images.
+
+timm's networks are made for 224 px: at 32 px most run, but their stem leaves a map of one pixel. `stem` decides:
+
+as_is  the network as timm builds it
+small  families below are rebuilt to read small images; another network is refused
+auto   `small` below 128 px where the family is known, else `as_is`; a transformer is told its image size at any size
+
+ResNet, ResNetV2       3x3 stem convolution of stride 1, no pooling: the last map has side/8 pixels a side
+ViT, DeiT, Swin        at least 8x8 patches: patch 4 at 32 px, 8 at 64 px
+ConvNeXt               patches of one pixel: the last map has side/8 pixels a side
+
+A classifier that timm writes as a 1x1 convolution on the pooled map (ResNetV2) becomes the equal linear layer, since
+defenses work on that. With pretrained weights, a replaced stem convolution starts from random ones.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from backdoorbench.errors import ModelError, did_you_mean
+from backdoorbench.models.base import LARGE, ModelSpec
+
+RESNETS = ["resnet", "resnetv2"]  # families are timm's modules, since names alone do not tell them apart
+TRANSFORMERS = ["vision_transformer", "deit", "swin_transformer", "swin_transformer_v2"]
+CONVNEXTS = ["convnext"]
+
+
+@dataclass(frozen=True)
+class TimmSpec(ModelSpec):
+    """timm_name   as timm.list_models() prints it; a tag behind a dot chooses pretrained weights
+    pretrained  fetch timm's weights (needs network, once); the classifier is drawn anew
+    stem        see the head of this file
+    """
+
+    timm_name: str
+    pretrained: bool
+    stem: Literal["auto", "as_is", "small"]
+
+    def net(self, classes: int, size: int) -> nn.Module:
+        import timm
+        from timm.models import is_model_in_modules
+
+        if not timm.is_model(self.timm_name):
+            raise ModelError(
+                f"timm knows no model '{self.timm_name}'.{did_you_mean(self.timm_name, timm.list_models())} All of them: "
+                f'python -c "import timm; print(*timm.list_models())"'
+            )
+        arch = self.timm_name.split(".")[0]
+        family = next((kind for kind in (RESNETS, TRANSFORMERS, CONVNEXTS) if is_model_in_modules(arch, kind)), None)
+        small = self.stem == "small" or (self.stem == "auto" and size < LARGE)
+        if self.stem == "small" and family is None:
+            raise ModelError(
+                f"model.stem is 'small', but of timm's networks only ResNet, ResNetV2, ViT, DeiT, Swin and ConvNeXt can be "
+                f"changed so, not '{self.timm_name}'. Set model.stem=as_is, or choose one of those."
+            )
+        options: dict[str, Any] = {}
+        if family is TRANSFORMERS and self.stem != "as_is":
+            options["img_size"] = size
+            if small:
+                options["patch_size"] = patch(size)
+        if family is CONVNEXTS and small:
+            options["patch_size"] = 1
+        try:
+            net: nn.Module = timm.create_model(self.timm_name, self.pretrained, num_classes=classes, **options)
+        except Exception as error:
+            raise self._refusal(error, size) from error
+        if family is RESNETS and small:
+            shrink_stem(net)
+        make_classifier_linear(net)
+        self._try(net, size)
+        return net
+
+    def _try(self, net: nn.Module, size: int) -> None:
+        """Raises ModelError unless `net` reads images of `size` px: timm tells only while it runs."""
+        modes = {module: module.training for module in net.modules()}
+        net.eval()
+        try:
+            with torch.no_grad():
+                net(torch.zeros(2, 3, size, size))
+        except Exception as error:
+            raise ModelError(
+                f"timm's '{self.timm_name}' with stem={self.stem} does not read images of {size} px ({first_line(error)}). "
+                f"Choose model.stem=auto, a larger dataset.size, or another model.timm_name."
+            ) from error
+        for module, mode in modes.items():
+            module.training = mode
+
+    def _refusal(self, error: Exception, size: int) -> ModelError:
+        if self.pretrained:
+            return ModelError(
+                f"The pretrained weights of timm's '{self.timm_name}' could not be fetched ({first_line(error)}). They need "
+                f"a network connection and a name that has weights. Without them set model.pretrained=false; to start "
+                f"from weights on this machine, also pass their safetensors file as model.checkpoint."
+            )
+        return ModelError(
+            f"timm could not build '{self.timm_name}' for images of {size} px ({first_line(error)}). Set model.stem=as_is, "
+            f"or choose another model.timm_name."
+        )
+
+
+def patch(size: int) -> int:
+    """The largest patch that divides `size` and leaves at least 8x8 patches (1 where nothing does).
+
+    >>> [patch(size) for size in (8, 28, 32, 64, 96)]
+    [1, 2, 4, 8, 12]
+    """
+    return max((side for side in range(1, size // 8 + 1) if size % side == 0), default=1)
+
+
+def shrink_stem(net: Any) -> None:
+    """Turns the stem of timm's ResNet or ResNetV2 into a 3x3 convolution of stride 1 without pooling, in place.
+
+    A stem of three 3x3 convolutions keeps them and its weights; only the stride of the first goes.
+    """
+    stem = getattr(net, "stem", net)  # ResNetV2 keeps its stem in a module of that name
+    name = "conv1" if hasattr(stem, "conv1") else "conv"
+    first = getattr(stem, name)
+    if isinstance(first, nn.Sequential):
+        first[0].stride = (1, 1)
+    elif first.kernel_size == (3, 3):
+        first.stride = (1, 1)
+    else:
+        conv = type(first)(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        setattr(stem, name, conv)
+    for name in ("maxpool", "pad", "pool"):
+        if hasattr(stem, name):
+            setattr(stem, name, nn.Identity())
+
+
+def make_classifier_linear(net: Any) -> None:
+    """Replaces a 1x1-convolution classifier of timm's ClassifierHead by the linear layer that computes the same."""
+    from timm.layers import ClassifierHead
+
+    head = getattr(net, "head", None)
+    if not (isinstance(head, ClassifierHead) and head.use_conv and isinstance(head.fc, nn.Conv2d)):
+        return
+    linear = nn.Linear(head.fc.in_channels, head.fc.out_channels, head.fc.bias is not None)
+    with torch.no_grad():
+        linear.weight.copy_(head.fc.weight.flatten(1))
+        if head.fc.bias is not None:
+            linear.bias.copy_(head.fc.bias)
+    head.fc, head.use_conv, head.flatten = linear, False, nn.Identity()
+    head.global_pool.flatten = nn.Flatten(1)
+
+
+def first_line(error: Exception) -> str:
+    """The start of another library's message, to quote in ours."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

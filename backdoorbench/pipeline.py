@@ -1,0 +1,350 @@
+"""infect -> evaluate -> purify -> evaluate, each infection through the cache. One configuration in, one `Run` out."""
+
+import copy
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from backdoorbench import cache, config, device, evaluation
+from backdoorbench.attacks.base import Attack, Infection, Task
+from backdoorbench.config import Plain
+from backdoorbench.data.base import Dataset, Splits
+from backdoorbench.data.holdout import Holdout, Parts, pick
+from backdoorbench.data.images import ImageSet
+from backdoorbench.defenses.base import Defense, Scenario
+from backdoorbench.errors import ConfigError, TrainingError
+from backdoorbench.evaluation import Gates, Predictions
+from backdoorbench.infections import load_infection, save_infection
+from backdoorbench.metrics import Scores
+from backdoorbench.models import checkpoint
+from backdoorbench.models.base import Classifier, ModelSpec
+from backdoorbench.streams import Stream
+from backdoorbench.training.fit import Snapshots
+from backdoorbench.training.recipe import Recipe, resolve_precision
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # rises when what the cache holds changes its meaning for every method at once
+NOT_SETTINGS = ("root", "download")  # of a data set: where it lies; the digest says what it is
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration, built, checked, loaded and keyed. Nothing is trained yet.
+
+    settings         what the run's key is made of: the resolved configuration without `runtime` and the switches
+    infection_key    address of the infected model; key: of the whole run
+    """
+
+    config: Plain
+    dataset: Dataset
+    spec: ModelSpec
+    recipe: Recipe
+    holdout: Holdout
+    attack: Attack
+    defense: Defense
+    gates: Gates
+    seed: int
+    device: torch.device
+    splits: Splits
+    outputs: Path
+    infection_settings: Plain
+    infection_key: str
+    key: str
+
+    @property
+    def label(self) -> str:
+        """`digits-badnets-fst`, for folders and lists."""
+        return f"{self.dataset.name}-{self.attack.name}-{self.defense.name}"
+
+    @property
+    def stream(self) -> Stream:
+        return Stream(self.seed)
+
+
+@dataclass
+class Run:
+    """Everything a run found out; `record.json` is this as JSON.
+
+    status     running, done or failed
+    infection  key, status (clean, took, weak, broken), its reasons, whether it was cached, facts, training history
+    curve      one point an epoch of the defense: epoch, ca, asr, ra, over `n` test images
+    notes      figures the defense left
+    seconds    wall time a stage
+    """
+
+    id: str
+    status: str
+    label: str
+    config: Plain
+    infected: Scores | None = None
+    purified: Scores | None = None
+    infection: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    control: Scores | None = None
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    started: str = ""
+    error: str | None = None
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the wall time inside to `seconds[stage]`."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - start, 3)
+
+
+@dataclass
+class Outcome:
+    """What a run leaves besides its figures.
+
+    gallery  (M, 3, H, W) clean and triggered test images, for the picture; None without a trigger
+    """
+
+    purified: nn.Module
+    predictions: dict[str, torch.Tensor]
+    gallery: tuple[torch.Tensor, torch.Tensor] | None
+
+
+def plan(resolved: Plain) -> Plan:
+    """Builds and checks everything a configuration names, reads its data set, and computes its keys.
+
+    Raises a BdxError for whatever is wrong; nothing has been trained then."""
+    plugins = resolved["plugins"]
+    runtime = resolved["runtime"]
+    where = device.choose(runtime["device"])
+    device.prepare(where, runtime["threads"])
+    resolved = copy.deepcopy(resolved)
+    resolved["train"]["precision"] = resolve_precision(resolved["train"]["precision"], where)
+    dataset, spec, recipe, holdout, attack, defense = (
+        config.build(resolved[group], group, plugins)
+        for group in ("dataset", "model", "train", "holdout", "attack", "defense")
+    )
+    if not isinstance(resolved["seed"], int):
+        raise ConfigError(f"seed is {resolved['seed']!r}; expected a whole number. Sweep several with -m seed=0,1,2.")
+    gates = config.construct(Gates, resolved["gates"], "gates")
+    offered = {"train": attack.leaves_train, "holdout": holdout.rate > 0 or holdout.source == "folder"}
+    defense.check(offered, attack.name)
+    outputs = Path(runtime["outputs"]).expanduser()
+    splits = dataset.load(outputs / "cache")
+    attack.check(len(splits.train.classes))
+    spec.net(len(splits.train.classes), dataset.crop or dataset.size)  # an unfit network fails here, before any training
+    settings = run_settings(resolved, splits.digest)
+    infection = infection_settings(settings, holdout)
+    return Plan(
+        resolved, dataset, spec, recipe, holdout, attack, defense, gates, resolved["seed"], where, splits, outputs,
+        infection, cache.key("infection", infection), cache.key("run", settings),
+    )  # fmt: skip
+
+
+def run_settings(resolved: Plain, digest: str) -> Plain:
+    """What a run depends on: the data's digest in place of its folder, files by their content, no runtime, no switches."""
+    kept = {group: resolved[group] for group in ("model", "train", "holdout", "attack", "defense", "gates", "curve", "control", "seed")}
+    kept["dataset"] = {key: value for key, value in resolved["dataset"].items() if key not in NOT_SETTINGS} | {"digest": digest}
+    settings: Plain = with_file_digests({"format": FORMAT, **kept}, "")
+    return settings
+
+
+def infection_settings(settings: Plain, holdout: Holdout) -> Plain:
+    """The part of a run's settings that its infected model depends on."""
+    kept = {group: settings[group] for group in ("format", "dataset", "model", "train", "attack", "seed")}
+    return kept | {"holdout": settings["holdout"] if holdout.changes_training else None}
+
+
+def with_file_digests(value: Any, where: str) -> Any:
+    """`value` with each file that a key `checkpoint` or `..._file` names replaced by the digest of its content."""
+    if not isinstance(value, dict):
+        return value
+    found = {}
+    for key, item in value.items():
+        if isinstance(item, str) and (key == "checkpoint" or key.endswith("_file")):
+            file = Path(item).expanduser()
+            if not file.is_file():
+                raise ConfigError(f"{where}{key} is '{item}', which is no file; expected the path of an existing one.")
+            found[key] = cache.file_digest(file)
+        else:
+            found[key] = with_file_digests(item, f"{where}{key}.")
+    return found
+
+
+def build_network(made: Plan, stream: Stream) -> nn.Module:
+    """A fresh network of the plan's kind on its device, its starting weights drawn from `stream`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream.generator().initial_seed())
+        size = made.dataset.crop or made.dataset.size
+        net = made.spec.net(len(made.splits.train.classes), size)
+    model = Classifier(net, size, made.dataset.mean, made.dataset.std)
+    if made.spec.checkpoint is not None:
+        described = f"{made.spec.name} for {len(made.splits.train.classes)} classes at {size} pixels"
+        checkpoint.load_given(model, made.spec.checkpoint, described)
+    layout = torch.channels_last if made.device.type in ("cpu", "cuda") else torch.contiguous_format
+    return model.to(made.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def infect(made: Plan, parts: Parts, snapshots: Snapshots | None) -> Infection:
+    """Trains the infected model."""
+    stream = made.stream.child("infect")
+    task = Task(parts.train.to(made.device), lambda inner: build_network(made, inner), made.recipe, snapshots)
+    with device.memory_errors("infect", "train.batch_size", made.recipe.batch_size):
+        return made.attack.infect(task, stream)
+
+
+def obtain_infection(made: Plan, parts: Parts, test: ImageSet, run: Run) -> tuple[Infection, Predictions]:
+    """The infected model with its predictions on the whole test split: from the cache, or trained into it."""
+    runtime = made.config["runtime"]
+    folder = made.outputs / "cache" / "infection" / f"{made.attack.name}-{made.dataset.name}-{made.infection_key}"
+
+    def make(partial: Path) -> None:
+        file = made.outputs / "cache" / "snapshots" / f"{made.infection_key}.pt"
+        with run.timed("infect"):
+            infection = infect(made, parts, Snapshots(file, runtime["snapshot_seconds"]))
+        with run.timed("evaluate_infected"):
+            predictions = evaluation.predict(infection.model, test, infection.trigger, made.recipe.precision)
+            if infection.trigger is not None:
+                infection.facts.update(evaluation.trigger_change(infection.trigger, test))
+        save_infection(infection, parts.train, predictions, made.infection_settings, partial)
+
+    waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"
+    found = cache.obtain(folder, make, waiting)
+    with run.timed("infect"):
+        infection, predictions = load_infection(folder, build_network(made, Stream(0)), parts.train.to(made.device))
+    said = f"cached {made.infection_key}" if found else f"trained {made.infection_key}"
+    log.info(f"infected model: {said}")
+    run.infection = {"key": made.infection_key, "cached": found}
+    return infection, predictions
+
+
+def find_control(made: Plan, test: ImageSet, infection: Infection, parts: Parts, run: Run) -> Scores | None:
+    """The clean model of the same recipe under the same trigger: cached, trained where `control=train`, or None."""
+    wanted = made.config["control"]
+    if wanted == "off" or infection.trigger is None:
+        return None
+    option = config.option("attack", "none")
+    settings = made.infection_settings | {"attack": {key: value for key, value in option.items()}}
+    clean = dataclasses.replace(
+        made,
+        attack=config.build(option, "attack"),
+        infection_settings=settings,
+        infection_key=cache.key("infection", settings),
+    )
+    folder = made.outputs / "cache" / "infection" / f"none-{made.dataset.name}-{clean.infection_key}"
+    if wanted == "cached" and not folder.is_dir():
+        return None
+    answers = made.outputs / "cache" / "control" / f"{made.infection_key}.json"
+    rows = [int(row) for row in parts.test_rows] if len(parts.test_rows) != len(test) else []
+    if answers.is_file():
+        known = config.read_json(answers)
+        if known["control"] == clean.infection_key and known["rows"] == rows:
+            return Scores(**known["scores"])
+    with run.timed("control"):
+        inner = Run("", "running", clean.label, {})
+        control, _ = obtain_infection(clean, parts, test, inner)
+        calls = evaluation.predict(control.model, test, infection.trigger, made.recipe.precision)
+        scores = evaluation.judge(calls, test, infection.target, parts.test_rows)
+    with cache.storage_errors(answers.parent):
+        answers.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_json(answers, {"control": clean.infection_key, "rows": rows, "scores": dataclasses.asdict(scores)})
+    return scores
+
+
+def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
+    """Carries out a plan, filling `run` as it goes, so that a failure leaves what was known.
+
+    announce  told the stage (infect, purify) as it ends"""
+    with run.timed("load"):
+        parts = made.holdout.divide(made.splits.train, made.splits.test, made.stream.child("holdout"))
+        test = made.splits.test.to(made.device)
+    infection, before = obtain_infection(made, parts, test, run)
+    run.infected = evaluation.judge(before, test, infection.target, parts.test_rows)
+    run.details["infected"] = evaluation.details(before, test, infection.target, parts.test_rows)
+    run.control = find_control(made, test, infection, parts, run)
+    state, reasons = evaluation.status(
+        made.gates, run.infected, before, len(test.classes), infection.facts, run.control
+    )
+    run.infection |= {
+        "status": state,
+        "reasons": reasons,
+        "facts": infection.facts,
+        "history": [dataclasses.asdict(epoch) for epoch in infection.history],
+        "target": infection.target.describe() if infection.target is not None else None,
+    }
+    announce("infect")
+    if state == "broken" and not made.config["force"]:
+        raise TrainingError(
+            f"the infection is broken: {'; '.join(reasons)}. A defense has nothing to purify. Change the recipe or the attack, "
+            f"or add force=true to purify it all the same."
+        )
+    with run.timed("purify"):
+        purified = purify(made, infection, parts, test, run)
+    with run.timed("evaluate_purified"):
+        after = evaluation.predict(purified, test, infection.trigger, made.recipe.precision)
+    run.purified = evaluation.judge(after, test, infection.target, parts.test_rows)
+    run.details["purified"] = evaluation.details(after, test, infection.target, parts.test_rows)
+    announce("purify")
+    gallery = None
+    if infection.trigger is not None:
+        shown = test.subset(torch.linspace(0, len(test) - 1, 8).long())
+        images = next(iter(shown.batches(8)))[0]
+        gallery = (images.cpu(), infection.trigger(images).cpu())
+    return Outcome(purified, stored_predictions(before, after, len(test.classes)), gallery)
+
+
+def purify(made: Plan, infection: Infection, parts: Parts, test: ImageSet, run: Run) -> nn.Module:
+    """The defense, given its own copy of what it may know; the model it returns, in eval mode."""
+    scenario = Scenario(
+        made.defense.needs,
+        model=copy.deepcopy(infection.model),
+        holdout=parts.holdout.to(made.device) if parts.holdout is not None else None,
+        train=infection.train,
+        build=lambda inner: build_network(made, inner),
+        recipe=made.recipe,
+        stream=made.stream.child("purify"),
+        device=made.device,
+        probe=probe(made, infection, parts, test, run),
+        note=run.notes.__setitem__,
+    )
+    batch = getattr(made.defense, "batch_size", made.recipe.batch_size)
+    with device.memory_errors("purify", "defense.batch_size", batch):
+        return made.defense.purify(scenario).eval()
+
+
+def probe(made: Plan, infection: Infection, parts: Parts, test: ImageSet, run: Run) -> Callable[[nn.Module, int], None]:
+    """Draws the learning curve: CA, ASR and RA over a stratified part of the test set, every so many epochs."""
+    every, images = made.config["curve"]["every"], made.config["curve"]["images"]
+    rows = parts.test_rows
+    if len(rows) > images:
+        labels = made.splits.test.labels[rows]
+        rows = rows[pick(labels, images, len(test.classes), "uniform", made.stream.child("curve"))]
+    small = test.subset(rows)
+
+    def draw(model: nn.Module, epoch: int) -> None:
+        if every and (epoch + 1) % every == 0:
+            scores = evaluation.evaluate(model, small, infection.trigger, infection.target, made.recipe.precision)
+            run.curve.append({"epoch": epoch + 1, "ca": scores.ca, "asr": scores.asr, "ra": scores.ra, "n": len(small)})
+
+    return draw
+
+
+def stored_predictions(before: Predictions, after: Predictions, classes: int) -> dict[str, torch.Tensor]:
+    """Every call, one byte an image and condition (two above 256 classes), by name."""
+    kind = torch.uint8 if classes <= 256 else torch.int16
+    named = {
+        "infected_clean": before.clean,
+        "infected_triggered": before.triggered,
+        "purified_clean": after.clean,
+        "purified_triggered": after.triggered,
+    }
+    return {name: calls.to(kind) for name, calls in named.items() if calls is not None}

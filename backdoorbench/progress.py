@@ -1,0 +1,87 @@
+"""How long work says how far it is, without knowing who watches.
+
+Work opens a `task` and advances it. The console installs a reporter that draws bars; without one, and in pipes and log
+files, a task logs one line each fifth of its way.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+log = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    """One piece of work under way."""
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        """`steps` more are done; `figures` (loss=0.31, images_per_second=812.0) are the latest known values."""
+
+    def close(self) -> None:
+        """The work has ended, finished or not."""
+
+
+class Reporter(Protocol):
+    """Whoever shows tasks to a person."""
+
+    def open(self, name: str, total: int, unit: str, steps: int) -> Task:
+        """A new task of `total` units ("epoch", "image"), each of `steps` steps."""
+
+
+class LoggedTask:
+    """A task that logs a line each fifth of its way, with the time it has left."""
+
+    def __init__(self, name: str, total: int, unit: str, steps: int) -> None:
+        self.name, self.total, self.unit, self.steps = name, total, unit, steps
+        self.done, self.reported, self.start = 0, 0, time.monotonic()
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.done += steps
+        fifth = self.done * 5 // max(self.total * self.steps, 1)
+        if fifth > self.reported:
+            self.reported = fifth
+            spent = time.monotonic() - self.start
+            left = spent / self.done * (self.total * self.steps - self.done)
+            shown = "".join(f", {describe(key, value)}" for key, value in figures.items())
+            where = f"{self.unit} {self.done // self.steps}/{self.total}"
+            log.info(f"{self.name}: {where}{shown}, {spent:.0f} s, {left:.0f} s left")
+
+    def close(self) -> None:
+        pass
+
+
+class LogReporter:
+    def open(self, name: str, total: int, unit: str, steps: int) -> Task:
+        return LoggedTask(name, total, unit, steps)
+
+
+_reporter: Reporter = LogReporter()
+
+
+def install(reporter: Reporter) -> Reporter:
+    """Shows tasks through `reporter` from now on; returns the one it replaces."""
+    global _reporter
+    _reporter, previous = reporter, _reporter
+    return previous
+
+
+@contextmanager
+def task(name: str, total: int, unit: str, steps: int = 1) -> Iterator[Task]:
+    """A task that is closed whatever happens: `with task("decode", 60000, "image") as work: work.advance(100)`.
+
+    steps  parts of a unit, where it is advanced by parts (the batches of an epoch)
+    """
+    work = _reporter.open(name, total, unit, steps)
+    try:
+        yield work
+    finally:
+        work.close()
+
+
+def describe(key: str, value: float) -> str:
+    """`loss 0.312`, `1,204 images/s`."""
+    if key.endswith("_per_second"):
+        return f"{value:,.0f} {key.removesuffix('_per_second')}/s"
+    return f"{key} {value:.3f}"

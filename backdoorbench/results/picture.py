@@ -1,0 +1,35 @@
+"""What the trigger does, to be looked at: clean, triggered, and their difference ten times enlarged, an image a column."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backdoorbench import cache
+from backdoorbench.shapes import Images, to_bytes
+
+GAIN = 10  # of the difference
+LEAST = 96  # pixels a small image is enlarged to at least
+
+
+def gallery(clean: Images, triggered: Images) -> Tensor:
+    """(H', W', 3) uint8: three rows (clean, triggered, grey plus ten times the difference) of (N, 3, H, W) images."""
+    difference = (triggered - clean) * GAIN + 0.5
+    scale = max(1, -(-LEAST // clean.shape[-1]))
+    rows = [torch.cat([_framed(image, scale) for image in part], 2) for part in (clean, triggered, difference)]
+    return torch.cat(rows, 1).permute(1, 2, 0).contiguous()
+
+
+def write_gallery(clean: Images, triggered: Images, file: Path) -> None:
+    """The gallery as a PNG."""
+    from PIL import Image
+
+    picture = Image.fromarray(gallery(clean, triggered).numpy())
+    with cache.storage_errors(file.parent):
+        picture.save(file)
+
+
+def _framed(image: Tensor, scale: int) -> Tensor:
+    """(3, H, W) -> uint8, enlarged pixel by pixel, with a white border of two pixels."""
+    large = to_bytes(image).repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    return torch.nn.functional.pad(large, (2, 2, 2, 2), value=255)

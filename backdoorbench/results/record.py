@@ -1,0 +1,138 @@
+"""A run as files: `record.json` and what lies beside it. The record is the truth; every table is a view of records."""
+
+import dataclasses
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from backdoorbench import cache, device
+from backdoorbench.errors import DataError
+from backdoorbench.metrics import Scores
+from backdoorbench.pipeline import Plan, Run
+
+PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "safetensors", "scikit-learn")
+
+
+def new_folder(outputs: Path, label: str, key: str) -> Path:
+    """A folder `runs/<date>_<label>_<key>` that did not exist before."""
+    runs = outputs / "runs"
+    with cache.storage_errors(runs):
+        runs.mkdir(parents=True, exist_ok=True)
+    date = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        mark = f".{attempt}" if attempt else ""
+        folder = runs / f"{date}{mark}_{label}_{key}"
+        try:
+            with cache.storage_errors(runs):
+                folder.mkdir()
+        except Exception:
+            if folder.is_dir():
+                continue
+            raise
+        return folder
+    raise RuntimeError(f"no free folder name for {label} in {runs}")
+
+
+def write(run: Run, folder: Path) -> None:
+    """`record.json`, whole or not at all."""
+    cache.write_json(folder / "record.json", as_plain(run))
+
+
+def as_plain(run: Run) -> dict[str, Any]:
+    """The run as JSON would hold it, its numbers finite."""
+    return dataclasses.asdict(run)
+
+
+def read(folder: Path) -> Run:
+    """The run that `write` wrote; DataError where the file is damaged."""
+    file = folder / "record.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for name in ("infected", "purified", "control"):
+            if content[name] is not None:
+                content[name] = Scores(**content[name])
+        return Run(**content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{file} is no record of this version ({error}); expected what `bdx` wrote. Move the file away, or report it if "
+            f"nobody changed it."
+        ) from None
+
+
+def find(where: Path) -> Iterator[Path]:
+    """Every folder at or below `where` that holds a record, sorted; folders of one run each are not entered further."""
+    if (where / "record.json").is_file():
+        yield where
+        return
+    for entry in sorted(where.iterdir()) if where.is_dir() else []:
+        if entry.is_dir() and entry.name not in ("cache", "sweeps") and not entry.name.startswith("."):
+            yield from find(entry)
+
+
+def find_done(outputs: Path, key: str) -> Path | None:
+    """The latest folder of a finished run with this key."""
+    for folder in sorted((outputs / "runs").glob(f"*_{key}"), reverse=True):
+        if (folder / "record.json").is_file() and read(folder).status == "done":
+            return folder
+    return None
+
+
+def write_predictions(predictions: dict[str, torch.Tensor], folder: Path) -> None:
+    """Every call of both models, so that a metric can be computed anew without training."""
+    with cache.storage_errors(folder):
+        save_file(predictions, folder / "predictions.safetensors")
+
+
+def model_metadata(made: Plan) -> dict[str, str]:
+    """What rebuilds the network around its weights; safetensors metadata are texts."""
+    return {
+        "model": json.dumps(made.config["model"]),
+        "classes": json.dumps(made.splits.train.classes),
+        "size": str(made.dataset.crop or made.dataset.size),
+        "normalize": json.dumps({"mean": made.dataset.mean, "std": made.dataset.std}),
+        "run": made.key,
+    }
+
+
+def environment(made: Plan) -> dict[str, Any]:
+    """What the figures were computed with."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "bdx": metadata.version("bdx"),
+        "commit": commit(),
+        "device": device.describe(made.device),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+    }
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `+` where files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    calls = (["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        head, changes = (
+            subprocess.run(call, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for call in calls
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")
+
+
+def failure(error: BaseException) -> str:
+    """An error in one line for the record."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+

@@ -1,0 +1,203 @@
+"""The training loop, fast and in one place: data on the device, one gather a batch, nothing read back inside an epoch."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backdoorbench import cache, progress
+from backdoorbench.data.images import ImageSet, spans
+from backdoorbench.errors import TrainingError
+from backdoorbench.shapes import Images, Labels
+from backdoorbench.streams import Stream
+from backdoorbench.training.recipe import Precision, Recipe
+
+log = logging.getLogger(__name__)
+
+Loss = Callable[[nn.Module, Images, Labels], Tensor]  # (model, (N, 3, H, W), (N,)) -> scalar
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass cost and gave: mean loss over its images, wall seconds, images a second."""
+
+    loss: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Where a long training leaves its state, and how often, so that a killed one goes on from its last epoch."""
+
+    file: Path
+    every_seconds: float
+
+
+def fit(
+    model: nn.Module,
+    train: ImageSet,
+    recipe: Recipe,
+    stream: Stream,
+    *,
+    loss: Loss | None = None,
+    parameters: Iterable[nn.Parameter] | None = None,
+    freeze_norms: bool = False,
+    after_step: Callable[[], None] | None = None,
+    after_epoch: Callable[[int], None] | None = None,
+    snapshots: Snapshots | None = None,
+) -> list[Epoch]:
+    """Trains `model` in place on `train` and returns its history; the model is left in eval mode.
+
+    stream        order and augmentation; each epoch draws from a child of its own, so a resumed training sees the same
+    loss          instead of cross-entropy: (model, images, labels) -> scalar, called under autocast
+    parameters    what the optimiser moves; default: all that require a gradient
+    freeze_norms  batch norms stay in eval mode: statistics fixed, as stored
+    after_step    called after every optimiser step (projections); after_epoch: with the epoch's number, model in eval
+    snapshots     resume from, and save to, this file
+
+    Raises TrainingError when the loss leaves the finite numbers."""
+    device = train.device
+    model.to(device)
+    layout = torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
+    model.to(memory_format=layout)  # type: ignore[call-overload]
+    objective = loss or cross_entropy(recipe.label_smoothing)
+    moved = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
+    optimizer = make_optimizer(moved, recipe, device)
+    history: list[Epoch] = []
+    if snapshots is not None:
+        history = _resume(snapshots.file, model, optimizer)
+    if recipe.compile:
+        model.compile()
+    steps = len(spans(len(train), recipe.batch_size))
+    saved = time.monotonic()
+
+    with progress.task(recipe.name, recipe.epochs, "epoch", steps) as work, _own_random_numbers(device):
+        work.advance(len(history) * steps)
+        for epoch in range(len(history), recipe.epochs):
+            start = time.monotonic()
+            draws = stream.child(f"epoch{epoch}")
+            torch.manual_seed(draws.child("layers").generator().initial_seed())  # dropout and its like
+            _train_mode(model, freeze_norms)
+            total = torch.zeros((), device=device)
+            for step, (images, labels) in enumerate(train.batches(recipe.batch_size, draws, recipe.augment)):
+                set_rate(optimizer, recipe.rate(epoch * steps + step, steps))
+                with autocast(recipe.precision, device):
+                    value = objective(model, images.contiguous(memory_format=layout), labels)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if after_step is not None:
+                    after_step()
+                total += value.detach() * len(labels)
+                if step + 1 < steps:
+                    work.advance()
+            mean = float(total) / len(train)  # the epoch's only synchronisation
+            seconds = time.monotonic() - start
+            if not math.isfinite(mean):
+                raise TrainingError(
+                    f"the loss of '{recipe.name}' became {mean} in epoch {epoch + 1} of {recipe.epochs} (lr {recipe.lr:g}, "
+                    f"{recipe.precision}); expected a finite number. Lower the lr of this stage, or set "
+                    f"train.precision=float32."
+                )
+            history.append(Epoch(mean, seconds, len(train) / seconds))
+            model.eval()
+            if after_epoch is not None:
+                after_epoch(epoch)
+            if snapshots is not None and time.monotonic() - saved > snapshots.every_seconds:
+                _save(snapshots.file, model, optimizer, history)
+                saved = time.monotonic()
+            work.advance(loss=mean, images_per_second=len(train) / seconds)
+    if snapshots is not None:
+        snapshots.file.unlink(missing_ok=True)
+    model._compiled_call_impl = None  # back to a plain module: hooks fire, copies work
+    model.eval()
+    return history
+
+
+def cross_entropy(label_smoothing: float) -> Loss:
+    """The usual loss, its logits in float32 whatever the autocast."""
+
+    def objective(model: nn.Module, images: Images, labels: Labels) -> Tensor:
+        return F.cross_entropy(model(images).float(), labels, label_smoothing=label_smoothing)
+
+    return objective
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast where `precision` asks for it, else nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `parameters`, fused into one kernel where the device has it."""
+    fused = device.type in ("cpu", "cuda")
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+            fused=fused,
+        )
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay, fused=fused)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step, in every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _train_mode(model: nn.Module, freeze_norms: bool) -> None:
+    model.train()
+    if freeze_norms:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def _own_random_numbers(device: torch.device) -> AbstractContextManager[Any]:
+    """Layers that draw from torch's global generator neither see nor disturb the caller's state."""
+    devices = [device] if device.type == "cuda" else []
+    return torch.random.fork_rng(devices=devices)
+
+
+def _save(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "history": [asdict(epoch) for epoch in history],
+    }
+    with cache.storage_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.partial")
+        torch.save(state, partial)
+        os.replace(partial, file)
+
+
+def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:
+    """The history so far, with the state loaded; empty where there is no snapshot or it cannot be read."""
+    if not file.is_file():
+        return []
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as error:  # a damaged snapshot costs its epochs, never the run
+        log.warning(f"the snapshot {file} cannot be read ({error}); training starts from the first epoch")
+        return []
+    history = [Epoch(**epoch) for epoch in state["history"]]
+    log.info(f"training resumes after epoch {len(history)}, from a snapshot of an interrupted run")
+    return history

@@ -1,0 +1,110 @@
+"""How a network is trained: epochs, optimiser, schedule, augmentation, precision."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from backdoorbench.errors import ConfigError
+from backdoorbench.tensors.augment import Augment
+
+Precision = Literal["auto", "bf16", "float32"]
+Schedule = Literal["cosine", "one_cycle", "milestones", "constant"]
+Optimizer = Literal["sgd", "adam", "adamw"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training, whole.
+
+    lr           of the first epoch; the peak for one_cycle
+    schedule     cosine: to 0, stepped per epoch; one_cycle: up over `warmup`, then down to 0, both linear, stepped per
+                 batch; milestones: times `decay` at each; constant
+    precision    bf16 is autocast: weights stay float32; auto: bf16 where the hardware computes in it
+    """
+
+    name: str
+    epochs: int
+    batch_size: int
+    optimizer: Optimizer
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    schedule: Schedule
+    warmup: float
+    milestones: tuple[int, ...]
+    decay: float
+    label_smoothing: float
+    augment: Augment | None
+    precision: Precision
+    compile: bool
+
+    def __post_init__(self) -> None:
+        check_range("train.epochs", self.epochs, low=0)
+        check_range("train.batch_size", self.batch_size, low=2)
+        check_range("train.lr", self.lr, low=0)
+        check_range("train.weight_decay", self.weight_decay, low=0)
+        check_range("train.label_smoothing", self.label_smoothing, low=0, high=1)
+        check_range("train.warmup", self.warmup, low=0, high=1)
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of batch `step`, counted from 0 over the whole training."""
+        epoch, total = step // steps_per_epoch, self.epochs * steps_per_epoch
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        if self.schedule == "one_cycle":
+            peak = max(1.0, self.warmup * total)
+            return self.lr * min((step + 1) / peak, (total - step) / (total - peak + 1))
+        if self.schedule == "milestones":
+            return self.lr * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+        return self.lr
+
+
+def fine_tuning(
+    name: str,
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    schedule: Schedule,
+    augment: Augment | None,
+    precision: Precision,
+) -> Recipe:
+    """The recipe of a purifier that tunes with SGD: what it does not mention is plainly off."""
+    return Recipe(
+        name=name, epochs=epochs, batch_size=batch_size, optimizer="sgd", lr=lr, momentum=momentum, nesterov=False,
+        weight_decay=weight_decay, schedule=schedule, warmup=0.0, milestones=(), decay=1.0, label_smoothing=0.0,
+        augment=augment, precision=precision, compile=False,
+    )  # fmt: skip
+
+
+def check_range(setting: str, value: float, low: float | None = None, high: float | None = None) -> None:
+    """Raises ConfigError unless low <= value <= high."""
+    if (low is not None and value < low) or (high is not None and value > high) or math.isnan(value):
+        bounds = f"between {low:g} and {high:g}" if None not in (low, high) else f"at least {low:g}"
+        raise ConfigError(f"{setting} is {value:g}; expected a number {bounds}. Change {setting}.")
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Precision:
+    """`auto` as what the hardware does well: bf16 on GPUs and CPUs with bf16 instructions, float32 elsewhere."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    if device.type == "cpu":
+        return "bf16" if cpu_has_bf16() else "float32"
+    return "float32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware, as Linux tells; False where nothing tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "").split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))

@@ -1,0 +1,49 @@
+"""A full-size picture mixed into the image: (1 - a) x + a P."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backdoorbench.shapes import Images
+from backdoorbench.triggers.base import FixedTrigger
+
+CARTOON_MEAN = (207 / 255, 190 / 255, 198 / 255)  # of the picture the papers blend, per channel
+CARTOON_STD = (63 / 255, 74 / 255, 68 / 255)
+
+
+@dataclass(frozen=True)
+class Blend(FixedTrigger):
+    """picture (3, H, W) in [0, 1]; ratio in [0, 1]: its share (the papers' alpha)."""
+
+    picture: Tensor
+    ratio: float
+
+    def __call__(self, images: Images) -> Images:
+        return torch.lerp(images, self.picture, self.ratio)
+
+
+def noise(size: int, generator: torch.Generator) -> Tensor:
+    """(3, size, size) uniform in [0, 1], every pixel and channel for itself."""
+    return torch.rand(3, size, size, generator=generator)
+
+
+def smooth_noise(size: int, generator: torch.Generator) -> Tensor:
+    """(3, size, size) in [0, 1]: white Gaussian noise blurred with sigma = size / 16 pixels, each channel stretched to the
+    whole range. A random crop moves it a little instead of making it another pattern, as with the papers' picture."""
+    sigma = size / 16
+    reach = int(3 * sigma)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    taps = taps / taps.sum()
+    field = torch.randn(3, 1, size + 2 * reach, size + 2 * reach, generator=generator)
+    field = F.conv2d(F.conv2d(field, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))[:, 0]
+    low, high = field.amin((1, 2), keepdim=True), field.amax((1, 2), keepdim=True)
+    return (field - low) / (high - low)
+
+
+def match_cartoon(picture: Tensor) -> Tensor:
+    """`picture` (3, H, W) moved to the papers' picture's mean and deviation per channel, and clipped to [0, 1]."""
+    mean, std = torch.tensor(CARTOON_MEAN).view(3, 1, 1), torch.tensor(CARTOON_STD).view(3, 1, 1)
+    centred = picture - picture.mean((1, 2), keepdim=True)
+    return (centred / picture.std((1, 2), keepdim=True, correction=0).clamp_min(1e-6) * std + mean).clamp(0, 1)
