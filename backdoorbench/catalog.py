@@ -51,7 +51,9 @@ def names(group: str) -> list[str]:
 def describe(group: str, name: str) -> Option:
     """Everything known about an option; ConfigError, with the nearest names, where there is none."""
     if group not in GROUPS:
-        raise ConfigError(f"group '{group}' is unknown.{did_you_mean(group, GROUPS)} The groups are {join_words(list(GROUPS))}.")
+        raise ConfigError(
+            f"group '{group}' is unknown.{did_you_mean(group, GROUPS)} The groups are {join_words(list(GROUPS))}."
+        )
     if name not in names(group):
         raise ConfigError(unknown_option(group, name, names(group)))
     text = (conf_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")

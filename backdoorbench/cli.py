@@ -24,6 +24,7 @@ SWITCHES = ("-m", "--multirun")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `bdx` with the given arguments (those of the process by default) and returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads that spin slow a shared machine down sixty-fold
     try:
         with _logging():
             if words and words[0] == "--version":
@@ -146,7 +147,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(prog=f"bdx {verb}", description=description)
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}. Expected: {self.format_usage().removeprefix('usage: ').strip()}.")
+        raise ConfigError(f"{self.prog}: {message}. Expected: {' '.join(self.format_usage().split()[1:])}.")
 
 
 # ---- runs and sweeps ------------------------------------------------------------------------------------------------
@@ -176,6 +177,8 @@ def _hydra(words: Sequence[str]) -> int:
         raise _explained(error, rest) from None
     finally:
         sys.argv = kept
+    if outcome.error is not None:
+        raise outcome.error
     return outcome.close()
 
 
@@ -184,6 +187,9 @@ class _Outcome:
 
     def __init__(self) -> None:
         self.started = False
+        self.error: BaseException | None = (
+            None  # of a single run, raised after Hydra, which would print a line of its own
+        )
 
     def task(self, config: Any) -> None:
         """One job. In a sweep, a failure is written down and the others go on."""
@@ -193,7 +199,10 @@ class _Outcome:
         self.started = True
         hydra_config = HydraConfig.get()
         if hydra_config.mode == RunMode.RUN:
-            _one(plain(config))
+            try:
+                _one(plain(config))
+            except BaseException as error:
+                self.error = error
             return
         _sweep_job(plain(config), Path(hydra_config.runtime.output_dir), hydra_config.job.num)
 
@@ -236,10 +245,10 @@ def _sweep_job(resolved: dict[str, Any], folder: Path, number: int) -> None:
     from backdoorbench.launchers import sweep
 
     try:
-        sweep.leave(folder, folder=str(_one(resolved)), error=None, mistake=False)
+        sweep.leave(folder, record=str(_one(resolved)), error=None, mistake=False)
     except Exception as error:
         mistake = isinstance(error, BdxError)
-        sweep.leave(folder, folder=None, error=f"{type(error).__name__}: {error}", mistake=mistake)
+        sweep.leave(folder, record=None, error=f"{type(error).__name__}: {error}", mistake=mistake)
         print(f"bdx: job {number} failed: {error}", file=sys.stderr)
         if not mistake:
             traceback.print_exc()
@@ -255,7 +264,7 @@ def _print_sweep(folder: Path) -> int:
 
     jobs = sweep.collect(folder)
     out = console.make_console()
-    runs = [record.read(Path(left["folder"])) for left in jobs if left["folder"]]
+    runs = [record.read(Path(left["record"])) for left in jobs if left["record"]]
     console.print_report(out, runs)
     failed = [(number, left) for number, left in enumerate(jobs) if left["error"]]
     if not failed:
@@ -301,7 +310,9 @@ def _explained(error: Exception, words: Sequence[str]) -> Exception:
         known = [str(key) for key in parent] if parent is not None else []
         where, _, key = str(cause.full_key).rpartition(".")
         place = where or "the configuration"
-        inside = "; bdx --cfg job prints the whole configuration" if not where else f"; it knows {join_words(sorted(known))}"
+        inside = (
+            "; bdx --cfg job prints the whole configuration" if not where else f"; it knows {join_words(sorted(known))}"
+        )
         return ConfigError(f"{place} has no setting '{key}'.{did_you_mean(key, known)} Correct the name{inside}.")
     text = str(error).splitlines()
     if isinstance(error, ConfigCompositionException) and text and text[0].startswith("Could not override"):
@@ -313,10 +324,14 @@ def _explained(error: Exception, words: Sequence[str]) -> Exception:
         )
     if isinstance(error, ConfigCompositionException) and "Ambiguous value" in str(error):
         word = next((word for word in words if "," in word), "")
-        return ConfigError(f"'{word}' holds several values, and this is no sweep. Give one value, or add -m to run them all.")
+        return ConfigError(
+            f"'{word}' holds several values, and this is no sweep. Give one value, or add -m to run them all."
+        )
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
         reason = str(cause).splitlines()[0]
-        return ConfigError(f"the configuration cannot be composed: {reason}. bdx --cfg job with fewer settings shows what is there.")
+        return ConfigError(
+            f"the configuration cannot be composed: {reason}. bdx --cfg job with fewer settings shows what is there."
+        )
     if isinstance(error, ValueError) and "override" in str(error).lower():
         return ConfigError(f"the settings cannot be read: {error}. Write KEY=VALUE for each.")
     return error

@@ -177,7 +177,9 @@ def print_report(console: Console, runs: Sequence[Run]) -> None:
     rows = table.aggregate(runs)
     if rows:
         title, header, cells = table.grid(rows)
-        shown = Table(box=None, padding=(0, 1), show_edge=False, title=Text(title) if title else None, title_justify="left")
+        shown = Table(
+            box=None, padding=(0, 1), show_edge=False, title=Text(title) if title else None, title_justify="left"
+        )
         for column in header:
             names = header.index(column) < header.index("n")
             shown.add_column(column, justify="left" if names else "right", no_wrap=not names)
@@ -208,5 +210,3 @@ def print_knobs(console: Console, rows: Sequence[tuple[str, str, str]]) -> None:
     for name, default, comment in rows:
         shown.add_row(Text(f"  {name}"), Text(default), Text(comment))
     console.print(shown)
-
-

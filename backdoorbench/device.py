@@ -16,7 +16,11 @@ def choose(name: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    present = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.backends.mps.is_available() else [])]
+    present = [
+        "cpu",
+        *(["cuda"] if torch.cuda.is_available() else []),
+        *(["mps"] if torch.backends.mps.is_available() else []),
+    ]
     present += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if name not in present:
         raise DeviceError(
@@ -59,6 +63,6 @@ def memory_errors(stage: str, setting: str, value: int) -> Iterator[None]:
         if not spent:
             raise
         raise DeviceError(
-            f"memory ran out during '{stage}' ({text.splitlines()[0] if text else 'no detail'}). Lower {setting} (now {value}), or "
+            f"memory ran out during '{stage}' ({text.partition(chr(10))[0]}). Lower {setting} (now {value}), or "
             f"choose a narrower model; what was finished before is kept."
         ) from None

@@ -12,6 +12,7 @@
 Anything else that escapes is a bug and keeps its traceback.
 """
 
+import math
 from collections.abc import Iterable
 
 
@@ -62,6 +63,13 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
 def join_words(words: list[str], last: str = "and") -> str:
     """`a, b and c`."""
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def check_range(setting: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raises ConfigError unless low <= value <= high."""
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise ConfigError(f"{setting} is {value:g}; expected a number {bounds}. Change {setting}.")
 
 
 def _edits(a: str, b: str) -> int:

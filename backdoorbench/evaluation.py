@@ -87,7 +87,9 @@ def details(predictions: Predictions, test: ImageSet, target: Target | None, row
     found["asr_incl_target"] = metrics.accuracy(called, wanted)
     label = getattr(target, "target", None)
     others = ~eligible & (true != label) if label is not None else eligible & False
-    found["asr_other_sources"] = metrics.share(called[others] == label) if others.any() else None
+    found["asr_other_sources"] = (
+        metrics.accuracy(called[others], wanted.new_full((int(others.sum()),), label)) if others.any() else None
+    )
     return found
 
 
@@ -150,5 +152,3 @@ def status(
     if scores.asr is None:
         return "clean", weak
     return ("weak" if weak else "took"), weak
-
-

@@ -36,7 +36,9 @@ def save_infection(
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "trigger.safetensors")
         save_file(changed_rows(infection, clean), folder / "rows.safetensors")
         calls = {"clean": predictions.clean, "triggered": predictions.triggered}
-        save_file({name: value for name, value in calls.items() if value is not None}, folder / "predictions.safetensors")
+        save_file(
+            {name: value for name, value in calls.items() if value is not None}, folder / "predictions.safetensors"
+        )
     cache.write_json(folder / "infection.json", described)
 
 

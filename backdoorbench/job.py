@@ -41,7 +41,9 @@ def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> 
     made = pipeline.plan(resolved)
     if done := _done(made):
         return done
-    with cache.locked(made.outputs / "cache" / "locks" / f"{made.key}.lock", f"another process does this run ({made.key})"):
+    with cache.locked(
+        made.outputs / "cache" / "locks" / f"{made.key}.lock", f"another process does this run ({made.key})"
+    ):
         if done := _done(made):
             return done
         folder = record.new_folder(made.outputs, made.label, made.key)

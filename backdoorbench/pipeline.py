@@ -55,6 +55,7 @@ class Plan:
     seed: int
     device: torch.device
     splits: Splits
+    parts: Parts
     outputs: Path
     infection_settings: Plain
     infection_key: str
@@ -140,20 +141,28 @@ def plan(resolved: Plain) -> Plan:
     defense.check(offered, attack.name)
     outputs = Path(runtime["outputs"]).expanduser()
     splits = dataset.load(outputs / "cache")
-    attack.check(len(splits.train.classes))
-    spec.net(len(splits.train.classes), dataset.crop or dataset.size)  # an unfit network fails here, before any training
+    parts = holdout.divide(splits.train, splits.test, Stream(resolved["seed"]).child("holdout"))
+    attack.check(parts.train)
+    spec.net(
+        len(splits.train.classes), dataset.crop or dataset.size
+    )  # an unfit network fails here, before any training
     settings = run_settings(resolved, splits.digest)
     infection = infection_settings(settings, holdout)
     return Plan(
-        resolved, dataset, spec, recipe, holdout, attack, defense, gates, resolved["seed"], where, splits, outputs,
+        resolved, dataset, spec, recipe, holdout, attack, defense, gates, resolved["seed"], where, splits, parts, outputs,
         infection, cache.key("infection", infection), cache.key("run", settings),
     )  # fmt: skip
 
 
 def run_settings(resolved: Plain, digest: str) -> Plain:
     """What a run depends on: the data's digest in place of its folder, files by their content, no runtime, no switches."""
-    kept = {group: resolved[group] for group in ("model", "train", "holdout", "attack", "defense", "gates", "curve", "control", "seed")}
-    kept["dataset"] = {key: value for key, value in resolved["dataset"].items() if key not in NOT_SETTINGS} | {"digest": digest}
+    kept = {
+        group: resolved[group]
+        for group in ("model", "train", "holdout", "attack", "defense", "gates", "curve", "control", "seed")
+    }
+    kept["dataset"] = {key: value for key, value in resolved["dataset"].items() if key not in NOT_SETTINGS} | {
+        "digest": digest
+    }
     settings: Plain = with_file_digests({"format": FORMAT, **kept}, "")
     return settings
 
@@ -180,12 +189,17 @@ def with_file_digests(value: Any, where: str) -> Any:
     return found
 
 
-def build_network(made: Plan, stream: Stream) -> nn.Module:
-    """A fresh network of the plan's kind on its device, its starting weights drawn from `stream`."""
+def seeded(make: Callable[[], nn.Module], stream: Stream) -> nn.Module:
+    """The network that `make` builds, its starting weights drawn from `stream` and from nothing else."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream.generator().initial_seed())
-        size = made.dataset.crop or made.dataset.size
-        net = made.spec.net(len(made.splits.train.classes), size)
+        return make()
+
+
+def build_network(made: Plan, stream: Stream) -> nn.Module:
+    """A fresh network of the plan's kind on its device, its starting weights drawn from `stream`."""
+    size = made.dataset.crop or made.dataset.size
+    net = seeded(lambda: made.spec.net(len(made.splits.train.classes), size), stream)
     model = Classifier(net, size, made.dataset.mean, made.dataset.std)
     if made.spec.checkpoint is not None:
         described = f"{made.spec.name} for {len(made.splits.train.classes)} classes at {size} pixels"
@@ -194,15 +208,15 @@ def build_network(made: Plan, stream: Stream) -> nn.Module:
     return model.to(made.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-def infect(made: Plan, parts: Parts, snapshots: Snapshots | None) -> Infection:
+def infect(made: Plan, snapshots: Snapshots | None) -> Infection:
     """Trains the infected model."""
     stream = made.stream.child("infect")
-    task = Task(parts.train.to(made.device), lambda inner: build_network(made, inner), made.recipe, snapshots)
+    task = Task(made.parts.train.to(made.device), lambda inner: build_network(made, inner), made.recipe, snapshots)
     with device.memory_errors("infect", "train.batch_size", made.recipe.batch_size):
         return made.attack.infect(task, stream)
 
 
-def obtain_infection(made: Plan, parts: Parts, test: ImageSet, run: Run) -> tuple[Infection, Predictions]:
+def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predictions]:
     """The infected model with its predictions on the whole test split: from the cache, or trained into it."""
     runtime = made.config["runtime"]
     folder = made.outputs / "cache" / "infection" / f"{made.attack.name}-{made.dataset.name}-{made.infection_key}"
@@ -210,30 +224,32 @@ def obtain_infection(made: Plan, parts: Parts, test: ImageSet, run: Run) -> tupl
     def make(partial: Path) -> None:
         file = made.outputs / "cache" / "snapshots" / f"{made.infection_key}.pt"
         with run.timed("infect"):
-            infection = infect(made, parts, Snapshots(file, runtime["snapshot_seconds"]))
+            infection = infect(made, Snapshots(file, runtime["snapshot_seconds"]))
         with run.timed("evaluate_infected"):
             predictions = evaluation.predict(infection.model, test, infection.trigger, made.recipe.precision)
             if infection.trigger is not None:
                 infection.facts.update(evaluation.trigger_change(infection.trigger, test))
-        save_infection(infection, parts.train, predictions, made.infection_settings, partial)
+        save_infection(infection, made.parts.train, predictions, made.infection_settings, partial)
 
     waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"
     found = cache.obtain(folder, make, waiting)
     with run.timed("infect"):
-        infection, predictions = load_infection(folder, build_network(made, Stream(0)), parts.train.to(made.device))
+        infection, predictions = load_infection(
+            folder, build_network(made, Stream(0)), made.parts.train.to(made.device)
+        )
     said = f"cached {made.infection_key}" if found else f"trained {made.infection_key}"
     log.info(f"infected model: {said}")
     run.infection = {"key": made.infection_key, "cached": found}
     return infection, predictions
 
 
-def find_control(made: Plan, test: ImageSet, infection: Infection, parts: Parts, run: Run) -> Scores | None:
+def find_control(made: Plan, test: ImageSet, infection: Infection, run: Run) -> Scores | None:
     """The clean model of the same recipe under the same trigger: cached, trained where `control=train`, or None."""
     wanted = made.config["control"]
     if wanted == "off" or infection.trigger is None:
         return None
     option = config.option("attack", "none")
-    settings = made.infection_settings | {"attack": {key: value for key, value in option.items()}}
+    settings = made.infection_settings | {"attack": option}
     clean = dataclasses.replace(
         made,
         attack=config.build(option, "attack"),
@@ -244,16 +260,17 @@ def find_control(made: Plan, test: ImageSet, infection: Infection, parts: Parts,
     if wanted == "cached" and not folder.is_dir():
         return None
     answers = made.outputs / "cache" / "control" / f"{made.infection_key}.json"
-    rows = [int(row) for row in parts.test_rows] if len(parts.test_rows) != len(test) else []
+    test_rows = made.parts.test_rows
+    rows = [int(row) for row in test_rows] if len(test_rows) != len(test) else []
     if answers.is_file():
         known = config.read_json(answers)
         if known["control"] == clean.infection_key and known["rows"] == rows:
             return Scores(**known["scores"])
     with run.timed("control"):
         inner = Run("", "running", clean.label, {})
-        control, _ = obtain_infection(clean, parts, test, inner)
+        control, _ = obtain_infection(clean, test, inner)
         calls = evaluation.predict(control.model, test, infection.trigger, made.recipe.precision)
-        scores = evaluation.judge(calls, test, infection.target, parts.test_rows)
+        scores = evaluation.judge(calls, test, infection.target, test_rows)
     with cache.storage_errors(answers.parent):
         answers.parent.mkdir(parents=True, exist_ok=True)
     cache.write_json(answers, {"control": clean.infection_key, "rows": rows, "scores": dataclasses.asdict(scores)})
@@ -265,12 +282,11 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
 
     announce  told the stage (infect, purify) as it ends"""
     with run.timed("load"):
-        parts = made.holdout.divide(made.splits.train, made.splits.test, made.stream.child("holdout"))
-        test = made.splits.test.to(made.device)
-    infection, before = obtain_infection(made, parts, test, run)
+        parts, test = made.parts, made.splits.test.to(made.device)
+    infection, before = obtain_infection(made, test, run)
     run.infected = evaluation.judge(before, test, infection.target, parts.test_rows)
     run.details["infected"] = evaluation.details(before, test, infection.target, parts.test_rows)
-    run.control = find_control(made, test, infection, parts, run)
+    run.control = find_control(made, test, infection, run)
     state, reasons = evaluation.status(
         made.gates, run.infected, before, len(test.classes), infection.facts, run.control
     )
@@ -288,7 +304,7 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
             f"or add force=true to purify it all the same."
         )
     with run.timed("purify"):
-        purified = purify(made, infection, parts, test, run)
+        purified = purify(made, infection, test, run)
     with run.timed("evaluate_purified"):
         after = evaluation.predict(purified, test, infection.trigger, made.recipe.precision)
     run.purified = evaluation.judge(after, test, infection.target, parts.test_rows)
@@ -302,18 +318,18 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
     return Outcome(purified, stored_predictions(before, after, len(test.classes)), gallery)
 
 
-def purify(made: Plan, infection: Infection, parts: Parts, test: ImageSet, run: Run) -> nn.Module:
+def purify(made: Plan, infection: Infection, test: ImageSet, run: Run) -> nn.Module:
     """The defense, given its own copy of what it may know; the model it returns, in eval mode."""
     scenario = Scenario(
         made.defense.needs,
         model=copy.deepcopy(infection.model),
-        holdout=parts.holdout.to(made.device) if parts.holdout is not None else None,
+        holdout=made.parts.holdout.to(made.device) if made.parts.holdout is not None else None,
         train=infection.train,
         build=lambda inner: build_network(made, inner),
         recipe=made.recipe,
         stream=made.stream.child("purify"),
         device=made.device,
-        probe=probe(made, infection, parts, test, run),
+        probe=probe(made, infection, test, run),
         note=run.notes.__setitem__,
     )
     batch = getattr(made.defense, "batch_size", made.recipe.batch_size)
@@ -321,10 +337,10 @@ def purify(made: Plan, infection: Infection, parts: Parts, test: ImageSet, run: 
         return made.defense.purify(scenario).eval()
 
 
-def probe(made: Plan, infection: Infection, parts: Parts, test: ImageSet, run: Run) -> Callable[[nn.Module, int], None]:
+def probe(made: Plan, infection: Infection, test: ImageSet, run: Run) -> Callable[[nn.Module, int], None]:
     """Draws the learning curve: CA, ASR and RA over a stratified part of the test set, every so many epochs."""
     every, images = made.config["curve"]["every"], made.config["curve"]["images"]
-    rows = parts.test_rows
+    rows = made.parts.test_rows
     if len(rows) > images:
         labels = made.splits.test.labels[rows]
         rows = rows[pick(labels, images, len(test.classes), "uniform", made.stream.child("curve"))]

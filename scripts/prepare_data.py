@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("dataset", help="a file of conf/dataset, such as cifar10")
     parser.add_argument("--root", type=Path, help="folder of the raw data; otherwise where the yaml file says")
     parser.add_argument("overrides", nargs="*", help="settings, such as dataset.size=64")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     overrides = [f"dataset={given.dataset}", *given.overrides]
     if given.root is not None:

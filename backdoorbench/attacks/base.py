@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Labels, Mask, Rows, to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Epoch, Snapshots, fit
-from backdoorbench.training.recipe import Recipe, check_range
+from backdoorbench.training.recipe import Recipe
 from backdoorbench.triggers.base import Stored, Target, Trigger, make_target
 
 CHUNK = 1024  # images triggered at a time
@@ -69,8 +69,8 @@ class Attack(ABC):
     def infect(self, task: Task, stream: Stream) -> Infection:
         """The infected model with its trigger and target."""
 
-    def check(self, classes: int) -> None:
-        """Raises ConfigError where the settings do not fit a data set of `classes` classes; called before any work."""
+    def check(self, train: ImageSet) -> None:
+        """Raises ConfigError where the settings do not fit the victim's clean training set; called before any work."""
         return
 
 
@@ -94,8 +94,8 @@ class DataAttack(Attack):
     mode: Literal["replace", "append"]
 
     def __post_init__(self) -> None:
-        check_range("attack.poison_rate", self.poison_rate, low=0, high=1)
-        check_range("attack.cover_rate", self.cover_rate, low=0, high=1)
+        check_range("attack.poison_rate", self.poison_rate, 0, 1)
+        check_range("attack.cover_rate", self.cover_rate, 0, 1)
         if self.cover_rate and self.mapping != "source_specific":
             raise ConfigError(
                 f"attack.cover_rate is {self.cover_rate:g} with attack.mapping={self.mapping}; cover rows (triggered, true "
@@ -133,8 +133,10 @@ class DataAttack(Attack):
         """The attack's rule from true label to its own."""
         return make_target(self.mapping, self.target, self.sources, classes)
 
-    def check(self, classes: int) -> None:
-        self.make_target(classes)
+    def check(self, train: ImageSet) -> None:
+        target = self.make_target(len(train.classes))
+        self.choose(train.labels, target, Stream(0))
+        self.choose_covers(train.labels, target, Stream(0))
 
     def count(self, labels: Labels) -> int:
         """How many rows the poison rate asks for: a share of the set the victim sees, or of the target class."""
@@ -198,7 +200,7 @@ def alter(clean: ImageSet, rows: Rows, trigger: Any, labels: Labels, mode: str) 
     device = clean.images.device
     here = rows.to(device)
     trigger = trigger.to(device)
-    pieces = [to_bytes(trigger(to_float(clean.images[part]))) for part in here.split(CHUNK)] if len(rows) else []
+    pieces = [to_bytes(trigger(to_float(clean.images[part]))) for part in torch.split(here, CHUNK)] if len(rows) else []
     images = torch.cat(pieces) if pieces else clean.images[:0]
     if mode == "append":
         return replace(

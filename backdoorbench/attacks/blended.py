@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 from backdoorbench.attacks.base import DataAttack, Task
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Mask
 from backdoorbench.streams import Stream
-from backdoorbench.training.recipe import check_range
 from backdoorbench.triggers.base import Stored
 from backdoorbench.triggers.blend import Blend, match_cartoon, noise, smooth_noise
 from backdoorbench.triggers.picture import read_picture
@@ -35,8 +34,8 @@ class Blended(DataAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("attack.train_ratio", self.train_ratio, low=0, high=1)
-        check_range("attack.test_ratio", self.test_ratio, low=0, high=1)
+        check_range("attack.train_ratio", self.train_ratio, 0, 1)
+        check_range("attack.test_ratio", self.test_ratio, 0, 1)
         if (self.picture == "image") != (self.picture_file is not None):
             raise ConfigError(
                 f"attack.picture is {self.picture} with attack.picture_file={self.picture_file}; a picture of your own "

@@ -7,8 +7,9 @@ train/ and test/ with a folder of images a class: the class names in alphabetica
 from dataclasses import dataclass
 from pathlib import Path
 
+from backdoorbench.data.archive import Archive
 from backdoorbench.data.base import Dataset, Splits
-from backdoorbench.data.store import Archive, Census
+from backdoorbench.data.raw import Census
 
 ARCHIVE = Archive(
     kind="CIFAR100",

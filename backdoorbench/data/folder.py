@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backdoorbench.data.base import Dataset, Splits
-from backdoorbench.data.store import find_root, is_tree, load, stretch, tree
+from backdoorbench.data.raw import find_root, is_tree, tree
+from backdoorbench.data.store import load, stretch
 
 
 @dataclass(frozen=True)

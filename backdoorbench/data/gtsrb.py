@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Literal
 
 from backdoorbench.data.base import Dataset, Splits
-from backdoorbench.data.store import (
+from backdoorbench.data.raw import (
     Census,
     File,
     find_root,
     folders,
     from_files,
     image_files,
+    in_order,
     labelled,
-    load,
     read_table,
     some,
-    stretch,
 )
+from backdoorbench.data.store import load, stretch
 from backdoorbench.errors import DataError
 
-CENSUS = {"final_release": Census(43, 39_209, 12_630), "torchvision": Census(43, 26_640, 12_630)}
+CLASSES = 43
+CENSUS = {"final_release": Census(CLASSES, 39_209, 12_630), "torchvision": Census(CLASSES, 26_640, 12_630)}
 TRAINING = {"final_release": "Final_Training/Images", "torchvision": "Training"}
 TEST = "Final_Test/Images"
 ANSWERS = "GT-final_test.csv"  # beside it lies GT-final_test.test.csv, which has no labels
@@ -51,7 +52,7 @@ class Gtsrb(Dataset):
                 f"compare. Set dataset.variant={other}, or dataset.root to a folder with the other archive."
             )
         training = base / TRAINING[self.variant]
-        classes = [name for name in folders(training) if name.isdecimal()]
+        classes = in_order([name for name in folders(training) if name.isdecimal() and int(name) < CLASSES])
         train = labelled(base, TRAINING[self.variant], classes)
         test = tested(root, base)
         found = Census(len(classes), len(train), len(test))
@@ -81,11 +82,11 @@ def tested(root: Path, base: Path) -> list[tuple[File, int]]:
             f"GTSRB_Final_Test_GT.zip there too."
         )
     try:
-        labels = {row["Filename"]: int(row["ClassId"]) for row in read_table(answers, ";")}
-    except (KeyError, TypeError, ValueError):
+        labels = {row["Filename"]: range(CLASSES)[int(row["ClassId"])] for row in read_table(answers, ";")}
+    except (KeyError, IndexError, TypeError, ValueError):
         raise DataError(
-            f"{answers} is no table of Filename and ClassId, separated by semicolons. Unpack GTSRB_Final_Test_GT.zip "
-            f"again."
+            f"{answers} is no table of Filename and ClassId, 0 … {CLASSES - 1}, separated by semicolons. Unpack "
+            f"GTSRB_Final_Test_GT.zip again."
         ) from None
     if missing := sorted(labels.keys() ^ images.keys()):
         raise DataError(

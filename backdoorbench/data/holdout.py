@@ -11,10 +11,10 @@ from typing import Literal
 import torch
 
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import DataError
+from backdoorbench.data.store import read_class_folders, stratified
+from backdoorbench.errors import DataError, check_range
 from backdoorbench.shapes import Labels, Rows
 from backdoorbench.streams import Stream
-from backdoorbench.training.recipe import check_range
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Holdout:
     root: str | None
 
     def __post_init__(self) -> None:
-        check_range("holdout.rate", self.rate, low=0, high=1)
+        check_range("holdout.rate", self.rate, 0, 1)
 
     @property
     def changes_training(self) -> bool:
@@ -86,8 +86,6 @@ class Holdout:
 
     def read(self, train: ImageSet) -> ImageSet:
         """The images below `root`, a folder for each class of the data set, named as its classes are."""
-        from backdoorbench.data.store import read_class_folders
-
         if self.root is None:
             raise DataError(
                 "holdout.source is folder, but holdout.root is null; expected a folder with one sub-folder of clean images "
@@ -99,28 +97,15 @@ class Holdout:
 def pick(labels: Labels, count: int, classes: int, draw: str, stream: Stream) -> Rows:
     """`count` rows of (N,) labels, in ascending order.
 
-    stratified keeps class shares (largest remainders, at least one each); balanced takes count // classes of each class, or
-    all it has; uniform ignores classes."""
+    stratified keeps class shares; balanced takes count // classes of each class, or all it has; uniform ignores classes."""
+    if draw == "stratified":
+        return stratified(labels, count, stream)
     order = stream.permutation(len(labels))
     if draw == "uniform":
         return order[:count].sort().values
-    have = torch.bincount(labels, minlength=classes)
-    want = torch.full_like(have, count // classes) if draw == "balanced" else quotas(have, count)
     shuffled = labels[order]
-    rows = [order[(shuffled == label).nonzero()[: int(want[label]), 0]] for label in range(classes)]
+    rows = [order[(shuffled == label).nonzero()[: count // classes, 0]] for label in range(classes)]
     return torch.cat(rows).sort().values
-
-
-def quotas(have: torch.Tensor, count: int) -> torch.Tensor:
-    """(K,) images a class, in the shares of `have` (K,), at least one each, `count` in all: largest remainders win."""
-    exact = have * count / have.sum()
-    want = exact.floor().long().clamp_min(1)
-    while int(want.sum()) != count:
-        lacking = int(want.sum()) < count
-        gap = exact - want
-        gap[(want <= 1) | (want >= have) if not lacking else (want >= have)] = -torch.inf if lacking else torch.inf
-        want[gap.argmax() if lacking else gap.argmin()] += 1 if lacking else -1
-    return want
 
 
 def refuse_overlap(holdout: ImageSet, test: ImageSet) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backdoorbench.data.base import Dataset, Splits
-from backdoorbench.data.store import centre, find_root, is_tree, load, some, tree
+from backdoorbench.data.raw import find_root, is_tree, some, tree
+from backdoorbench.data.store import centre, load
 from backdoorbench.errors import DataError
 
 CLASSES = 12

@@ -48,8 +48,8 @@ class ImageSet:
 
     def subset(self, rows: Rows) -> "ImageSet":
         """The images at `rows` (M,), in that order, copied."""
-        images = self.images[rows.to(self.images.device)]
-        return replace(self, images=images, labels=self.labels[rows.to(self.device)])
+        images = self.images.index_select(0, rows.to(self.images.device))
+        return replace(self, images=images, labels=self.labels.index_select(0, rows.to(self.device)))
 
     def counts(self) -> Tensor:
         """(K,) int64: images a class."""
@@ -84,12 +84,9 @@ class ImageSet:
         here = rows.to(self.images.device, non_blocking=True) if rows is not None else None
         there = rows.to(self.device, non_blocking=True) if rows is not None else None
         for start, stop in spans(count, size):
-            images = self.images[start:stop] if here is None else self.images[here[start:stop]]
-            labels = self.labels[start:stop] if there is None else self.labels[there[start:stop]]
-            if augment is not None and draws is not None:
-                batch = augment.apply(images, draws[start:stop])
-            else:
-                batch = to_float(images)
+            images = self.images[start:stop] if here is None else self.images.index_select(0, here[start:stop])
+            labels = self.labels[start:stop] if there is None else self.labels.index_select(0, there[start:stop])
+            batch = augment.apply(images, draws[start:stop]) if augment and draws else to_float(images)
             yield batch.to(self.device, non_blocking=True), labels
 
 

@@ -1,29 +1,22 @@
-"""Raw images, decoded once: list what lies below a root, decode it into a uint8 store, map that into memory afterwards.
+"""Raw images, decoded once into a uint8 store that is mapped into memory afterwards.
 
 A store is the folder `<cache>/data/<name>-<key>/`, which appears whole or not at all. Its key covers the root, the
 resolution, and the names, sizes and times of all raw files: raw data that change are decoded anew. Every data set below
-a root goes the same way: `find_root`, a listing (`tree`, an `Archive`, or its own), `load`.
+a root goes the same way: `raw.find_root`, a listing (`raw.tree`, an `Archive`, or its own), `load`.
 """
 
-import csv
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from tarfile import TarError
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 
 from backdoorbench import progress
@@ -31,332 +24,16 @@ from backdoorbench.cache import key as make_key
 from backdoorbench.cache import obtain, storage_errors, write_json
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import DataError, StorageError, join_words
+from backdoorbench.data.raw import Raw, Split, folders, from_files, labelled, some
+from backdoorbench.errors import DataError, StorageError
 from backdoorbench.shapes import Labels, Rows
 from backdoorbench.streams import Stream
 
-log = logging.getLogger(__name__)
-
 FORMAT = 1  # rises when the same raw data would be decoded to other bytes
-IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = ("train", "test")
 CHUNK = 256  # images a thread decodes at a time
 
 Fit: TypeAlias = Callable[[Image.Image, int], Image.Image]
-
-
-class File(NamedTuple):
-    """An image file; `stamp` is its name below the root, its size and when it changed."""
-
-    path: str
-    stamp: str
-
-
-class Census(NamedTuple):
-    """What a published data set consists of."""
-
-    classes: int
-    train: int
-    test: int
-
-    def compare(self, dataset: Dataset, root: Path, found: "Census") -> None:
-        """Refuses another number of classes; warns of another number of images."""
-        if found.classes != self.classes:
-            raise DataError(
-                f"{root} has {found.classes:,} classes; {dataset.name} has {self.classes:,}. Correct dataset.root, or "
-                f"read this folder with dataset=folder."
-            )
-        if found != self:
-            log.warning(f"{root} holds {found}; {dataset.name} has {self}. Is the copy complete?")
-
-    def __str__(self) -> str:
-        return f"{self.train:,} training and {self.test:,} test images in {self.classes:,} classes"
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split, listed but not decoded.
-
-    names   what a message calls each image
-    labels  in the order of the images
-    image   the RGB image at a row; raises where it cannot be decoded
-    """
-
-    names: Sequence[str]
-    labels: Sequence[int]
-    image: Callable[[int], Image.Image]
-
-
-@dataclass(frozen=True)
-class Raw:
-    """A data set as it lies below its root.
-
-    stamps  a line for each raw file: other stamps, other store
-    read    class names in label order, training split, test split; called only where they must be decoded
-    """
-
-    stamps: Sequence[str]
-    read: Callable[[], tuple[Sequence[str], Split, Split]]
-
-
-# -- listing ----------------------------------------------------------------------------------------------------------
-
-
-def find_root(
-    dataset: Dataset,
-    layout: str,
-    holds: Callable[[Path], bool],
-    remedy: str = "Unpack the data there, or correct dataset.root.",
-) -> Path:
-    """The resolved root of `dataset`, for which `holds` is true, or a DataError that says what lies there instead."""
-    needs = f"{dataset.name} needs there {layout}."
-    if dataset.root is None:
-        raise DataError(f"dataset.root is null. {dataset.name} needs a folder with {layout}. Add dataset.root=FOLDER.")
-    root = resolve(dataset.root)
-    if not root.is_dir():
-        what = "a file, not a folder" if root.exists() else "which does not exist"
-        raise DataError(f"dataset.root is {root}, {what}. {needs} {remedy}")
-    if not (found := visible(root)):
-        raise DataError(f"dataset.root is {root}, an empty folder. {needs} {remedy}")
-    if not holds(root):
-        message = f"dataset.root is {root}, which holds {some(found)}. {needs} "
-        for near, way in [*((root / name, "down") for name in folders(root)), (root.parent, "up")]:
-            if holds(near):
-                raise DataError(f"{message}That lies one level {way}: set dataset.root={near}")
-        raise DataError(message + remedy)
-    return root
-
-
-def resolve(root: str) -> Path:
-    """The folder that a `dataset.root` means: `~` expanded, links followed, absolute."""
-    return Path(root).expanduser().resolve()
-
-
-def tree(
-    dataset: Dataset,
-    root: Path,
-    tests: Sequence[str],
-    chosen: Callable[[list[str]], list[str]] | None = None,
-    census: Census | None = None,
-) -> Raw:
-    """The images of `root`: a folder a split, in it a folder a class. Labels count the sorted class folders.
-
-    tests   names the test split may have; the first that exists is read
-    chosen  picks classes among the folders of train/; the others are then left out of both splits
-    census  what should be there
-    """
-    test = find_test(dataset, root, tests)
-    classes = in_order(folders(root / "train"))
-    if chosen is not None:
-        classes = chosen(classes)
-    train = labelled(root, "train", classes)
-    if chosen is None and (unknown := [name for name in folders(root / test) if name not in classes]):
-        raise DataError(
-            f"{root / test} has {some(unknown)}, which {root / 'train'} has not: a class to be tested must be trained. "
-            f"Name the class folders of both splits alike."
-        )
-    tested = labelled(root, test, classes)
-    if census is not None:
-        census.compare(dataset, root, Census(len(classes), len(train), len(tested)))
-    return from_files(classes, train, tested)
-
-
-def is_tree(root: Path) -> bool:
-    """Whether a folder looks like the root of a `tree`."""
-    return any((root / name).is_dir() for name in ("train", "test", "val"))
-
-
-def find_test(dataset: Dataset, root: Path, tests: Sequence[str]) -> str:
-    """The first of `tests` below `root`; a DataError where all of them, or train/, are missing."""
-    here = [name for name in ("train", "test", "val") if (root / name).is_dir()]
-    present = [name for name in tests if name in here]
-    if "train" in here and present:
-        return present[0]
-    held = join_words([f"{name}/" for name in here]) if here else "no split"
-    lacking = join_words([f"{name}/" for name in tests], "or") if "train" in here else "train/"
-    raise DataError(
-        f"{root} has {held} but no {lacking}. {dataset.name} needs a training and a test split, each with a folder of "
-        f"images a class. Add the missing one, or correct dataset.root."
-    )
-
-
-def labelled(root: Path, split: str, classes: Sequence[str]) -> list[tuple[File, int]]:
-    """The images of each class folder with their labels; a DataError names the classes that have none."""
-    found, empty = [], []
-    for label, name in enumerate(classes):
-        folder = root / split / name
-        inner = folder / "images"  # as tiny-imagenet-200 has it
-        files = image_files(root, inner if inner.is_dir() else folder)
-        found += [(file, label) for file in files]
-        if not files:
-            empty.append(name)
-    if not classes or len(empty) == len(classes):
-        raise DataError(
-            f"{root / split} has no class folders with images (files that end in {', '.join(IMAGES)}). "
-            f"Put each class in a folder of its own there, or correct dataset.root."
-        )
-    if empty:
-        raise DataError(
-            f"{root / split} holds no images of {some(empty)} (files that end in {', '.join(IMAGES)}). "
-            f"Add some, or leave that class out altogether."
-        )
-    return found
-
-
-def in_order(names: list[str]) -> list[str]:
-    """Class folders in label order: sorted, numbers by value (with a warning where that is not their order as text)."""
-    if not names or not all(name.isdecimal() for name in names):
-        return sorted(names)
-    ordered = sorted(names, key=int)
-    if ordered != sorted(names):
-        log.warning(
-            "the class folders are numbers without leading zeros; labels follow their value (2 before 10), "
-            "where loaders that sort them as text would put 10 before 2"
-        )
-    return ordered
-
-
-def from_files(classes: Sequence[str], train: list[tuple[File, int]], test: list[tuple[File, int]]) -> Raw:
-    """Image files with their labels, in the order they will be stored."""
-
-    def split(rows: list[tuple[File, int]]) -> Split:
-        paths = [file.path for file, _ in rows]
-        return Split(paths, [label for _, label in rows], lambda row: open_image(paths[row]))
-
-    return Raw([f"{file.stamp} {label}" for file, label in train + test], lambda: (classes, split(train), split(test)))
-
-
-def open_image(path: str) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def image_files(root: Path, folder: Path) -> list[File]:
-    """The image files right below `folder`, by name; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    start = len(str(root)) + 1
-    with os.scandir(folder) as entries:
-        files = [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower().endswith(IMAGES)]
-        files.sort(key=lambda entry: entry.name)
-        return [File(entry.path, stamp(entry.path[start:], entry.stat())) for entry in files]
-
-
-def stamp(name: str, status: os.stat_result) -> str:
-    return f"{name} {status.st_size} {status.st_mtime_ns}"
-
-
-def folders(folder: Path) -> list[str]:
-    """The names of the folders in `folder`, sorted, without hidden ones."""
-    return [name for name in visible(folder) if (folder / name).is_dir()]
-
-
-def visible(folder: Path) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if not name.startswith((".", "__MACOSX")))
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """`'a', 'b', 'c' and 7 more`."""
-    shown = [f"'{name}'" for name in names[:most]]
-    return join_words([*shown, f"{len(names) - most:,} more"] if len(names) > most else shown)
-
-
-def read_table(path: Path, delimiter: str, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
-    """The rows of a text table; `columns` where it has no header."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [dict(row) for row in csv.DictReader(file, columns, delimiter=delimiter)]
-
-
-# -- CIFAR's pickled archives -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Archive:
-    """An archive that torchvision knows how to fetch, check and read.
-
-    kind    torchvision's class ("CIFAR10")
-    folder  where its files lie below the root
-    url     where it comes from
-    census  what it holds
-    """
-
-    kind: str
-    folder: str
-    url: str
-    census: Census
-
-    def load(self, dataset: Dataset, cache: Path, download: bool) -> Splits:
-        """The splits of the archive below the root of `dataset`, or of a `tree` there.
-
-        download  whether to fetch the archive where the root is missing or empty
-        """
-        if download and dataset.root is not None:
-            self.fetch(resolve(dataset.root))
-        root = find_root(
-            dataset,
-            f"{self.folder}/, or train/ and test/ with a folder of images a class",
-            lambda folder: self.is_below(folder) or is_tree(folder),
-            f"Unpack {self.url} there, or correct dataset.root, or let dataset.download=true fetch it into an empty "
-            f"folder.",
-        )
-        raw = self.raw(root) if self.is_below(root) else tree(dataset, root, ("test", "val"), census=self.census)
-        return load(dataset, cache, root, raw, stretch)
-
-    def is_below(self, root: Path) -> bool:
-        return (root / self.folder).is_dir()
-
-    def fetch(self, root: Path) -> None:
-        """Downloads into `root` unless something is there already: beside first, then renamed, under a lock."""
-        if root.exists() and (not root.is_dir() or visible(root)):
-            return
-        part = root / ".download"
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / ".download.lock"):
-                if not self.is_below(root):
-                    log.info(f"fetching {self.url} into {root}")
-                    try:
-                        self.torchvision()(str(part), download=True)
-                        os.replace(part / self.folder, root / self.folder)
-                    finally:
-                        shutil.rmtree(part, ignore_errors=True)
-        except (OSError, RuntimeError, EOFError, HTTPException, TarError) as error:
-            raise DataError(
-                f"{root} is empty, and fetching {self.url} failed ({error}). Connect to the network, or unpack that "
-                f"archive there by hand, or set dataset.root to a folder that holds it."
-            ) from None
-
-    def raw(self, root: Path) -> Raw:
-        folder = root / self.folder
-        with os.scandir(folder) as entries:
-            stamps = sorted(stamp(entry.name, entry.stat()) for entry in entries)
-        return Raw(stamps, lambda: self.read(root))
-
-    def read(self, root: Path) -> tuple[Sequence[str], Split, Split]:
-        """The archive's contents, once its checksums match: pickles from elsewhere are never opened."""
-        from torchvision.datasets.utils import check_integrity
-
-        kind, folder = self.torchvision(), root / self.folder
-        parts = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
-        if bad := [name for name, md5 in parts if not check_integrity(str(folder / name), md5)]:
-            raise DataError(
-                f"{folder} is incomplete: {len(bad)} of its {len(parts)} files are missing or do not match their "
-                f"checksum ({some(bad)}). Remove that folder, then unpack {self.url} again, or leave dataset.root "
-                f"empty and let dataset.download=true fetch it."
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy's, over how it wrote pickles when the archive was made
-            train, test = (kind(str(root), train=train) for train in (True, False))
-        return train.classes, self.split(train), self.split(test)
-
-    def split(self, part: Any) -> Split:
-        names = [f"image {row} of {self.folder}" for row in range(len(part.data))]
-        return Split(names, part.targets, lambda row: Image.fromarray(part.data[row]))
-
-    def torchvision(self) -> Any:
-        import torchvision.datasets  # takes a second or more: only where something must be fetched or decoded
-
-        return getattr(torchvision.datasets, self.kind)
 
 
 # -- decoding ---------------------------------------------------------------------------------------------------------

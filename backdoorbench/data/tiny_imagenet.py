@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backdoorbench.data.base import Dataset, Splits
-from backdoorbench.data.store import (
+from backdoorbench.data.raw import (
     Census,
     File,
     Raw,
@@ -20,11 +20,10 @@ from backdoorbench.data.store import (
     image_files,
     is_tree,
     labelled,
-    load,
     read_table,
-    stretch,
     tree,
 )
+from backdoorbench.data.store import load, stretch
 from backdoorbench.errors import DataError
 
 CENSUS = Census(classes=200, train=100_000, test=10_000)
@@ -37,7 +36,7 @@ class TinyImagenet(Dataset):
     def load(self, cache: Path) -> Splits:
         root = find_root(self, LAYOUT, is_tree)
         published = (root / ANNOTATIONS).is_file() and bool(image_files(root, root / "val" / "images"))
-        raw = as_published(self, root) if published else tree(self, root, ("val", "test"), census=CENSUS)
+        raw = as_published(self, root) if published else tree(self, root, ("val",), census=CENSUS)
         return load(self, cache, root, raw, stretch)
 
 

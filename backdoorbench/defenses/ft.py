@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from backdoorbench.defenses.base import Defense, Scenario
+from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import classifier_head
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Schedule, check_range, fine_tuning
+from backdoorbench.training.recipe import Schedule, fine_tuning
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class FT(Defense):
     augment: Augment | None
 
     def __post_init__(self) -> None:
-        check_range("defense.epochs", self.epochs, low=0)
-        check_range("defense.batch_size", self.batch_size, low=2)
-        check_range("defense.lr", self.lr, low=0)
+        check_range("defense.epochs", self.epochs, 0)
+        check_range("defense.batch_size", self.batch_size, 2)
+        check_range("defense.lr", self.lr, 0)
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model = scenario.model

@@ -19,9 +19,10 @@ class SweepCallback(Callback):
         ended.append(Path(config.hydra.sweep.dir))
 
 
-def leave(folder: Path, **what: Any) -> None:
-    """A job's own result, in its folder of the sweep."""
-    cache.write_json(folder / "job.json", what)
+def leave(place: Path, *, record: str | None, error: str | None, mistake: bool) -> None:
+    """A job's own result, in its place among the sweep's folders: its record's folder, or its error and whether that was the
+    user's mistake."""
+    cache.write_json(place / "job.json", {"record": record, "error": error, "mistake": mistake})
 
 
 def collect(folder: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from backdoorbench.errors import ModelError
 from backdoorbench.shapes import Images, Logits
 
-LARGE = 128  # pixels: from here on a residual network opens with a 7x7 stride-2 convolution and a pooling, below with a 3x3
+LARGE = 128  # pixels: from here on residual networks open with a 7x7 stride-2 convolution and a pooling, below with 3x3
 
 
 class CentreCrop(nn.Module):
@@ -43,7 +43,7 @@ class Normalize(nn.Module):
 
 
 class GlobalAverage(nn.Module):
-    """(N, C, H, W) -> (N, C): the mean over the map. Deterministic on CUDA, where adaptive pooling's gradient is not."""
+    """(N, C, H, W) -> (N, C): the mean of each map; deterministic on CUDA, which adaptive pooling's gradient is not."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.mean((2, 3))
@@ -81,12 +81,11 @@ class ModelSpec(ABC):
         Raises ModelError where it cannot work at that size."""
 
     def check(self, size: int, least: int, width: int = 1) -> None:
-        """Raises ModelError where `size` is below `least`, the side that still leaves the last stage a pixel, or where
-        `width` is no width at all."""
+        """Raises ModelError where `size` is below `least`, at which the last map has one pixel, or `width` below 1."""
         if size < least:
             raise ModelError(
-                f"model '{self.name}' is asked to read images of {size} px, but its strides halve the side until nothing "
-                f"is left; it needs at least {least} px. Choose a larger dataset.size, or a network that halves less often."
+                f"model '{self.name}' is to read images of {size} px, but it halves the side until nothing is left; it "
+                f"needs at least {least} px. Choose a larger dataset.size, or a network that halves less often."
             )
         if width < 1:
             raise ModelError(f"model '{self.name}' has width {width}; expected at least 1 channel. Raise model.width.")

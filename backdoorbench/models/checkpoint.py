@@ -66,7 +66,7 @@ def read_weights(file: Path, path: str) -> Weights:
             raise ModelError(f"model.checkpoint={path} is no file; expected a safetensors file.") from None
         raise ModelError(f"model.checkpoint={path} is not a readable safetensors file ({error}).") from None
     except Exception as error:
-        first = str(error).splitlines()[0]
+        first = str(error).partition(". ")[0].partition("\n")[0]
         raise ModelError(
             f"model.checkpoint={path} is not a plain state dict ({first}); files that run code when loaded are refused. "
             f"Save the network again with safetensors.torch.save_file(model.state_dict(), FILE)."

@@ -1,8 +1,9 @@
 """PreAct-ResNet: residual blocks that normalise and activate before they convolve. The backdoor literature's network.
 
 Paper     He et al., Identity Mappings in Deep Residual Networks, arXiv 1603.05027v3
-Follows   BackdoorBench's CIFAR variant: pooling and one linear layer follow the last block directly, without the paper's
-          final batch norm; strided shortcuts read the activated input. Layer names are the same, so its weights fit.
+Follows   BackdoorBench's CIFAR variant: pooling and one linear layer follow the last block directly, without the
+          paper's final batch norm; strided shortcuts read the activated input. Layer names are the same, so its
+          weights fit.
 Init      torch's defaults, as there
 """
 
@@ -31,7 +32,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
-        out = self.conv1(active)
+        out: Tensor = self.conv1(active)
         out = self.conv2(F.relu(self.bn2(out)))
         return out + (x if self.shortcut is None else self.shortcut(active))
 
@@ -53,7 +54,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
-        out = self.conv1(active)
+        out: Tensor = self.conv1(active)
         out = self.conv2(F.relu(self.bn2(out)))
         out = self.conv3(F.relu(self.bn3(out)))
         return out + (x if self.shortcut is None else self.shortcut(active))
@@ -78,8 +79,8 @@ LAYERS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {  # blocks in each
 class PreActResNet(nn.Sequential):
     """(N, 3, size, size) -> (N, classes): stem, four stages (the last three halve the side), mean, linear.
 
-    Below 128 px the stem is a 3x3 convolution of stride 1; from 128 px on, a 7x7 one of stride 2 and a 3x3 max-pooling of
-    stride 2. The last map has side/8 or side/32 pixels a side.
+    Below 128 px the stem is a 3x3 convolution of stride 1; from 128 px on, a 7x7 one of stride 2 and a 3x3 max-pooling
+    of stride 2. The last map has side/8 or side/32 pixels a side.
     """
 
     def __init__(self, depth: int, width: int, classes: int, size: int) -> None:

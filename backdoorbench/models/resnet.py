@@ -75,8 +75,8 @@ LAYERS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {  # blocks in each
 class ResNet(nn.Sequential):
     """(N, 3, size, size) -> (N, classes): stem, four stages (the last three halve the side), mean, linear.
 
-    Below 128 px the stem is a 3x3 convolution of stride 1; from 128 px on, a 7x7 one of stride 2 and, after BN and ReLU,
-    a 3x3 max-pooling of stride 2. The last map has side/8 or side/32 pixels a side.
+    Below 128 px the stem is a 3x3 convolution of stride 1; from 128 px on, a 7x7 one of stride 2 and, after BN and
+    ReLU, a 3x3 max-pooling of stride 2. The last map has side/8 or side/32 pixels a side.
     """
 
     def __init__(self, depth: int, width: int, classes: int, size: int) -> None:

@@ -11,7 +11,8 @@ ViT, DeiT, Swin        at least 8x8 patches: patch 4 at 32 px, 8 at 64 px
 ConvNeXt               patches of one pixel: the last map has side/8 pixels a side
 
 A classifier that timm writes as a 1x1 convolution on the pooled map (ResNetV2) becomes the equal linear layer, since
-defenses work on that. With pretrained weights, a replaced stem convolution starts from random ones.
+defenses work on that. With pretrained weights, a replaced stem convolution starts from random ones, and images are
+normalised by the data set's statistics, not by those the weights were trained with.
 """
 
 from dataclasses import dataclass
@@ -25,13 +26,14 @@ from backdoorbench.models.base import LARGE, ModelSpec
 
 RESNETS = ["resnet", "resnetv2"]  # families are timm's modules, since names alone do not tell them apart
 TRANSFORMERS = ["vision_transformer", "deit", "swin_transformer", "swin_transformer_v2"]
+DYNAMIC = ["vision_transformer", "deit"]  # some read several sizes, by code that surgery cannot cut; one is enough
 CONVNEXTS = ["convnext"]
 
 
 @dataclass(frozen=True)
 class TimmSpec(ModelSpec):
     """timm_name   as timm.list_models() prints it; a tag behind a dot chooses pretrained weights
-    pretrained  fetch timm's weights (needs network, once); the classifier is drawn anew
+    pretrained  fetch timm's weights (needs network, once); for another number of classes the classifier is drawn anew
     stem        see the head of this file
     """
 
@@ -45,20 +47,22 @@ class TimmSpec(ModelSpec):
 
         if not timm.is_model(self.timm_name):
             raise ModelError(
-                f"timm knows no model '{self.timm_name}'.{did_you_mean(self.timm_name, timm.list_models())} All of them: "
-                f'python -c "import timm; print(*timm.list_models())"'
+                f"timm knows no model '{self.timm_name}'.{did_you_mean(self.timm_name, timm.list_models())} "
+                f'All of them: python -c "import timm; print(*timm.list_models())"'
             )
         arch = self.timm_name.split(".")[0]
         family = next((kind for kind in (RESNETS, TRANSFORMERS, CONVNEXTS) if is_model_in_modules(arch, kind)), None)
         small = self.stem == "small" or (self.stem == "auto" and size < LARGE)
         if self.stem == "small" and family is None:
             raise ModelError(
-                f"model.stem is 'small', but of timm's networks only ResNet, ResNetV2, ViT, DeiT, Swin and ConvNeXt can be "
-                f"changed so, not '{self.timm_name}'. Set model.stem=as_is, or choose one of those."
+                f"model.stem is 'small', but of timm's networks only ResNet, ResNetV2, ViT, DeiT, Swin and ConvNeXt "
+                f"can be changed so, not '{self.timm_name}'. Set model.stem=as_is, or choose one of those."
             )
         options: dict[str, Any] = {}
         if family is TRANSFORMERS and self.stem != "as_is":
             options["img_size"] = size
+            if is_model_in_modules(arch, DYNAMIC):
+                options["dynamic_img_size"] = False
             if small:
                 options["patch_size"] = patch(size)
         if family is CONVNEXTS and small:
@@ -82,8 +86,8 @@ class TimmSpec(ModelSpec):
                 net(torch.zeros(2, 3, size, size))
         except Exception as error:
             raise ModelError(
-                f"timm's '{self.timm_name}' with stem={self.stem} does not read images of {size} px ({first_line(error)}). "
-                f"Choose model.stem=auto, a larger dataset.size, or another model.timm_name."
+                f"timm's '{self.timm_name}' with stem={self.stem} does not read images of {size} px "
+                f"({first_line(error)}). Choose model.stem=auto, a larger dataset.size, or another model.timm_name."
             ) from error
         for module, mode in modes.items():
             module.training = mode
@@ -91,13 +95,13 @@ class TimmSpec(ModelSpec):
     def _refusal(self, error: Exception, size: int) -> ModelError:
         if self.pretrained:
             return ModelError(
-                f"The pretrained weights of timm's '{self.timm_name}' could not be fetched ({first_line(error)}). They need "
-                f"a network connection and a name that has weights. Without them set model.pretrained=false; to start "
-                f"from weights on this machine, also pass their safetensors file as model.checkpoint."
+                f"The pretrained weights of timm's '{self.timm_name}' could not be loaded ({first_line(error)}). They "
+                f"need a network connection and a name that has weights. Without them set model.pretrained=false; to "
+                f"start from weights on this machine, also pass their file as model.checkpoint."
             )
         return ModelError(
-            f"timm could not build '{self.timm_name}' for images of {size} px ({first_line(error)}). Set model.stem=as_is, "
-            f"or choose another model.timm_name."
+            f"timm could not build '{self.timm_name}' for images of {size} px ({first_line(error)}). Set "
+            f"model.stem=as_is, or choose another model.timm_name."
         )
 
 
@@ -115,12 +119,12 @@ def shrink_stem(net: Any) -> None:
 
     A stem of three 3x3 convolutions keeps them and its weights; only the stride of the first goes.
     """
-    stem = getattr(net, "stem", net)  # ResNetV2 keeps its stem in a module of that name
+    stem: Any = getattr(net, "stem", net)  # ResNetV2 keeps its stem in a module of that name
     name = "conv1" if hasattr(stem, "conv1") else "conv"
-    first = getattr(stem, name)
-    if isinstance(first, nn.Sequential):
-        first[0].stride = (1, 1)
-    elif first.kernel_size == (3, 3):
+    first: Any = getattr(stem, name)
+    if isinstance(first, nn.Sequential):  # the deep stem of a ResNet
+        first = next(first.children())
+    if first.kernel_size == (3, 3):
         first.stride = (1, 1)
     else:
         conv = type(first)(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
@@ -133,7 +137,7 @@ def shrink_stem(net: Any) -> None:
 
 def make_classifier_linear(net: Any) -> None:
     """Replaces a 1x1-convolution classifier of timm's ClassifierHead by the linear layer that computes the same."""
-    from timm.layers import ClassifierHead
+    from timm.layers.classifier import ClassifierHead
 
     head = getattr(net, "head", None)
     if not (isinstance(head, ClassifierHead) and head.use_conv and isinstance(head.fc, nn.Conv2d)):

@@ -2,9 +2,9 @@
 
 Paper     Zagoruyko and Komodakis, arXiv 1605.07146v4, without dropout
 Styles    standard          ReLU, convolutions without bias
-          trap_and_replace  the flavour of Trap-and-Replace (arXiv 2210.06428): LeakyReLU 0.1, convolutions with bias, and
-                            a quirk: a block that changes the width feeds its raw input to both branches, so its
-                            first batch norm is never used. That layer is kept, idle, so the parameters count as there.
+          trap_and_replace  the flavour of Trap-and-Replace (arXiv 2210.06428): LeakyReLU 0.1, convolutions with bias,
+                            and a quirk: a block that changes the width feeds its raw input to both branches, so its
+                            first batch norm is never used. It is kept, idle, so that parameters count as there.
 Init      convolutions Kaiming normal over the fan-out, batch norms 1 and 0, every bias 0; linear Xavier normal in
           trap_and_replace, torch's default in standard
 """
@@ -43,15 +43,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = x if self.raw else self.act(self.bn1(x))
-        out = self.conv2(self.act(self.bn2(self.conv1(active))))
+        out: Tensor = self.conv2(self.act(self.bn2(self.conv1(active))))
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
 class WideResNet(nn.Sequential):
-    """(N, 3, size, size) -> (N, classes): stem, three groups (the last two halve the side), BN, activation, mean, linear.
+    """(N, 3, size, size) -> (N, classes): stem, three groups (the last two halve the side), BN, activation, linear.
 
-    Below 128 px the stem is a 3x3 convolution of stride 1; from 128 px on, a 7x7 one of stride 2 and a 3x3 max-pooling of
-    stride 2. The last map has side/4 or side/16 pixels a side.
+    Below 128 px the stem is a 3x3 convolution of stride 1; from 128 px on, a 7x7 one of stride 2 and a 3x3 max-pooling
+    of stride 2. The last map has side/4 or side/16 pixels a side.
     """
 
     def __init__(self, depth: int, widen: int, width: int, style: Style, classes: int, size: int) -> None:
@@ -66,7 +66,7 @@ class WideResNet(nn.Sequential):
         for group in range(3):
             channels = width * widen * 2**group
             blocks = []
-            for index in range((depth - 4) // 6):  # two convolutions a block; four more: stem, shortcuts of the groups
+            for index in range((depth - 4) // 6):  # two convolutions a block; the other four: stem, three shortcuts
                 blocks.append(Block(inputs, channels, 2 if group > 0 and index == 0 else 1, style))
                 inputs = channels
             layers[f"group{group + 1}"] = nn.Sequential(*blocks)

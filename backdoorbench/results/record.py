@@ -134,5 +134,3 @@ def commit() -> str | None:
 def failure(error: BaseException) -> str:
     """An error in one line for the record."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-

@@ -211,7 +211,13 @@ def as_latex(rows: Sequence[Row]) -> str:
 
 def latex(text: str) -> str:
     """Text with LaTeX's own characters escaped."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", DASH: "--"}
+    special = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        DASH: "--",
+    }
     special |= {mark: "\\" + mark for mark in "&%_#${}"}
     return "".join(special.get(mark, mark) for mark in text)
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import check_range
 from backdoorbench.tensors.augment import Augment
 
 Precision = Literal["auto", "bf16", "float32"]
@@ -42,12 +42,12 @@ class Recipe:
     compile: bool
 
     def __post_init__(self) -> None:
-        check_range("train.epochs", self.epochs, low=0)
-        check_range("train.batch_size", self.batch_size, low=2)
-        check_range("train.lr", self.lr, low=0)
-        check_range("train.weight_decay", self.weight_decay, low=0)
-        check_range("train.label_smoothing", self.label_smoothing, low=0, high=1)
-        check_range("train.warmup", self.warmup, low=0, high=1)
+        check_range("train.epochs", self.epochs, 0)
+        check_range("train.batch_size", self.batch_size, 2)
+        check_range("train.lr", self.lr, 0)
+        check_range("train.weight_decay", self.weight_decay, 0)
+        check_range("train.label_smoothing", self.label_smoothing, 0, 1)
+        check_range("train.warmup", self.warmup, 0, 1)
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of batch `step`, counted from 0 over the whole training."""
@@ -80,13 +80,6 @@ def fine_tuning(
         weight_decay=weight_decay, schedule=schedule, warmup=0.0, milestones=(), decay=1.0, label_smoothing=0.0,
         augment=augment, precision=precision, compile=False,
     )  # fmt: skip
-
-
-def check_range(setting: str, value: float, low: float | None = None, high: float | None = None) -> None:
-    """Raises ConfigError unless low <= value <= high."""
-    if (low is not None and value < low) or (high is not None and value > high) or math.isnan(value):
-        bounds = f"between {low:g} and {high:g}" if None not in (low, high) else f"at least {low:g}"
-        raise ConfigError(f"{setting} is {value:g}; expected a number {bounds}. Change {setting}.")
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:

@@ -1,0 +1,150 @@
+"""The public functions: what the command line does, a step at a time. A thin skin over the pipeline."""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from backdoorbench import config, job, pipeline
+from backdoorbench.attacks.base import Attack, Infection, Task
+from backdoorbench.config import compose
+from backdoorbench.data.images import ImageSet
+from backdoorbench.defenses.base import Defense, Scenario
+from backdoorbench.evaluation import evaluate
+from backdoorbench.models import checkpoint
+from backdoorbench.models.base import Classifier
+from backdoorbench.pipeline import Run
+from backdoorbench.results import record
+from backdoorbench.streams import Stream
+from backdoorbench.training.recipe import Recipe, resolve_precision
+
+__all__ = [
+    "build",
+    "compose",
+    "evaluate",
+    "infect",
+    "load_dataset",
+    "load_model",
+    "purify",
+    "results",
+    "run",
+    "withhold",
+]
+
+
+def run(*overrides: str) -> Run:
+    """What `bdx <overrides>` does: the finished run, found or carried out and recorded.
+
+    Raises BdxError for a mistake in the settings."""
+    return job.carry_out(compose(overrides)).run
+
+
+def build(option: str, **changes: Any) -> Any:
+    """The object an option describes, with some settings changed: `build("defense/fst", lr=0.02)`."""
+    group, _, name = option.partition("/")
+    node = compose([f"{group}={name}"])[group]
+    return config.build({**node, **changes}, group)
+
+
+def load_dataset(name: str, device: str = "cpu", **changes: Any) -> tuple[ImageSet, ImageSet]:
+    """Training and test split of a data set: `load_dataset("cifar10", root="/data/cifar10", train_size=5000)`."""
+    resolved = compose([f"dataset={name}"])
+    dataset = config.build({**resolved["dataset"], **changes}, "dataset")
+    splits = dataset.load(Path(resolved["runtime"]["outputs"]).expanduser() / "cache")
+    return splits.train.to(device), splits.test.to(device)
+
+
+def withhold(clean: ImageSet, rate: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """`clean` without a stratified share of `rate`, and that share: the victim's images, and the defender's."""
+    holdout = dataclasses.replace(build("holdout/standard"), rate=rate)
+    parts = holdout.divide(clean, clean, Stream(seed).child("holdout"))
+    if parts.holdout is None:
+        raise ValueError("rate is 0: nothing is withheld")
+    return parts.train, parts.holdout
+
+
+def infect(attack: Attack, train: ImageSet, *settings: str, seed: int = 0) -> Infection:
+    """Trains a model on `train`, attacked. `settings` say on what and how: `"dataset=digits"` (its normalisation, network and
+    recipe come along), `"model=resnet18"`, `"train.epochs=5"`."""
+    fresh, recipe = _victim(train, settings)
+    return attack.infect(Task(train, fresh, recipe, None), Stream(seed).child("infect"))
+
+
+def purify(
+    defense: Defense, infection: Infection, holdout: ImageSet | None, *settings: str, seed: int = 0
+) -> nn.Module:
+    """The model that `defense` makes of an infection. `settings` as the infection had them.
+
+    holdout  clean images, disjoint from what the model is judged by; None where the defense needs none"""
+    place = holdout if holdout is not None else infection.train
+    if place is None:
+        raise ValueError("neither a holdout nor a training set: a defense has nothing to work with")
+    fresh, recipe = _victim(place, settings)
+    scenario = Scenario(
+        defense.needs,
+        model=copy.deepcopy(infection.model),
+        holdout=holdout,
+        train=infection.train,
+        build=fresh,
+        recipe=recipe,
+        stream=Stream(seed).child("purify"),
+        device=place.device,
+        probe=lambda model, epoch: None,
+        note=lambda name, value: None,
+    )
+    return defense.purify(scenario).eval()
+
+
+def _victim(images: ImageSet, settings: tuple[str, ...]) -> tuple[Callable[[Stream], nn.Module], Recipe]:
+    """What builds the network that the settings name, for these images, and the recipe that trains it."""
+    resolved = compose(settings)
+    resolved["train"]["precision"] = resolve_precision(resolved["train"]["precision"], images.device)
+    spec = config.build(resolved["model"], "model")
+    dataset = resolved["dataset"]
+    size = dataset["crop"] or images.size
+
+    def fresh(stream: Stream) -> nn.Module:
+        net = pipeline.seeded(lambda: spec.net(len(images.classes), size), stream)
+        return Classifier(net, size, dataset["mean"], dataset["std"]).to(images.device)
+
+    return fresh, config.build(resolved["train"], "train")
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """The purified model of a run's folder (or its `purified.safetensors`), in eval mode: [0, 1] pixels in, logits out."""
+    from safetensors import safe_open
+
+    file = Path(folder) / "purified.safetensors" if Path(folder).is_dir() else Path(folder)
+    with safe_open(file, "pt") as opened:
+        described = opened.metadata()
+    spec = config.build({**json.loads(described["model"]), "checkpoint": None}, "model")
+    classes, size = json.loads(described["classes"]), int(described["size"])
+    normal = json.loads(described["normalize"])
+    model = Classifier(spec.net(len(classes), size), size, normal["mean"], normal["std"])
+    checkpoint.restore(model, file)
+    return model.eval()
+
+
+def results(*folders: str | Path) -> Any:
+    """A pandas DataFrame of every run below `folders`, one row each: settings that name it, figures as fractions.
+
+    Needs the extra `frames` (pandas)."""
+    import pandas
+
+    rows = []
+    for folder in folders or ("outputs",):
+        for entry in record.find(Path(folder)):
+            found = record.read(entry)
+            named = {group: found.config[group]["name"] for group in ("dataset", "model", "train", "holdout")}
+            row: dict[str, Any] = {"id": found.id, "status": found.status, **named}
+            row |= {"attack": found.config["attack"]["name"], "defense": found.config["defense"]["name"]}
+            row |= {"poison_rate": found.config["attack"].get("poison_rate"), "seed": found.config["seed"]}
+            for when, scores in (("infected", found.infected), ("purified", found.purified)):
+                for name in ("ca", "asr", "ra"):
+                    row[f"{when}_{name}"] = getattr(scores, name) if scores else None
+            rows.append(row | {"folder": str(entry)})
+    return pandas.DataFrame(rows)

@@ -1,0 +1,56 @@
+"""Shared fixtures. pytest                      the quick tier, minutes on two cores
+pytest -m 'slow or gpu'     the rest"""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch starts its threads
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from backdoorbench import config, job
+from backdoorbench.data.images import ImageSet
+from backdoorbench.job import Job
+
+QUICK = ("dataset.train_size=400", "dataset.test_size=120", "model.width=8", "train.epochs=4", "control=off")
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """Results depend on the number of threads in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def wave() -> torch.Tensor:
+    """(4, 3, 32, 32) in [0, 1] without a random generator: a range through a sine."""
+    return (torch.arange(4 * 3 * 32 * 32, dtype=torch.float64).mul(0.37).sin().add(1).div(2)).float().view(4, 3, 32, 32)
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """120 images of 10 classes, made of the same wave."""
+    values = torch.arange(120 * 3 * 32 * 32, dtype=torch.float64).mul(0.011).sin().add(1).mul(127.5)
+    return ImageSet(values.round().to(torch.uint8).view(120, 3, 32, 32), torch.arange(120) % 10, tuple("abcdefghij"))
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One outputs folder for the whole session, so that tests share infections as a sweep would."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="session")
+def run(outputs: Path) -> Callable[..., Job]:
+    """Carries out `bdx <overrides>` in the session's outputs folder."""
+
+    def carry_out(*overrides: str) -> Job:
+        return job.carry_out(config.compose([f"runtime.outputs={outputs}", "runtime.threads=2", *overrides]))
+
+    return carry_out

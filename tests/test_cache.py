@@ -1,0 +1,84 @@
+"""The cache: what moves a key and what does not; nothing half-written is ever read; two processes make a thing once."""
+
+import errno
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoorbench import cache
+from backdoorbench.errors import StorageError
+
+
+def test_a_key_depends_on_values_not_on_order_or_spelling() -> None:
+    assert cache.key("a", {"x": 1, "y": {"z": [0.5, None]}}) == cache.key("a", {"y": {"z": (0.5, None)}, "x": 1.0})
+    assert cache.key("a", {"x": 1}) != cache.key("b", {"x": 1}) != cache.key("b", {"x": 2})
+    assert cache.key("infection", {"x": 1}) == "3d7fef43cb39"  # golden: an old cache stays readable
+
+
+def test_a_failed_making_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        cache.obtain(tmp_path / "thing", fail, "")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thing.lock"]
+    assert not cache.obtain(tmp_path / "thing", lambda folder: (folder / "whole").write_text("whole") and None, "")
+    assert cache.obtain(tmp_path / "thing", fail, "")  # found: not made again
+    assert [entry.name for entry in (tmp_path / "thing").iterdir()] == ["whole"]
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    stale = tmp_path / ".thing.0123abcd"
+    stale.mkdir()
+    (stale / "half").write_text("half")
+    cache.obtain(tmp_path / "thing", lambda folder: None, "")
+    assert not stale.exists()
+
+
+def _slowly(folder: str, counter: str) -> None:
+    def make(partial: Path) -> None:
+        with open(counter, "a") as file:
+            file.write("made\n")
+        time.sleep(0.3)
+
+    cache.obtain(Path(folder), make, "waiting")
+
+
+def test_two_processes_make_it_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=_slowly, args=(str(tmp_path / "thing"), str(tmp_path / "count"))) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert (tmp_path / "count").read_text() == "made\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "no space is left on the disk of {folder}. Nothing finished was lost;"),
+        (
+            errno.EROFS,
+            "{folder} cannot be written (Read-only file system). Set runtime.outputs to a folder you may write to.",
+        ),
+    ],
+)
+def test_storage_errors_are_said_plainly(tmp_path: Path, monkeypatch: Any, number: int, said: str) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, "os text")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(StorageError) as caught:
+        cache.write_json(tmp_path / "record.json", {"a": 1})
+    assert str(caught.value).startswith(said.format(folder=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range float values"):
+        cache.write_json(tmp_path / "record.json", {"a": float("nan")})

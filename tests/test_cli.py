@@ -1,0 +1,128 @@
+"""The command line: quick answers without torch, verbs, exact texts."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import QUICK
+
+from backdoorbench import catalog, cli
+from backdoorbench.job import Job
+
+HEAVY = ("torch", "torchvision", "timm", "sklearn", "numpy")
+GUARD = f"""
+import sys
+class Guard:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {HEAVY!r}:
+            raise AssertionError(f"{{name}} was imported")
+sys.meta_path.insert(0, Guard())
+from backdoorbench.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "bdx tells whether a backdoor defense works"),
+        (["list"], 0, "badnets    BadNets, arXiv 1708.06733v2"),
+        (["list", "defenses"], 0, "fst"),
+        (["show", "defense=fst"], 0, "defense.alpha"),
+        (["--cfg", "job", "attack=blended"], 0, "poison_rate: 0.1"),
+        (["--version"], 0, "bdx "),
+        (["defense=fts"], 2, "defense 'fts' is unknown. Did you mean 'fst' or 'ft'?"),
+        (["defense.lrr=1", "defense=fst"], 2, "defense has no setting 'lrr'. Did you mean 'lr'?"),
+    ],
+)
+def test_answers_without_torch(words: list[str], code: int, said: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", GUARD, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    assert said in (done.stdout if code == 0 else done.stderr)
+    assert time.monotonic() - start < 10  # a hang; the real bound (1.5 s) is measured by hand, not by a timed test
+    assert not list(tmp_path.iterdir())  # asking leaves nothing behind
+
+
+def test_importing_the_package_is_cheap() -> None:
+    probe = "import sys, backdoorbench; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
+
+
+def test_the_public_names() -> None:
+    import backdoorbench
+
+    assert backdoorbench.__all__ == [
+        "build", "compose", "evaluate", "infect", "load_dataset", "load_model", "purify", "results", "run", "withhold",
+    ]  # fmt: skip
+    assert all(callable(getattr(backdoorbench, name)) for name in backdoorbench.__all__)
+
+
+def test_list_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for group in catalog.GROUPS for name in catalog.names(group))
+
+
+def test_show_prints_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "defense=fst"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("FST: feature shift tuning.") and "Paper    arXiv 2310.01875v2" in shown
+    for knob in catalog.describe("defense", "fst").knobs:
+        assert f"defense.{knob.name}" in shown and knob.default in shown
+    assert "  Departs  1. only the last linear layer counts as the classifier" in shown
+
+
+def test_a_run_prints_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["attack=badnets", "defense=none", *QUICK, "runtime.progress=off"]) == 0
+    (entry,) = (tmp_path / "outputs" / "runs").iterdir()
+    record = json.loads((entry / "record.json").read_text())
+    figures = "".join(f"{100 * record['infected'][name]:9.2f}" for name in ("ca", "asr", "ra"))
+    key = record["infection"]["key"]
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines == [
+        "  digits · demo · badnets → none · seed 0",
+        f"  infected model: trained {key}",
+        f"  infect     poison rate 10 %, target 0           {lines[2].split()[-1]}",
+        f"  purify     none, holdout 5 %                    {lines[3].split()[-1]}",
+        "                  CA      ASR       RA",
+        f"   infected {figures}",
+        f"   purified {figures}",
+        *([lines[7]] if "weak infection" in lines[7] else []),
+        "  percent of 120 clean and 108 triggered test images",
+        f"  record     outputs/runs/{entry.name}/record.json",
+    ]
+    assert cli.main(["attack=badnets", "defense=none", *QUICK]) == 0
+    assert "done before; rerun=true repeats it" in capsys.readouterr().out
+
+
+def test_report(run: Callable[..., Job], outputs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = str(run("attack=badnets", "defense=ft", *QUICK).folder)
+    run_one = str(run("attack=badnets", "defense=ft", "seed=1", *QUICK).folder)
+    assert cli.main(["report", folder, run_one]) == 0
+    shown = capsys.readouterr().out
+    assert "±" in shown and "seeds 0, 1;" in shown
+    for kind, first in (
+        ("csv", "dataset,model,attack,"),
+        ("md", "dataset digits · model demo"),
+        ("latex", "% dataset digits"),
+    ):
+        assert cli.main(["report", folder, "--format", kind]) == 0
+        assert capsys.readouterr().out.startswith(first)
+    assert cli.main(["report", str(outputs), "--format", "csv", "--output", str(tmp_path / "table.csv")]) == 0
+    assert len((tmp_path / "table.csv").read_text().splitlines()) >= 2
+
+
+def test_python_m_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "backdoorbench", "--version"], capture_output=True, text=True, env={**os.environ}
+    )
+    assert done.returncode == 0 and done.stdout.startswith("bdx ")

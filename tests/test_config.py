@@ -1,0 +1,175 @@
+"""Every yaml composes, builds, and says the same as its class; the order of precedence; what may be built at all."""
+
+import ast
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoorbench import catalog, config, pipeline
+from backdoorbench.errors import ConfigError, nearest
+
+BUILT = [
+    (group, name)
+    for group in ("attack", "defense", "dataset", "model", "train", "holdout")
+    for name in catalog.names(group)
+]
+DATASETS = catalog.names("dataset")
+OVERLAYS = [
+    file for group in ("attack_on", "defense_on") for file in sorted((config.conf_dir() / group).glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize(("group", "name"), BUILT)
+def test_every_option_matches_its_class(group: str, name: str) -> None:
+    node = config.compose([f"{group}={name}"])[group]
+    built = config.build(node, group)
+    assert built.name == node["name"] == (built.timm_name if name == "timm" else name)
+    assert isinstance(node["version"], int)
+    fields = {field.name: field for field in dataclasses.fields(built)}
+    assert set(fields) == set(node) - {"_target_", "version"}
+    for field in fields.values():  # no default lives in two places
+        assert field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+@pytest.mark.parametrize(("group", "name"), BUILT)
+def test_every_option_is_explained(group: str, name: str) -> None:
+    option = catalog.describe(group, name)
+    assert option.command.startswith("bdx ") and option.summary
+    assert all(knob.comment for knob in option.knobs if knob.name != "root"), [
+        k.name for k in option.knobs if not k.comment
+    ]
+    if group in ("attack", "defense"):
+        assert set(option.method) == {"Idea", "Paper", "Follows", "Departs", "Cost"}
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("attack", catalog.names("attack"))
+def test_every_pair_composes_with_its_overlays(dataset: str, attack: str) -> None:
+    for defense in catalog.names("defense"):
+        resolved = config.compose([f"dataset={dataset}", f"attack={attack}", f"defense={defense}"])
+        config.build(resolved["attack"], "attack")
+        config.build(resolved["defense"], "defense")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_overlays_hold_only_what_differs(overlay: Path) -> None:
+    from omegaconf import OmegaConf
+
+    group = overlay.parent.name.removesuffix("_on")
+    method = next(
+        name
+        for name in catalog.names(group)
+        if overlay.stem.startswith(f"{name}_") and overlay.stem.removeprefix(f"{name}_") in DATASETS
+    )
+    base, changes = config.option(group, method), OmegaConf.to_container(OmegaConf.load(overlay))
+    assert isinstance(changes, dict) and set(changes) <= set(base)
+    assert all(base[key] != value for key, value in changes.items())
+
+
+def test_precedence() -> None:
+    assert config.compose([])["model"]["name"] == "demo"
+    assert config.compose(["dataset=cifar10"])["model"]["name"] == "preact_resnet18"
+    assert config.compose(["dataset=cifar10"])["train"]["name"] == "paper"
+    assert config.compose(["dataset=cifar10", "model=vgg16_bn", "train=fast"])["model"]["name"] == "vgg16_bn"
+    assert config.compose(["dataset=gtsrb", "defense=fst"])["defense"]["alpha"] == 0.1  # the overlay
+    assert config.compose(["dataset=gtsrb", "defense=fst", "defense.alpha=0.3"])["defense"]["alpha"] == 0.3
+
+
+def test_the_default_composition_is_what_it_was() -> None:
+    resolved = config.compose(["attack=badnets", "defense=fst"])
+    assert resolved["attack"] == {
+        "_target_": "backdoorbench.attacks.badnets.BadNets", "version": 1, "name": "badnets", "mapping": "all_to_one",
+        "target": 0, "sources": [], "poison_rate": 0.1, "rate_of": "all", "include_target_class": True, "cover_rate": 0.0,
+        "mode": "replace", "pattern": "white3", "patch_file": None, "patch_size": 3, "position": None,
+    }  # fmt: skip
+    assert resolved["holdout"]["rate"] == 0.05 and resolved["holdout"]["source"] == "withheld" and resolved["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lrr": 1}, "defense has no setting 'lrr'. Did you mean 'lr'?"),
+        ({"lr": "fast"}, "defense.lr is 'fast'; expected a number."),
+        ({"epochs": 1.5}, "defense.epochs is 1.5; expected a whole number."),
+        ({"reinit": 1}, "defense.reinit is 1; expected true or false."),
+        ({"bn_mode": "trian"}, "defense.bn_mode is 'trian'; expected train or eval. Did you mean 'train'?"),
+        ({"augment": {"flip": True}}, "defense.augment lacks 'crop'; add it to the yaml file that describes Augment."),
+        (
+            {"_target_": "os.system"},
+            "defense._target_ is 'os.system', outside backdoorbench; only classes of these packages",
+        ),
+        (
+            {"_target_": "backdoorbench.nowhere.Thing"},
+            "defense._target_ is 'backdoorbench.nowhere.Thing', which does not exist",
+        ),
+        (
+            {"_target_": "backdoorbench.config.build"},
+            "defense._target_ is 'backdoorbench.config.build', which is no dataclass",
+        ),
+        ({"alpha": -1}, "defense.alpha is -1; expected a number at least 0. Change defense.alpha."),
+    ],
+)
+def test_a_wrong_setting_is_named(change: dict[str, Any], said: str) -> None:
+    node = config.compose(["defense=fst"])["defense"] | change
+    with pytest.raises(ConfigError) as caught:
+        config.build(node, "defense")
+    assert str(caught.value).startswith(said)
+
+
+def test_a_plugins_class_is_built_only_when_named() -> None:
+    node = {"_target_": "collections.Counter"}
+    with pytest.raises(ConfigError, match="outside backdoorbench"):
+        config.build(node, "defense")
+    with pytest.raises(ConfigError, match="which is no dataclass"):
+        config.build(node, "defense", ["collections"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("fts", "fst"), ("FST", "fst"), ("blended_", "blended"), ("bandets", "badnets"), ("xyzzy", None)],
+)
+def test_suggestions(typed: str, meant: str | None) -> None:
+    close = nearest(typed, ["ft", "fst", "none", "blended", "badnets"])
+    assert close[:1] == ([meant] if meant else [])
+
+
+def test_python_repeats_no_default_of_a_yaml() -> None:
+    """Dataclasses that a yaml describes define no default; a call of a knob's name with a literal would be a second home."""
+    package = Path(config.__file__).parent
+    for folder in ("attacks", "defenses"):
+        for file in sorted((package / folder).glob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.ClassDef) and file.name != "base.py":
+                    given = [item for item in node.body if isinstance(item, ast.AnnAssign) and item.value is not None]
+                    assert all("ClassVar" in ast.unparse(item.annotation) for item in given), file
+
+
+def test_runtime_does_not_move_a_key_and_every_other_setting_does() -> None:
+    resolved = config.compose(["attack=badnets", "defense=fst"])
+    made = pipeline.run_settings(resolved, "digest")
+    assert "runtime" not in made and "rerun" not in made
+    moved = pipeline.run_settings({**resolved, "runtime": {"device": "other"}, "rerun": True, "force": True}, "digest")
+    assert moved == made
+
+    def changed(node: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+        return [p for k, v in node.items() for p in (changed(v, (*path, k)) if isinstance(v, dict) else [(*path, k)])]
+
+    for path in changed(made):
+        if path in (("format",), ("dataset", "digest")):
+            continue
+        other = config.compose(["attack=badnets", "defense=fst"])
+        node = other
+        for name in path[:-1]:
+            node = node[name]
+        node[path[-1]] = "changed"
+        if path[-1] == "checkpoint" or path[-1].endswith("_file"):
+            node[path[-1]] = __file__
+        assert pipeline.run_settings(other, "digest") != made, path
+
+
+def test_a_data_sets_place_is_no_part_of_a_key() -> None:
+    here, there = (config.compose(["dataset=cifar10", f"dataset.root={root}"]) for root in ("/a", "/b"))
+    assert pipeline.run_settings(here, "digest") == pipeline.run_settings(there, "digest")
+    assert pipeline.run_settings(here, "digest") != pipeline.run_settings(here, "other")

@@ -1,0 +1,164 @@
+"""The training engine: schedules against formulas, resuming, determinism, refusal of non-finite losses."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from backdoorbench import config
+from backdoorbench.data.images import ImageSet, spans
+from backdoorbench.errors import TrainingError
+from backdoorbench.streams import Stream
+from backdoorbench.tensors.augment import Augment
+from backdoorbench.training.fit import Snapshots, fit
+from backdoorbench.training.recipe import Recipe
+
+AUGMENT = Augment(crop_padding=2, flip=True, rotation=0.0, resized_crop=None, crop=None)
+
+
+def recipe(**changes: Any) -> Recipe:
+    node = config.option("train", "demo") | {"augment": None, "precision": "float32", "epochs": 3, "batch_size": 32}
+    built: Recipe = config.build(node, "train")
+    return replace(built, augment=AUGMENT, **changes)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Flatten(),
+            nn.Linear(8 * 15 * 15, 10),
+        )
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+
+def test_two_trainings_are_bit_equal(images: ImageSet) -> None:
+    first, second = network(), network()
+    fit(first, images, recipe(), Stream(0))
+    torch.manual_seed(123)  # the caller's own random numbers do not matter
+    fit(second, images, recipe(), Stream(0))
+    assert torch.equal(weights(first), weights(second))
+    third = network()
+    fit(third, images, recipe(), Stream(1))
+    assert not torch.equal(weights(first), weights(third))
+
+
+def test_training_leaves_the_callers_random_numbers_alone(images: ImageSet) -> None:
+    torch.manual_seed(5)
+    before = torch.rand(3)
+    torch.manual_seed(5)
+    fit(network(), images, recipe(epochs=1), Stream(0))
+    assert torch.equal(torch.rand(3), before)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_killed_training_resumes_from_its_last_epoch(images: ImageSet, tmp_path: Path, optimizer: str) -> None:
+    chosen = recipe(optimizer=optimizer, lr=0.01)
+    whole = network()
+    history = fit(whole, images, chosen, Stream(0))
+    snapshots = Snapshots(tmp_path / "state.pt", every_seconds=0)
+
+    def killed(epoch: int) -> None:
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), images, chosen, Stream(0), snapshots=snapshots, after_epoch=killed)
+    assert snapshots.file.exists()
+    trained: list[int] = []
+    resumed = network()
+    again = fit(resumed, images, chosen, Stream(0), snapshots=snapshots, after_epoch=trained.append)
+    assert trained == [2]  # the first two epochs were not repeated
+    assert torch.equal(weights(resumed), weights(whole))
+    assert [epoch.loss for epoch in again] == [epoch.loss for epoch in history]
+    assert not snapshots.file.exists()
+
+
+def test_a_damaged_snapshot_costs_its_epochs_only(images: ImageSet, tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_bytes(b"not a snapshot")
+    model, whole = network(), network()
+    fit(whole, images, recipe(), Stream(0))
+    assert len(fit(model, images, recipe(), Stream(0), snapshots=Snapshots(tmp_path / "state.pt", 1e9))) == 3
+    assert torch.equal(weights(model), weights(whole))
+
+
+def test_a_non_finite_loss_stops_the_run(images: ImageSet) -> None:
+    with pytest.raises(TrainingError) as caught:
+        fit(network(), images, recipe(lr=1e20, epochs=4), Stream(0))
+    assert "the loss of 'demo' became " in str(caught.value)
+    assert str(caught.value).endswith(
+        "expected a finite number. Lower the lr of this stage, or set train.precision=float32."
+    )
+
+
+def test_schedules() -> None:
+    cosine = recipe(schedule="cosine", epochs=4, lr=1.0)
+    assert [round(cosine.rate(step, 2), 6) for step in range(8)] == [
+        1,
+        1,
+        0.853553,
+        0.853553,
+        0.5,
+        0.5,
+        0.146447,
+        0.146447,
+    ]
+    cycle = [recipe(schedule="one_cycle", epochs=4, lr=1.0, warmup=0.25).rate(step, 2) for step in range(8)]
+    assert cycle[0] == 0.5 and cycle[1] == 1.0 and cycle[-1] == pytest.approx(1 / 7)
+    assert all(a > b for a, b in zip(cycle[1:], cycle[2:], strict=False))
+    steps = recipe(schedule="milestones", milestones=(1, 3), decay=0.1, epochs=4, lr=1.0)
+    assert [steps.rate(step, 1) for step in range(4)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+def test_cosine_equals_torchs(images: ImageSet) -> None:
+    chosen = recipe(schedule="cosine", epochs=7, lr=0.3)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7)
+    for epoch in range(7):
+        assert chosen.rate(epoch * 5, 5) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+
+
+def test_frozen_norms_keep_their_statistics(images: ImageSet) -> None:
+    model = network()
+    norm = model[1]
+    before = norm.running_mean.clone()
+    fit(model, images, recipe(), Stream(0), freeze_norms=True)
+    assert torch.equal(norm.running_mean, before)
+    fit(model, images, recipe(), Stream(0))
+    assert not torch.equal(norm.running_mean, before)
+
+
+def test_only_given_parameters_move(images: ImageSet) -> None:
+    model = network()
+    before = model[0].weight.clone()
+    fit(model, images, recipe(), Stream(0), parameters=model[-1].parameters())
+    assert torch.equal(model[0].weight, before)
+
+
+def test_bf16_learns_what_float32_learns(images: ImageSet) -> None:
+    losses = [fit(network(), images, recipe(precision=p, epochs=6), Stream(0))[-1].loss for p in ("float32", "bf16")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_a_last_batch_of_one_joins_the_one_before() -> None:
+    assert spans(9, 4) == [(0, 4), (4, 9)]
+    assert spans(8, 4) == [(0, 4), (4, 8)]
+    assert spans(1, 4) == [(0, 1)]
+
+
+def test_an_epoch_sees_every_image_once(images: ImageSet) -> None:
+    seen = torch.cat([labels for _, labels in images.batches(32, Stream(0))])
+    assert torch.equal(seen.bincount(), images.labels.bincount())
+    assert not torch.equal(seen, images.labels)

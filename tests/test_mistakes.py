@@ -1,0 +1,297 @@
+"""Thirty and more things a user can get wrong: one exact paragraph each, exit code 2, no traceback, nothing lost."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK
+from PIL import Image
+from safetensors.torch import save_file
+
+from backdoorbench import cli
+
+SMALL = [*QUICK, "train.epochs=1"]
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "unknown option": (
+        ["defense=fts"],
+        "defense 'fts' is unknown. Did you mean 'fst' or 'ft'? All of them: fst, ft, none; bdx list defense describes them.",
+    ),
+    "unknown option, capitals": (
+        ["attack=BadNets"],
+        "attack 'BadNets' is unknown. Did you mean 'badnets'? All of them: badnets, blended, none; bdx list attack describes them.",
+    ),
+    "unknown group": (
+        ["defnse=fst"],
+        "the configuration has no setting 'defnse'. Did you mean 'defense'? Correct the name; bdx --cfg job prints the whole "
+        "configuration.",
+    ),
+    "unknown key": (
+        ["defense=fst", "defense.lrr=1"],
+        "defense has no setting 'lrr'. Did you mean 'lr'? Correct the name; it knows _target_, alpha, augment, batch_size, bn_mode, "
+        "epochs, lr, momentum, name, project, reinit, schedule, version and weight_decay.",
+    ),
+    "unknown key, appended": (
+        ["defense=fst", "+defense.lrr=1"],
+        "defense has no setting 'lrr'. Did you mean 'lr'? It knows alpha, augment, batch_size, bn_mode, epochs, lr, momentum, name, "
+        "project, reinit, schedule and weight_decay.",
+    ),
+    "key of another method": (
+        ["defense=ft", "defense.alpha=0.1"],
+        "defense has no setting 'alpha'. Correct the name; it knows _target_, augment, batch_size, bn_mode, "
+        "epochs, keep_head_norm, lr, momentum, name, schedule, version and weight_decay.",
+    ),
+    "unknown verb": (
+        ["repot", "outputs"],
+        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show and report; a run is described by settings, such "
+        "as attack=badnets.",
+    ),
+    "unknown group to list": (
+        ["list", "atack"],
+        "group 'atack' is unknown. Did you mean 'attack'? The groups are attack, defense, dataset, model, train, holdout, experiment "
+        "and runtime.",
+    ),
+    "unknown option to show": (
+        ["show", "attack=blend"],
+        "attack 'blend' is unknown. Did you mean 'blended'? All of them: badnets, blended, none; bdx list attack describes them.",
+    ),
+    "no group": (
+        ["defense=null"],
+        "defense is 'null'; expected one of its options: fst, ft, none. Say defense=none for nothing, where that is one of them.",
+    ),
+    "several values without -m": (
+        ["attack.poison_rate=0.1,0.2"],
+        "'attack.poison_rate=0.1,0.2' holds several values, and this is no sweep. Give one value, or add -m to run them all.",
+    ),
+    "unreadable setting": (
+        ["attack.position=(1"],
+        "'attack.position=(1' cannot be read as a setting (Error parsing override 'attack.position=(1'). Write KEY=VALUE, and quote "
+        "values with blanks, commas or brackets twice: \"key='a b'\".",
+    ),
+    "wrong type": (["train.epochs=many"], "train.epochs is 'many'; expected a whole number."),
+    "wrong choice": (
+        ["attack.pattern=white33"],
+        "attack.pattern is 'white33'; expected white3, checker3, grid3, white4, random or image. Did you mean 'white3' or 'white4'?",
+    ),
+    "a seed that is no number": (["seed=zero"], "seed is 'zero'; expected a whole number. Sweep several with -m seed=0,1,2."),
+    "poison rate above one": (
+        ["attack.poison_rate=10"],
+        "attack.poison_rate is 10; expected a number between 0 and 1. Change attack.poison_rate.",
+    ),
+    "poison rate below zero": (
+        ["attack.poison_rate=-0.1"],
+        "attack.poison_rate is -0.1; expected a number between 0 and 1. Change attack.poison_rate.",
+    ),
+    "blend ratio out of range": (
+        ["attack=blended", "attack.train_ratio=20"],
+        "attack.train_ratio is 20; expected a number between 0 and 1. Change attack.train_ratio.",
+    ),
+    "target out of range": (
+        ["attack.target=10"],
+        "attack.target or attack.sources names class 10, but the data set has 10 classes, numbered 0 to 9. Choose one of those.",
+    ),
+    "no sources": (
+        ["attack.mapping=source_specific"],
+        "attack.sources is [] with attack.target=0; a source-specific attack needs at least one source class other than the target. "
+        "Set, for instance, attack.sources=[1].",
+    ),
+    "covers without sources": (
+        ["attack.cover_rate=0.1"],
+        "attack.cover_rate is 0.1 with attack.mapping=all_to_one; cover rows (triggered, true label kept) make sense for "
+        "source_specific attacks only. Set attack.cover_rate=0 or attack.mapping=source_specific.",
+    ),
+    "patch image not given": (
+        ["attack.pattern=image"],
+        "attack.pattern is image with attack.patch_file=None; an image patch needs both. Set attack.pattern=image "
+        "attack.patch_file=FILE, or neither.",
+    ),
+    "patch image missing": (
+        ["attack.pattern=image", "attack.patch_file=nowhere.png"],
+        "attack.patch_file is 'nowhere.png', which is no file; expected the path of an existing one.",
+    ),
+    "holdout too small": (
+        ["holdout.rate=0.001", "defense=fst"],
+        "holdout.rate=0.001 of 400 training images is 0; expected at least one image for each of the 10 classes and fewer than the "
+        "400 images they are drawn from. Set holdout.rate between 0.025 and 0.9975.",
+    ),
+    "holdout larger than the set": (
+        ["holdout.rate=1", "defense=fst"],
+        "holdout.rate=1 of 400 training images is 400; expected at least one image for each of the 10 classes and fewer than the 400 "
+        "images they are drawn from. Set holdout.rate between 0.025 and 0.9975.",
+    ),
+    "no holdout for a defense that needs one": (
+        ["holdout.rate=0", "defense=fst"],
+        "fst needs clean images, but holdout.rate is 0; give it some, such as holdout.rate=0.05, or pick a defense that needs none "
+        "(bdx list defenses).",
+    ),
+    "holdout overlapping with the test set": (
+        ["dataset=folder", "dataset.root=tree", "dataset.size=32", "model=demo", "holdout.source=folder", "holdout.root=tree/test",
+         "dataset.train_size=null", "dataset.test_size=null", "defense=ft"],
+        "4 of the 4 holdout images are also test images; a defense must not see what it is judged by. Remove them from holdout.root, "
+        "or take holdout.source=test, which removes them from the test set.",
+    ),
+    "data set missing": (
+        ["dataset=folder", "dataset.root={tmp}/nowhere"],
+        "dataset.root is {tmp}/nowhere, which does not exist. folder needs there train/ and test/ with a folder of images a class. "
+        "Unpack the data there, or correct dataset.root.",
+    ),
+    "data set empty": (
+        ["dataset=folder", "dataset.root={tmp}/empty"],
+        "dataset.root is {tmp}/empty, an empty folder. folder needs there train/ and test/ with a folder of images a class. "
+        "Unpack the data there, or correct dataset.root.",
+    ),
+    "data set corrupt": (
+        ["dataset=folder", "dataset.root={tmp}/corrupt", "dataset.size=32", "dataset.train_size=null", "dataset.test_size=null"],
+        "1 of 8 images of folder cannot be decoded: {tmp}/corrupt/train/b/0.png (cannot identify image file). Copy them again from "
+        "the original, or remove them.",
+    ),
+    "data set without a root": (
+        ["dataset=folder", "dataset.root=null"],
+        "dataset.root is null. folder needs a folder with train/ and test/ with a folder of images a class. Add dataset.root=FOLDER.",
+    ),
+    "more images than there are": (
+        ["dataset.train_size=5000"],
+        "dataset.train_size is 5,000, but the train split of digits holds 1,437 images. Give at most that many, or null for all.",
+    ),
+    "network unfit for the resolution": (
+        ["model=vgg11_bn", "dataset.size=16"],
+        "model 'vgg11_bn' is to read images of 16 px, but it halves the side until nothing is left; it needs at least 32 px. Choose a "
+        "larger dataset.size, or a network that halves less often.",
+    ),
+    "checkpoint missing": (
+        ["model.checkpoint=nowhere.safetensors"],
+        "model.checkpoint is 'nowhere.safetensors', which is no file; expected the path of an existing one.",
+    ),
+    "checkpoint of another shape": (
+        ["model.checkpoint=other.safetensors"],
+        "model.checkpoint=other.safetensors does not fit demo for 10 classes at 32 pixels: net.linear.weight is (3, 3) there "
+        "and (10, 64) here (53 more differences). Choose the model, width and data set it was trained with.",
+    ),
+    "checkpoint that is no state dict": (
+        ["model.checkpoint=text.pt"],
+        "model.checkpoint=text.pt is not a plain state dict (Weights only load failed); files that run code when loaded are refused. "
+        "Save the network again with safetensors.torch.save_file(model.state_dict(), FILE).",
+    ),
+    "device absent": (
+        ["runtime.device=tpu"],
+        "runtime.device is 'tpu', but this machine offers {devices}. Set runtime.device to one of them, or to auto.",
+    ),
+    "code outside the package": (
+        ["defense=fst", "defense._target_=os.system"],
+        "defense._target_ is 'os.system', outside backdoorbench; only classes of these packages are built. If you trust that code, "
+        "add plugins=[os].",
+    ),
+    "outputs not writable": (
+        ["runtime.outputs=text.pt/outputs"],
+        "text.pt/outputs/cache/locks cannot be written (Not a directory). Set runtime.outputs to a folder you may write to.",
+    ),
+    "batch size too small": (
+        ["train.batch_size=1"],
+        "train.batch_size is 1; expected a number at least 2. Change train.batch_size.",
+    ),
+    "report of nothing": (
+        ["report", "empty"],
+        "no record.json lies below empty; expected at least one run. Run something first: bdx attack=badnets defense=fst.",
+    ),
+    "report of no folder": (
+        ["report", "nowhere"],
+        "'nowhere' is no folder; expected one that holds runs, such as outputs/. Name another.",
+    ),
+    "report in an unknown format": (
+        ["report", "empty", "--format", "pdf"],
+        "bdx report: argument --format: invalid choice: 'pdf' (choose from {formats}). Expected: bdx report [-h] [--format "
+        "{{terminal,csv,md,latex}}] [--output FILE] DIR [DIR ...].",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a tiny image tree, a corrupt one, an empty folder, and files that are no checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for tree in ("tree", "corrupt"):
+        for split in ("train", "test"):
+            for label in ("a", "b"):
+                folder = tmp_path / tree / split / label
+                folder.mkdir(parents=True)
+                for index in range(2):
+                    shade = 40 * index + (100 if split == "train" else 0) + (20 if label == "a" else 0)
+                    Image.new("RGB", (32, 32), (shade, shade, shade)).save(folder / f"{index}.png")
+    (tmp_path / "corrupt" / "train" / "b" / "0.png").write_bytes(b"no image")
+    (tmp_path / "text.pt").write_text("no weights")
+    save_file({"linear.weight": torch.zeros(3, 3)}, tmp_path / "other.safetensors")
+    return tmp_path
+
+
+def devices() -> str:
+    """What this machine offers, as the message lists it."""
+    cuda = (
+        ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))] if torch.cuda.is_available() else []
+    )
+    return ", ".join(["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])])
+
+
+def formats() -> str:
+    """argparse quotes its choices up to Python 3.11."""
+    names = ["terminal", "csv", "md", "latex"]
+    return ", ".join(names if sys.version_info >= (3, 12) else [f"'{name}'" for name in names])
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, said = MISTAKES[name]
+    words = [word.replace("{tmp}", str(place)) for word in words]
+    if "=" in words[0]:  # a run: small, where the mistake itself says nothing else
+        set_here = {word.partition("=")[0] for word in words}
+        words = [*(setting for setting in SMALL if setting.partition("=")[0] not in set_here), *words]
+    code = cli.main(words)
+    shown = capsys.readouterr().err
+    assert shown == f"bdx: {said.format(tmp=place, devices=devices(), formats=formats())}\n"
+    assert code == 2 and "Traceback" not in shown
+
+
+def test_memory_that_runs_out_names_the_setting(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from backdoorbench.attacks import base
+
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(base, "fit", exhausted)
+    assert cli.main([*SMALL, "defense=fst"]) == 2
+    assert capsys.readouterr().err == (
+        "bdx: memory ran out during 'infect' (CUDA out of memory. Tried to allocate 2.00 GiB.). Lower train.batch_size (now 64), or "
+        "choose a narrower model; what was finished before is kept.\n"
+    )
+
+
+def test_a_full_disk_loses_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from backdoorbench.results import record
+
+    plain: Callable[..., None] = record.save_file
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record, "save_file", full)
+    assert cli.main([*SMALL, "force=true", "defense=ft", "defense.epochs=1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("bdx: no space is left on the disk of outputs/runs/") and said.endswith(
+        "it goes on where it stopped.\n"
+    )
+    monkeypatch.setattr(record, "save_file", plain)
+    assert cli.main([*SMALL, "force=true", "defense=ft", "defense.epochs=1"]) == 0
+    assert "infected model: cached" in capsys.readouterr().out  # the infection was not lost
+
+
+def test_a_bug_keeps_its_traceback(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backdoorbench import pipeline
+
+    monkeypatch.setattr(pipeline, "execute", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(SMALL)

@@ -1,0 +1,258 @@
+"""The networks: known parameter counts, the shapes each resolution gives, what is refused.
+
+pytest tests/test_models.py
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backdoorbench import config
+from backdoorbench.errors import ConfigError, ModelError
+from backdoorbench.models.base import Classifier, GlobalAverage, ModelSpec
+from backdoorbench.models.timm import TimmSpec, make_classifier_linear, patch, shrink_stem
+from backdoorbench.models.wide_resnet import WideResNetSpec
+
+OURS = sorted(file.stem for file in (config.conf_dir() / "model").glob("*.yaml") if file.stem != "timm")
+
+
+def spec(name: str, **changes: Any) -> ModelSpec:
+    """What `model=<name>` builds, with some of its settings changed."""
+    return config.build(config.option("model", name) | changes, "model")
+
+
+def parameters(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("preact_resnet18", 11_171_146),
+        ("resnet18", 11_173_962),
+        ("resnet34", 21_282_122),
+        ("resnet50", 23_520_842),
+        ("vgg11_bn", 9_231_114),
+        ("vgg13_bn", 9_416_010),
+        ("vgg16_bn", 14_728_266),
+        ("vgg19_bn", 20_040_522),
+        ("wrn_16_1", 175_626),
+        ("wrn_28_10", 36_479_194),
+    ],
+)
+def test_parameters_are_those_of_the_literature_for_cifar10(name: str, count: int) -> None:
+    with torch.device("meta"):
+        assert parameters(spec(name).net(10, 32)) == count
+
+
+def test_imagenet_stem_counts_as_torchvision_does() -> None:
+    with torch.device("meta"):
+        assert parameters(spec("resnet18").net(1000, 224)) == 11_689_512
+        assert parameters(spec("resnet34").net(1000, 224)) == 21_797_672
+        assert parameters(spec("resnet50").net(1000, 224)) == 25_557_032
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+@pytest.mark.parametrize("name", OURS)
+def test_every_network_reads_every_usual_size(name: str, size: int) -> None:
+    with torch.device("meta"):  # shapes only, so the wide ones cost nothing
+        net = spec(name).net(7, size)
+        last: dict[str, Tensor] = {}
+        pool = next(module for module in net.modules() if isinstance(module, GlobalAverage))
+        pool.register_forward_pre_hook(lambda _, args: last.update(map=args[0]))
+        assert net(torch.zeros(2, 3, size, size)).shape == (2, 7)
+    stride = (32 if name.startswith("vgg") else 4 if name.startswith("wrn") else 8) if size < 128 else 32
+    stride = 16 if name.startswith("wrn") and size >= 128 else stride
+    assert last["map"].shape[2:] == (size // stride, size // stride)
+
+
+@pytest.mark.parametrize("name", ["preact_resnet18", "resnet18", "wrn_16_1"])
+def test_the_stem_changes_at_128_pixels(name: str) -> None:
+    small, large = spec(name).net(10, 127), spec(name).net(10, 128)
+    assert isinstance(small, nn.Sequential) and isinstance(large, nn.Sequential)
+    assert (small.conv1.kernel_size, small.conv1.stride) == ((3, 3), (1, 1)) and not hasattr(small, "maxpool")
+    assert (large.conv1.kernel_size, large.conv1.stride) == ((7, 7), (2, 2)) and hasattr(large, "maxpool")
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_parameter_learns_and_no_input_is_changed(name: str) -> None:
+    torch.manual_seed(0)
+    narrow = {"widen": 1} if name.startswith("wrn") else {"width": 8}
+    net = spec(name, **narrow).net(10, 32)
+    images = torch.rand(4, 3, 32, 32)
+    before = images.clone()
+    net(images).square().mean().backward()
+    idle = {name for name, parameter in net.named_parameters() if parameter.grad is None}
+    expected = {f"group{group}.0.bn1.{part}" for group in (2, 3) for part in ("weight", "bias")}
+    assert idle == (expected if name == "wrn_16_1" else set())
+    assert torch.equal(images, before)
+    assert not any(getattr(module, "inplace", False) for module in net.modules())
+
+
+def test_trap_and_replace_starts_as_described() -> None:
+    torch.manual_seed(0)
+    net = spec("wrn_16_1").net(10, 32)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            assert module.bias is not None and not module.bias.any()
+        if isinstance(module, nn.Conv2d) and module.out_channels == 64:  # Kaiming normal: std = sqrt(2 / fan out)
+            fan_out = 64 * module.kernel_size[0] ** 2
+            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+    assert {module.negative_slope for module in net.modules() if isinstance(module, nn.LeakyReLU)} == {0.1}
+
+
+def test_both_branches_of_a_widening_block_read_its_raw_input() -> None:
+    block = WideResNetSpec("w", None, 16, 1, 16, "trap_and_replace").net(10, 32).group2[0]
+    read: list[Tensor] = []
+    for layer in (block.conv1, block.shortcut):
+        layer.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    x = torch.randn(2, 16, 8, 8)
+    block(x)
+    assert [inputs is x for inputs in read] == [True, True]
+
+
+def test_normalisation_and_crop_are_inside() -> None:
+    torch.manual_seed(0)
+    net = spec("preact_resnet10", width=8).net(10, 32).eval()
+    model = Classifier(net, 32, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)).eval()
+    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    images = torch.rand(2, 3, 40, 40)
+    assert torch.equal(model(images), net((images[:, :, 4:36, 4:36] - mean) / std))
+    assert {"normalize.mean", "normalize.std"} <= model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "least"),
+    [("vgg16_bn", 31, 32), ("preact_resnet18", 7, 8), ("resnet50", 7, 8), ("wrn_16_1", 3, 4)],
+)
+def test_sizes_that_leave_no_map_are_refused(name: str, size: int, least: int) -> None:
+    with pytest.raises(ModelError) as error:
+        spec(name).net(10, size)
+    assert str(error.value) == (
+        f"model '{name}' is to read images of {size} px, but it halves the side until nothing is left; it needs at "
+        f"least {least} px. Choose a larger dataset.size, or a network that halves less often."
+    )
+    assert (
+        spec(name, **({} if name == "wrn_16_1" else {"width": 8})).net(10, least)(torch.rand(2, 3, least, least)).ndim
+        == 2
+    )
+
+
+def test_width_and_depth_are_checked() -> None:
+    with pytest.raises(
+        ModelError, match="^model 'resnet18' has width 0; expected at least 1 channel. Raise model.width.$"
+    ):
+        spec("resnet18", width=0).net(10, 32)
+    with pytest.raises(ConfigError, match="^model.depth is 20; expected 10, 18, 34 or 50."):
+        spec("preact_resnet18", depth=20)
+
+
+# --- timm ------------------------------------------------------------------------------------------------------------
+
+
+def timm_net(name: str, size: int = 32, stem: Any = "auto") -> nn.Module:
+    return TimmSpec(name, None, name, False, stem).net(10, size)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet18", 11_173_962),
+        ("resnetv2_18", 11_172_170),
+        ("vit_tiny_patch16_224", 5_362_762),
+        ("convnext_atto", 3_375_930),
+        ("vgg11_bn", 128_812_810),
+        ("resnet18.a1_in1k", 11_173_962),
+    ],
+)
+def test_timm_networks_are_rebuilt_for_small_images(name: str, count: int) -> None:
+    with torch.device("meta"):
+        assert parameters(timm_net(name)) == count
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_vit", "test_convnext", "swin_tiny_patch4_window7_224", "resnet50d"]
+)
+def test_timm_networks_read_small_images(name: str, size: int) -> None:
+    with torch.device("meta"):
+        assert timm_net(name, size)(torch.zeros(2, 3, size, size)).shape == (2, 10)
+
+
+def test_timm_stem_as_is_or_forced() -> None:
+    assert timm_net("test_resnet", 32, "as_is").maxpool.kernel_size == 3
+    assert isinstance(timm_net("test_resnet", 128).maxpool, nn.MaxPool2d)
+    assert isinstance(timm_net("test_resnet", 128, "small").maxpool, nn.Identity)
+
+
+def test_patches_divide_the_image() -> None:
+    assert [patch(size) for size in (4, 8, 28, 32, 64, 96)] == [1, 1, 2, 4, 8, 12]
+
+
+def test_a_standardised_stem_keeps_its_kind_of_convolution() -> None:
+    with torch.device("meta"):
+        net = timm_net("resnetv2_50x1_bit")
+    assert type(net.stem.conv).__name__ == "StdConv2d" and net.stem.conv.kernel_size == (3, 3)
+
+
+def test_deep_stem_keeps_its_weights() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 1, 1))
+            self.maxpool = nn.MaxPool2d(3, 2, 1)
+
+    net = Deep()
+    first = net.conv1[0]
+    shrink_stem(net)
+    assert net.conv1[0] is first and net.conv1(torch.rand(1, 3, 8, 8)).shape[2:] == (8, 8)
+
+
+def test_a_convolutional_classifier_becomes_the_equal_linear_layer() -> None:
+    from timm.layers.classifier import ClassifierHead
+
+    net = nn.Module()
+    net.head = ClassifierHead(6, 5, "avg", use_conv=True)
+    maps = torch.rand(2, 6, 3, 3)
+    before = net.head(maps)
+    make_classifier_linear(net)
+    assert isinstance(net.head.fc, nn.Linear)
+    torch.testing.assert_close(net.head(maps), before)
+
+
+def test_unknown_timm_name() -> None:
+    with pytest.raises(ModelError) as error:
+        timm_net("resnet81")
+    assert str(error.value) == (
+        "timm knows no model 'resnet81'. Did you mean 'resnet18', 'resnet101' or 'resnet18d'? "
+        'All of them: python -c "import timm; print(*timm.list_models())"'
+    )
+
+
+def test_timm_networks_that_cannot_are_refused() -> None:
+    with pytest.raises(
+        ModelError, match="only ResNet, ResNetV2, ViT, DeiT, Swin and ConvNeXt can be changed so, not 'vgg11'"
+    ):
+        timm_net("vgg11", 32, "small")
+    with pytest.raises(
+        ModelError, match=r"^timm's 'test_vit3' with stem=as_is does not read images of 32 px \(Assertion"
+    ):
+        timm_net("test_vit3", 32, "as_is")
+
+
+def test_pretrained_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    def offline(*args: Any, **options: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ModelError) as error:
+        TimmSpec("t", None, "resnet18", True, "auto").net(10, 32)
+    assert str(error.value) == (
+        "The pretrained weights of timm's 'resnet18' could not be loaded (OSError: no route to host). They need a network "
+        "connection and a name that has weights. Without them set model.pretrained=false; to start from weights on this "
+        "machine, also pass their file as model.checkpoint."
+    )

@@ -1,0 +1,240 @@
+"""End to end on digits: records, the cache, resuming, determinism, sweeps."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK
+from safetensors.torch import load_file
+
+import backdoorbench
+from backdoorbench import cache, config, job, pipeline
+from backdoorbench.errors import TrainingError
+from backdoorbench.job import Job
+from backdoorbench.metrics import Scores
+from backdoorbench.results import record
+
+
+def test_a_run_leaves_everything(run: Callable[..., Job]) -> None:
+    done = run("attack=badnets", "defense=ft", *QUICK)
+    assert {entry.name for entry in done.folder.iterdir()} == {
+        "record.json", "log.txt", "table.md", "table.csv", "triggered.png", "purified.safetensors", "predictions.safetensors",
+    }  # fmt: skip
+    content = json.loads((done.folder / "record.json").read_text())
+    assert (
+        content["status"] == "done"
+        and content["id"] in done.folder.name
+        and done.folder.name.split("_")[1] == "digits-badnets-ft"
+    )
+    for when in ("infected", "purified"):
+        assert set(content[when]) == {"ca", "asr", "ra", "n_clean", "n_triggered"}
+        assert content[when]["n_clean"] == 120 and content[when]["n_triggered"] == 108
+        assert content[when]["asr"] + content[when]["ra"] <= 1
+    assert {"load", "infect", "purify", "evaluate_purified"} <= set(content["seconds"])
+    assert content["environment"]["packages"]["torch"] == torch.__version__
+    assert content["config"]["train"]["precision"] in ("bf16", "float32")  # what auto meant here
+    assert content["infection"]["facts"]["poisoned"] == content["infection"]["facts"]["requested"] == 38
+    assert [point["epoch"] for point in content["curve"]] == list(range(1, 21))
+    assert record.read(done.folder).purified == done.run.purified
+
+
+def test_kept_predictions_give_the_same_figures(run: Callable[..., Job]) -> None:
+    done = run("attack=badnets", "defense=ft", *QUICK)
+    calls = load_file(done.folder / "predictions.safetensors")
+    _, test = backdoorbench.load_dataset("digits", test_size=120)
+    eligible = test.labels != 0
+    asr = (calls["purified_triggered"][eligible] == 0).float().mean()
+    assert done.run.purified is not None and float(asr) == pytest.approx(done.run.purified.asr)
+
+
+def test_the_purified_model_can_be_used(run: Callable[..., Job]) -> None:
+    done = run("attack=badnets", "defense=ft", *QUICK)
+    model = backdoorbench.load_model(done.folder)
+    _, test = backdoorbench.load_dataset("digits", test_size=120)
+    images, labels = next(iter(test.batches(120)))
+    assert done.run.purified is not None
+    with torch.no_grad():
+        ca = (model(images).argmax(1) == labels).float().mean()
+    assert float(ca) == pytest.approx(done.run.purified.ca, abs=0.02)  # float32 here
+
+
+def test_a_second_defense_finds_the_infection(run: Callable[..., Job]) -> None:
+    first, second = run("attack=badnets", "defense=ft", *QUICK).run, run("attack=badnets", "defense=fst", *QUICK).run
+    assert second.infection["cached"] and second.infection["key"] == first.infection["key"]
+    assert second.infected == first.infected and second.purified != first.purified
+    assert second.seconds["infect"] < 2
+
+
+def test_a_finished_run_is_not_repeated(run: Callable[..., Job]) -> None:
+    first, second = run("attack=badnets", "defense=ft", *QUICK), run("attack=badnets", "defense=ft", *QUICK)
+    assert second.repeated and second.folder == first.folder
+    again = run("attack=badnets", "defense=ft", "rerun=true", *QUICK)
+    assert not again.repeated and again.folder != first.folder
+
+
+def test_two_runs_from_nothing_are_bit_equal(tmp_path: Path) -> None:
+    folders = []
+    for name in ("one", "two"):
+        overrides = [f"runtime.outputs={tmp_path / name}", "runtime.threads=2", "attack=blended", "defense=fst", *QUICK]
+        folders.append(job.carry_out(config.compose(overrides)).folder)
+    first, second = (load_file(folder / "purified.safetensors") for folder in folders)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    records = [timeless(json.loads((folder / "record.json").read_text())) for folder in folders]
+    assert records[0] == records[1]
+    assert (folders[0] / "triggered.png").read_bytes() == (folders[1] / "triggered.png").read_bytes()
+
+
+def timeless(content: object) -> object:
+    """A record without what differs by nature: times, and the folder it was written to."""
+    if isinstance(content, dict):
+        return {
+            k: timeless(v)
+            for k, v in content.items()
+            if k not in ("seconds", "started", "images_per_second", "outputs")
+        }
+    return [timeless(item) for item in content] if isinstance(content, list) else content
+
+
+def test_a_loaded_infection_is_the_saved_one(outputs: Path) -> None:
+    """Rows, mask, trigger and weights survive the cache bit for bit, appended rows too."""
+    for mode in ("replace", "append"):
+        settings = [f"runtime.outputs={outputs}", "attack=badnets", f"attack.mode={mode}", *QUICK, "train.epochs=1"]
+        made = pipeline.plan(config.compose(settings))
+        fresh = pipeline.infect(made, None)
+        loaded, _ = pipeline.obtain_infection(made, made.splits.test, pipeline.Run("", "", "", {}))
+        assert (
+            fresh.train is not None
+            and loaded.train is not None
+            and fresh.poisoned is not None
+            and loaded.poisoned is not None
+        )
+        assert torch.equal(fresh.train.images, loaded.train.images) and torch.equal(
+            fresh.train.labels, loaded.train.labels
+        )
+        assert torch.equal(fresh.poisoned, loaded.poisoned)
+        assert all(torch.equal(v, loaded.model.state_dict()[k]) for k, v in fresh.model.state_dict().items())
+        images = next(iter(made.splits.test.batches(16)))[0]
+        assert fresh.trigger is not None and loaded.trigger is not None
+        assert torch.equal(fresh.trigger(images), loaded.trigger(images))
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while purifying: the infection is kept, the record says failed, the same command finishes."""
+    settings = [f"runtime.outputs={tmp_path}", "attack=badnets", "defense=ft", *QUICK]
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "purify", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            job.carry_out(config.compose(settings))
+    (failed,) = record.find(tmp_path)
+    assert record.read(failed).status == "failed" and record.read(failed).error == "KeyboardInterrupt"
+    done = job.carry_out(config.compose(settings)).run
+    assert done.status == "done" and done.infection["cached"]
+
+
+def test_a_broken_infection_is_refused_unless_forced(tmp_path: Path) -> None:
+    settings = [
+        f"runtime.outputs={tmp_path}",
+        "attack=badnets",
+        "defense=ft",
+        *QUICK,
+        "train.epochs=0",
+        "defense.epochs=1",
+    ]
+    with pytest.raises(
+        TrainingError, match="^the infection is broken: .*or add force=true to purify it all the same.$"
+    ):
+        job.carry_out(config.compose(settings))
+    forced = job.carry_out(config.compose([*settings, "force=true"])).run
+    assert forced.status == "done" and forced.infection["status"] == "broken" and forced.infection["reasons"]
+
+
+def test_a_weak_infection_is_marked(run: Callable[..., Job]) -> None:
+    weak = run("attack=badnets", "attack.poison_rate=0", "defense=none", *QUICK).run
+    assert weak.infection["status"] == "weak" and "below 0.5" in weak.infection["reasons"][-1]
+
+
+def test_a_model_one_did_not_train_can_be_purified(run: Callable[..., Job]) -> None:
+    given = run("attack=badnets", "defense=none", *QUICK)
+    settings = [f"model.checkpoint={given.folder / 'purified.safetensors'}", *QUICK, "train.epochs=0"]
+    clean = run("attack=none", "defense=ft", *settings).run
+    assert clean.infected == Scores(given.run.infected.ca, None, None, 120, 0) and clean.infection["status"] == "clean"  # type: ignore[union-attr]
+    known = run("attack=badnets", "defense=fst", *settings).run  # the same model, judged by a trigger one suspects
+    assert known.infected == given.run.infected
+
+
+def test_the_control_stands_beside_an_infection(run: Callable[..., Job]) -> None:
+    quick = [setting for setting in QUICK if not setting.startswith("control")]
+    assert run("attack=badnets", "defense=none", *quick).run.control is None  # none was cached
+    trained = run("attack=badnets", "defense=none", "control=train", *quick).run
+    assert trained.control is not None and trained.control.asr is not None and trained.control.asr < 0.3
+    cached = run("attack=blended", "defense=none", *quick).run
+    assert cached.control is not None and cached.control.ca == trained.control.ca
+
+
+@pytest.mark.parametrize("source", ["withheld", "train_overlap", "test"])
+def test_holdouts_are_disjoint_from_the_test_set(source: str, images: backdoorbench.data.images.ImageSet) -> None:  # type: ignore[name-defined]
+    from backdoorbench.data.holdout import Holdout
+    from backdoorbench.streams import Stream
+
+    for draw in ("stratified", "balanced", "uniform"):
+        holdout = Holdout("x", 0.25, source, draw, None)  # type: ignore[arg-type]
+        parts = holdout.divide(images, images, Stream(0))
+        assert parts.holdout is not None and len(parts.holdout) == 30
+        assert len(parts.train) == (90 if source == "withheld" else 120)
+        assert len(parts.test_rows) == (90 if source == "test" else 120)
+        kept = {
+            image.numpy().tobytes()
+            for image in (parts.train if source == "withheld" else images.subset(parts.test_rows)).images
+        }
+        overlap = sum(image.numpy().tobytes() in kept for image in parts.holdout.images)
+        assert overlap == (30 if source == "train_overlap" else 0)
+        again = holdout.divide(images, images, Stream(0)).holdout
+        assert again is not None and torch.equal(again.images, parts.holdout.images)
+
+
+def bdx(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "backdoorbench", *words], cwd=folder, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+    )  # fmt: skip
+
+
+def test_a_sweep_ends_in_one_table_and_shares_infections(tmp_path: Path) -> None:
+    words = ["-m", "attack=badnets", "attack.poison_rate=0.05,0.1", "defense=none,ft", "defense.name=x", *QUICK]
+    words = [word for word in words if word != "defense.name=x"]
+    swept = bdx(*words, "train.epochs=2", folder=tmp_path)
+    assert swept.returncode == 0, swept.stderr
+    assert swept.stdout.count("infected model: trained") == 2 and swept.stdout.count("infected model: cached") == 2
+    table = swept.stdout[swept.stdout.rindex("CA after") :]
+    assert [line.split()[:3] for line in table.splitlines()[1:5]] == [
+        ["badnets", "5", "%"], ["badnets", "5", "%"], ["badnets", "10", "%"], ["badnets", "10", "%"],
+    ] or table.count("badnets") == 4  # fmt: skip
+    assert len(list((tmp_path / "outputs" / "runs").glob("*/record.json"))) == 4
+    again = bdx(*words, "train.epochs=2", folder=tmp_path)
+    assert again.returncode == 0 and again.stdout.count("done before") == 4
+
+
+def test_two_processes_train_an_infection_once(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "backdoorbench", "attack=badnets", *QUICK, "train.epochs=2"]
+    jobs = [
+        subprocess.Popen(
+            [*words, f"defense={name}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for name in ("none", "ft")
+    ]
+    said = [process.communicate(timeout=300)[0] for process in jobs]
+    assert [process.returncode for process in jobs] == [0, 0]
+    assert sorted("infected model: trained" in text for text in said) == [False, True]
+    assert len([entry for entry in (tmp_path / "outputs/cache/infection").iterdir() if entry.is_dir()]) == 1
+
+
+def test_a_cache_key_of_the_demo_has_not_moved() -> None:
+    """A moved key retrains everybody's infections: move it only with a version, and say so in the commit."""
+    resolved = config.compose(["attack=badnets", "defense=fst", "train.precision=float32"])
+    settings = pipeline.run_settings(resolved, "digest")
+    assert cache.key("run", settings) == "golden"

@@ -1,0 +1,150 @@
+"""Every trigger: pure, batched, in range, saved bit for bit; its own properties; goldens."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from backdoorbench import config
+from backdoorbench.attacks.base import DataAttack, Task
+from backdoorbench.data.images import ImageSet
+from backdoorbench.errors import ConfigError
+from backdoorbench.shapes import to_bytes, to_float
+from backdoorbench.streams import Stream
+from backdoorbench.triggers import base
+from backdoorbench.triggers.base import Stored
+from backdoorbench.triggers.patch import named_pattern, paste
+
+GOLDENS = Path(__file__).parent / "goldens.json"  # written by `make goldens`; review the difference
+ATTACKS = {
+    "badnets": {},
+    "badnets checker3": {"pattern": "checker3"},
+    "badnets grid3": {"pattern": "grid3"},
+    "badnets white4": {"pattern": "white4"},
+    "badnets random": {"pattern": "random", "patch_size": 5, "position": [2, -7]},
+    "blended": {},
+    "blended noise": {"picture": "noise", "match_stats": False, "test_ratio": 0.1},
+}
+
+
+def made(name: str, size: int = 32) -> Any:
+    """The trigger of an attack as test images meet it, for images of `size` pixels."""
+    attack = build(name)
+    return Stored(attack.trigger(task(size), Stream(0).child("pattern")))
+
+
+def build(name: str) -> DataAttack:
+    option = name.split()[0]
+    attack: DataAttack = config.build({**config.option("attack", option), **ATTACKS[name]}, "attack")
+    return attack
+
+
+def task(size: int) -> Task:
+    empty = ImageSet(torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("a", "b"))
+    return Task(empty, None, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [32, 64, 224])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_contract(name: str, size: int) -> None:
+    wave = torch.arange(3 * 3 * size * size).mul(0.37).sin().add(1).div(2).view(3, 3, size, size)
+    images = torch.cat([to_float(to_bytes(wave)), torch.zeros(1, 3, size, size), torch.ones(1, 3, size, size)])
+    before, trigger = images.clone(), made(name, size)
+    shown = trigger(images)
+    assert torch.equal(images, before)  # its input is untouched
+    assert shown.shape == images.shape and shown.dtype == images.dtype
+    assert 0 <= shown.min() and shown.max() <= 1
+    assert torch.equal(shown[1:2], trigger(images[1:2]))  # row by row
+    assert torch.equal(shown, to_float(to_bytes(shown)))  # storing twice changes nothing
+    assert (shown != images)[:3].any((1, 2, 3)).all()  # no image is left as it was (white on white aside)
+    spec, tensors = base.dump(trigger)
+    again = base.load(json.loads(json.dumps(spec)), tensors)
+    assert torch.equal(again(images), shown)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name.startswith("badnets")])
+def test_a_patch_covers_its_pixels_and_no_other(name: str, wave: torch.Tensor) -> None:
+    trigger = made(name)
+    stored = to_float(to_bytes(wave))
+    shown = trigger(stored)
+    assert torch.equal(trigger(shown), shown)  # pasting twice is pasting once
+    mask = trigger.trigger.mask.bool().expand_as(wave)
+    assert torch.equal(shown[~mask], stored[~mask])
+    side = {"white4": 4, "random": 5}.get(build(name).facts()["pattern"], 3)
+    assert int(trigger.trigger.mask.sum()) == side**2
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "corner"),
+    [("white3", range(29, 32), "111"), ("checker3", range(29, 32), "101"), ("grid3", range(29, 32), "001")],
+)
+def test_named_patterns_stand_where_their_users_put_them(name: str, rows: range, corner: str) -> None:
+    pattern, position = named_pattern(name)
+    shown = paste(pattern, torch.ones(1, *pattern.shape[1:]), position, 32)(torch.full((1, 3, 32, 32), 0.5))
+    assert [int(value) for value in shown[0, 0, rows.start, 29:]] == [int(cell) for cell in corner]
+    assert (shown[0, :, : rows.start] == 0.5).all()
+
+
+def test_patches_grow_with_the_image() -> None:
+    pattern, corner = named_pattern("grid3")
+    for size, pixels in ((64, 36), (224, 441), (256, 576), (48, 16)):
+        mask = paste(pattern, torch.ones(1, 3, 3), corner, size).mask
+        assert int(mask.sum()) == pixels
+        assert mask[0, -1, -1] == 1
+
+
+def test_blending_is_affine_and_bounded(wave: torch.Tensor) -> None:
+    trigger = made("blended")
+    stored = to_float(to_bytes(wave))
+    shown = trigger(stored)
+    assert (shown - stored).abs().max() <= 0.2 + 0.5 / 255
+    difference = (shown[0] - shown[1]) - 0.8 * (stored[0] - stored[1])
+    assert difference.abs().max() <= 1 / 255
+    silent = base.load(*base.dump(Stored(type(trigger.trigger)(trigger.trigger.picture, 0.0))))
+    assert torch.equal(silent(stored), stored)
+
+
+def test_the_smooth_picture_matches_the_papers_statistics() -> None:
+    picture = made("blended").trigger.picture * 255
+    for channel, (mean, std) in zip(picture, ((207, 63), (190, 74), (198, 68)), strict=True):
+        assert (
+            abs(float(channel.mean()) - mean) < 12 and abs(float(channel.std()) - std) < 20
+        )  # clipping moves them a little
+    neighbours = torch.corrcoef(torch.stack([picture[0, :, 1:].flatten(), picture[0, :, :-1].flatten()]))[0, 1]
+    assert neighbours > 0.9
+
+
+def test_another_stream_is_another_picture() -> None:
+    first, second = (build("blended").trigger(task(32), Stream(seed)).picture for seed in (0, 1))
+    assert (first - second).abs().mean() > 0.05
+
+
+def test_a_picture_file_of_ones_own(tmp_path: Path) -> None:
+    Image.new("RGBA", (9, 9), (255, 0, 0, 128)).save(tmp_path / "mark.png")
+    node = {**config.option("attack", "badnets"), "pattern": "image", "patch_file": str(tmp_path / "mark.png")}
+    trigger = config.build(node, "attack").trigger(task(32), Stream(0))
+    shown = trigger(torch.zeros(1, 3, 32, 32))[0, :, 31, 31]
+    assert torch.allclose(shown, torch.tensor([128 / 255, 0.0, 0.0]))  # half transparent
+
+
+def test_a_patch_outside_the_image_is_refused() -> None:
+    node = {**config.option("attack", "badnets"), "position": [31, 0]}
+    attack = config.build({**node, "pattern": "random"}, "attack")
+    with pytest.raises(ConfigError, match="a patch of 3x3 pixels at row 31, column 0 leaves the image"):
+        attack.trigger(task(32), Stream(0))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_golden(name: str, wave: torch.Tensor) -> None:
+    """Grey levels of `wave` (a range through a sine, no generator), triggered: three pixels and the sum of all."""
+    shown = made(name)(to_float(to_bytes(wave))).mul(255).round().long()
+    found = [*(int(shown[image, channel, 30, 30]) for image, channel in ((0, 0), (1, 1), (3, 2))), int(shown.sum())]
+    known = json.loads(GOLDENS.read_text()) if GOLDENS.exists() else {}
+    if os.environ.get("BDX_GOLDENS") == "write":
+        GOLDENS.write_text(json.dumps(dict(sorted({**known, f"trigger {name}": found}.items())), indent=1) + "\n")
+    else:
+        assert known[f"trigger {name}"] == found
