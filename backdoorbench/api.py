@@ -18,7 +18,7 @@ from backdoorbench.evaluation import evaluate
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
 from backdoorbench.pipeline import Run
-from backdoorbench.results import record
+from backdoorbench.reporting import record
 from backdoorbench.streams import Stream
 from backdoorbench.training.recipe import Recipe, resolve_precision
 

@@ -110,7 +110,7 @@ def _report(words: Sequence[str]) -> int:
     """bdx report DIR... [--format terminal|csv|md|latex] [--output FILE]"""
     from backdoorbench import cache, console
     from backdoorbench.errors import DataError
-    from backdoorbench.results import record, table
+    from backdoorbench.reporting import record, table
 
     parser = _Parser("report", "Tables of what was run: mean and spread over seeds, and n.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
@@ -260,7 +260,7 @@ def _print_sweep(folder: Path) -> int:
     """The aggregated table of a sweep; 0 if every job succeeded, 2 if only the user's mistakes failed, else 1."""
     from backdoorbench import console
     from backdoorbench.launchers import sweep
-    from backdoorbench.results import record
+    from backdoorbench.reporting import record
 
     jobs = sweep.collect(folder)
     out = console.make_console()

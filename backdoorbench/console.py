@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backdoorbench import progress
-from backdoorbench.results import table
+from backdoorbench.reporting import table
 
 if TYPE_CHECKING:  # the console itself answers without torch
     from backdoorbench.pipeline import Run

@@ -86,10 +86,8 @@ def details(predictions: Predictions, test: ImageSet, target: Target | None, row
     found["ra_per_class"] = metrics.per_class(called[eligible], true[eligible], true[eligible], classes)
     found["asr_incl_target"] = metrics.accuracy(called, wanted)
     label = getattr(target, "target", None)
-    others = ~eligible & (true != label) if label is not None else eligible & False
-    found["asr_other_sources"] = (
-        metrics.accuracy(called[others], wanted.new_full((int(others.sum()),), label)) if others.any() else None
-    )
+    others = ~eligible & (true != label) if label is not None else torch.zeros_like(eligible)
+    found["asr_other_sources"] = metrics.share(called[others] == label) if others.any() and label is not None else None
     return found
 
 

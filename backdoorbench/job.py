@@ -14,7 +14,7 @@ from backdoorbench.config import Plain
 from backdoorbench.errors import BdxError
 from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import Outcome, Plan, Run
-from backdoorbench.results import picture, record, table
+from backdoorbench.reporting import picture, record, table
 
 log = logging.getLogger(__name__)
 

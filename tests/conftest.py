@@ -15,7 +15,9 @@ from backdoorbench import config, job
 from backdoorbench.data.images import ImageSet
 from backdoorbench.job import Job
 
-QUICK = ("dataset.train_size=400", "dataset.test_size=120", "model.width=8", "train.epochs=4", "control=off")
+QUICK = (  # a run in seconds
+    "dataset.train_size=400", "dataset.test_size=120", "model.width=8", "train.epochs=6", "train.batch_size=32", "control=off",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ LEVELS = {
     3: ["training", "adversarial", "triggers"],
     4: ["attacks", "defenses", "evaluation"],
     5: ["infections", "pipeline"],
-    6: ["results", "job", "launchers", "console"],
+    6: ["reporting", "job", "launchers", "console"],
     7: ["api", "cli", "__init__", "__main__"],
 }
 SHARED = {  # inside a folder, what its other files may import
@@ -23,7 +23,7 @@ SHARED = {  # inside a folder, what its other files may import
     "triggers": {"base", "patch", "blend", "picture"},
     "attacks": {"base"},
     "defenses": {"base"},
-    "results": {"record", "table", "picture"},
+    "reporting": {"record", "table", "picture"},
     "tensors": {"augment"},
     "launchers": {"sweep"},
 }

@@ -271,7 +271,7 @@ def test_memory_that_runs_out_names_the_setting(
 def test_a_full_disk_loses_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from backdoorbench.results import record
+    from backdoorbench.reporting import record
 
     plain: Callable[..., None] = record.save_file
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from backdoorbench import cache, config, job, pipeline
 from backdoorbench.errors import TrainingError
 from backdoorbench.job import Job
 from backdoorbench.metrics import Scores
-from backdoorbench.results import record
+from backdoorbench.reporting import record
 
 
 def test_a_run_leaves_everything(run: Callable[..., Job]) -> None:
@@ -36,7 +37,7 @@ def test_a_run_leaves_everything(run: Callable[..., Job]) -> None:
         assert content[when]["n_clean"] == 120 and content[when]["n_triggered"] == 108
         assert content[when]["asr"] + content[when]["ra"] <= 1
     assert {"load", "infect", "purify", "evaluate_purified"} <= set(content["seconds"])
-    assert content["environment"]["packages"]["torch"] == torch.__version__
+    assert content["environment"]["packages"]["torch"] == metadata.version("torch")
     assert content["config"]["train"]["precision"] in ("bf16", "float32")  # what auto meant here
     assert content["infection"]["facts"]["poisoned"] == content["infection"]["facts"]["requested"] == 38
     assert [point["epoch"] for point in content["curve"]] == list(range(1, 21))
@@ -205,22 +206,22 @@ def bdx(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_sweep_ends_in_one_table_and_shares_infections(tmp_path: Path) -> None:
-    words = ["-m", "attack=badnets", "attack.poison_rate=0.05,0.1", "defense=none,ft", "defense.name=x", *QUICK]
-    words = [word for word in words if word != "defense.name=x"]
-    swept = bdx(*words, "train.epochs=2", folder=tmp_path)
+    words = ["-m", "attack=badnets", "attack.poison_rate=0.05,0.1", "defense=none,ft", *QUICK]
+    swept = bdx(*words, folder=tmp_path)
     assert swept.returncode == 0, swept.stderr
     assert swept.stdout.count("infected model: trained") == 2 and swept.stdout.count("infected model: cached") == 2
     table = swept.stdout[swept.stdout.rindex("CA after") :]
-    assert [line.split()[:3] for line in table.splitlines()[1:5]] == [
-        ["badnets", "5", "%"], ["badnets", "5", "%"], ["badnets", "10", "%"], ["badnets", "10", "%"],
-    ] or table.count("badnets") == 4  # fmt: skip
+    named = [line.split() for line in table.splitlines()[1:5]]
+    assert [[word for word in words if word in ("5", "10", "none", "ft")] for words in named] == [
+        ["5", "none"], ["5", "ft"], ["10", "none"], ["10", "ft"],
+    ]  # fmt: skip
     assert len(list((tmp_path / "outputs" / "runs").glob("*/record.json"))) == 4
-    again = bdx(*words, "train.epochs=2", folder=tmp_path)
+    again = bdx(*words, folder=tmp_path)
     assert again.returncode == 0 and again.stdout.count("done before") == 4
 
 
 def test_two_processes_train_an_infection_once(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "backdoorbench", "attack=badnets", *QUICK, "train.epochs=2"]
+    words = [sys.executable, "-m", "backdoorbench", "attack=badnets", *QUICK]
     jobs = [
         subprocess.Popen(
             [*words, f"defense={name}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

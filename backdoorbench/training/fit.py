@@ -69,7 +69,7 @@ def fit(
     device = train.device
     model.to(device)
     layout = torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
-    model.to(memory_format=layout)  # type: ignore[call-overload]
+    model.to(memory_format=layout)
     objective = loss or cross_entropy(recipe.label_smoothing)
     moved = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
     optimizer = make_optimizer(moved, recipe, device)

@@ -106,13 +106,21 @@ def environment(made: Plan) -> dict[str, Any]:
     """What the figures were computed with."""
     return {
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "bdx": metadata.version("bdx"),
+        "packages": {name: installed(name) for name in ("bdx", *PACKAGES)},
+        "cuda": torch.version.cuda if made.device.type == "cuda" else None,
         "commit": commit(),
         "device": device.describe(made.device),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
     }
+
+
+def installed(name: str) -> str | None:
+    """A package's version; None where it is not installed (bdx itself, run from a checkout)."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def commit() -> str | None:

@@ -1,0 +1,60 @@
+# make help
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-gpu check format lint types docs goldens wheel clean
+
+help:            ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## a virtual environment in .venv with the versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+		uv venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'; \
+	else \
+		$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'; \
+	fi
+	@touch $(READY)
+
+demo: setup      ## plant a backdoor in a digit classifier, purify it, print the table
+	$(BIN)/bdx attack=badnets defense=fst
+
+test: setup      ## the quick tests, minutes on two cores
+	$(BIN)/python -m pytest
+
+test-slow: setup ## the slow tests
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: setup  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+check: setup lint types test  ## all that a change must pass: format, lint, types, docs in sync, quick tests
+	$(BIN)/python scripts/methods_page.py --check
+
+format: setup    ## rewrite the code's layout
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix --quiet .
+
+lint: setup      ## layout and lint, nothing rewritten
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: setup     ## mypy, strict, on the package
+	$(BIN)/mypy
+
+docs: setup      ## rewrite METHODS.md and the README's picture
+	$(BIN)/python scripts/methods_page.py
+	$(BIN)/python scripts/demo_picture.py
+
+goldens: setup   ## rewrite tests/goldens.json; review the difference
+	BDX_GOLDENS=write $(BIN)/python -m pytest tests/test_triggers.py
+
+wheel: setup     ## dist/bdx-*.whl
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:           ## remove what is built; outputs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache

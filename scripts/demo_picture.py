@@ -1,0 +1,35 @@
+"""docs/demo.svg: what `bdx attack=badnets defense=fst` prints, exported by rich from a real run.
+
+python scripts/demo_picture.py
+"""
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+
+from backdoorbench import config, console, job, progress
+
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "demo.svg"
+
+
+def main() -> None:
+    out = Console(record=True, width=86, highlight=False, force_terminal=True)
+    progress.install(console.Silent())
+    handler = console.ConsoleHandler(out)
+    logging.getLogger("backdoorbench").addHandler(handler)
+    logging.getLogger("backdoorbench").setLevel(logging.INFO)
+    out.print("$ bdx attack=badnets defense=fst", style="bold")
+
+    def announce(run: object, stage: str) -> None:
+        text = f"\n  {console.heading(run)}" if stage == "planned" else console.stage_line(run, stage)
+        out.print(text, style="bold" if stage == "planned" else None, markup=False)
+
+    done = job.carry_out(config.compose(["attack=badnets", "defense=fst", "rerun=true"]), announce)
+    console.print_outcome(out, done.run, done.folder, repeated=False)
+    PICTURE.parent.mkdir(exist_ok=True)
+    out.save_svg(str(PICTURE), title="bdx", unique_id="bdx-demo")
+
+
+if __name__ == "__main__":
+    main()
