@@ -171,6 +171,8 @@ def _hydra(words: Sequence[str]) -> int:
         raise
     except SystemExit as error:  # --help and its like
         return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
+    except _SweepStopped as stopped:
+        return max(FAILURE, _print_sweep(stopped.folder))
     except Exception as error:
         if outcome.started:
             raise
@@ -180,6 +182,14 @@ def _hydra(words: Sequence[str]) -> int:
     if outcome.error is not None:
         raise outcome.error
     return outcome.close()
+
+
+class _SweepStopped(BaseException):
+    """fail_fast: Hydra catches every Exception of a job and goes on, so the end of a sweep is none."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
 
 
 class _Outcome:
@@ -253,7 +263,7 @@ def _sweep_job(resolved: dict[str, Any], folder: Path, number: int) -> None:
         if not mistake:
             traceback.print_exc()
         if resolved["fail_fast"]:
-            raise
+            raise _SweepStopped(folder.parent) from None
 
 
 def _print_sweep(folder: Path) -> int:

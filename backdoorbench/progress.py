@@ -39,7 +39,7 @@ class LoggedTask:
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.done += steps
-        fifth = self.done * 5 // max(self.total * self.steps, 1)
+        fifth = self.done // self.steps * 5 // max(self.total, 1)  # of whole units: figures come with their last step
         if fifth > self.reported:
             self.reported = fifth
             spent = time.monotonic() - self.start

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -218,6 +219,57 @@ def test_a_sweep_ends_in_one_table_and_shares_infections(tmp_path: Path) -> None
     assert len(list((tmp_path / "outputs" / "runs").glob("*/record.json"))) == 4
     again = bdx(*words, folder=tmp_path)
     assert again.returncode == 0 and again.stdout.count("done before") == 4
+
+
+def test_a_failing_job_leaves_the_others_alone(tmp_path: Path) -> None:
+    """A rate that cannot be: recorded as the sweep's failure, the other job runs; fail_fast stops before it."""
+    words = ["-m", "attack=badnets", "attack.mapping=source_specific", "attack.sources=[1]", "defense=none", *QUICK]
+    swept = bdx(*words, "attack.poison_rate=0.9,0.05", folder=tmp_path)
+    assert swept.returncode == 2 and "Traceback" not in swept.stderr
+    assert "1 of 2 jobs failed; the same command repeats only those" in swept.stdout
+    assert "job 0: ConfigError: attack.poison_rate=0.9 asks for 342 rows" in swept.stdout
+    assert len(list((tmp_path / "outputs" / "runs").glob("*/record.json"))) == 1
+    stopped = bdx(*words, "attack.poison_rate=0.9,0.05", "fail_fast=true", folder=tmp_path)
+    assert stopped.returncode == 2 and "done before" not in stopped.stdout
+
+
+@pytest.mark.slow
+def test_a_training_killed_hard_resumes(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a training: the same command goes on from the last epoch, to the same weights."""
+    words = [
+        "attack=badnets",
+        "defense=none",
+        *QUICK,
+        "train.epochs=40",
+        "runtime.snapshot_seconds=0",
+        "runtime.threads=2",
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "backdoorbench", *words], cwd=tmp_path)
+    snapshots = tmp_path / "outputs" / "cache" / "snapshots"
+    while process.poll() is None and not list(snapshots.glob("*.pt")):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert list(snapshots.glob("*.pt")) and not list((tmp_path / "outputs/cache/infection").glob("badnets-*[0-9a-f]/"))
+    resumed = bdx(*words, folder=tmp_path)
+    assert resumed.returncode == 0 and "training resumes after epoch" in resumed.stdout, resumed.stderr
+    (tmp_path / "whole").mkdir()
+    assert bdx(*words, folder=tmp_path / "whole").returncode == 0
+    first, second = (
+        load_file(next(place.glob("outputs/cache/infection/*/model.safetensors")))
+        for place in (tmp_path, tmp_path / "whole")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_demo_keeps_its_promise(run: Callable[..., Job], seed: int) -> None:
+    """The figures of the README, with room for another machine's last bits."""
+    found = run("attack=badnets", "defense=fst", f"seed={seed}").run
+    assert found.infected is not None and found.purified is not None
+    assert found.infected.ca >= 0.96 and (found.infected.asr or 0) >= 0.92
+    assert found.purified.ca >= 0.90 and (found.purified.asr or 0) <= 0.15
 
 
 def test_two_processes_train_an_infection_once(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ class DataAttack(Attack):
         return pool[stream.permutation(len(pool))[:count]]
 
     def infect(self, task: Task, stream: Stream) -> Infection:
-        trigger = Stored(self.trigger(task, stream.child("pattern")))
+        trigger = Stored(self.trigger(task, stream.child("pattern"))).to(task.train.device)
         train, poisoned, counts = self.poison(task.train, trigger, stream)
         model = task.build(stream.child("init"))
         history = fit(model, train, task.recipe, stream.child("train"), snapshots=task.snapshots)

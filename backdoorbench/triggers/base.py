@@ -189,6 +189,8 @@ def target_settings(target: Target) -> dict[str, Any]:
 def load_target(settings: dict[str, Any]) -> Target:
     """The target that `target_settings` described."""
     kinds: dict[str, Any] = {kind.__name__: kind for kind in (AllToOne, AllToAll, SourceSpecific)}
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items() if key != "kind"}
+    fields = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items() if key != "kind"
+    }
     rule: Target = kinds[settings["kind"]](**fields)
     return rule
