@@ -32,6 +32,7 @@ class Option:
     summary  the rest of the yaml's header, in one line
     title    the first line of its module's docstring, where it names a class
     method   Idea, Paper, Follows, Departs and Cost from that docstring, as far as it has them
+    overlays data set -> the knobs that differ on it
     """
 
     group: str
@@ -41,6 +42,7 @@ class Option:
     knobs: tuple[Knob, ...]
     title: str
     method: dict[str, str]
+    overlays: dict[str, tuple[Knob, ...]]
 
 
 def names(group: str) -> list[str]:
@@ -61,7 +63,7 @@ def describe(group: str, name: str) -> Option:
     command = next((line for line in header if line.startswith("bdx ")), "")
     summary = " ".join(line for line in header if line and not line.startswith(("bdx ", "@package")))
     title, method = _docstring(option(group, name).get("_target_") if group != "experiment" else None)
-    return Option(group, name, command, summary, tuple(_knobs(text)), title, method)
+    return Option(group, name, command, summary, tuple(_knobs(text)), title, method, _overlays(group, name))
 
 
 def unknown_option(group: str, name: str, options: list[str]) -> str:
@@ -70,6 +72,13 @@ def unknown_option(group: str, name: str, options: list[str]) -> str:
         f"{group} '{name}' is unknown.{did_you_mean(name, options)} All of them: {', '.join(options)}; "
         f"bdx list {group} describes them."
     )
+
+
+def _overlays(group: str, name: str) -> dict[str, tuple[Knob, ...]]:
+    """What `<group>_on/<name>_<data set>.yaml` files change, by data set."""
+    folder = conf_dir() / f"{group}_on"
+    files = {dataset: folder / f"{name}_{dataset}.yaml" for dataset in names("dataset")}
+    return {d: tuple(_knobs(file.read_text(encoding="utf-8"))) for d, file in files.items() if file.is_file()}
 
 
 def _leading_comments(text: str) -> list[str]:

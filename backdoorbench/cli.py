@@ -103,6 +103,8 @@ def _show(words: Sequence[str]) -> int:
     if option.knobs:
         out.print()
         console.print_knobs(out, [(f"{group}.{knob.name}", knob.default, knob.comment) for knob in option.knobs])
+    for dataset, knobs in option.overlays.items():
+        out.print(Text(f"  on {dataset}: {', '.join(f'{knob.name} {knob.default}' for knob in knobs)}"), style="dim")
     return 0
 
 

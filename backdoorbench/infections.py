@@ -19,12 +19,21 @@ from backdoorbench.triggers import base as triggers
 
 
 def save_infection(
-    infection: Infection, clean: ImageSet, predictions: Predictions, settings: Plain, folder: Path
+    infection: Infection,
+    clean: ImageSet,
+    predictions: Predictions,
+    settings: Plain,
+    seconds: dict[str, float],
+    folder: Path,
 ) -> None:
-    """Writes an infection into `folder`; `clean` is the training set the attack was given."""
+    """Writes an infection into `folder`.
+
+    clean     the training set the attack was given
+    settings  all it depends on; seconds: what it cost, a stage"""
     spec, tensors = triggers.dump(infection.trigger) if infection.trigger is not None else (None, {})
     described = {
         "settings": settings,
+        "seconds": seconds,
         "trigger": spec,
         "target": triggers.target_settings(infection.target) if infection.target is not None else None,
         "facts": infection.facts,

@@ -76,7 +76,7 @@ class Run:
     """Everything a run found out; `record.json` is this as JSON.
 
     status     running, done or failed
-    infection  key, status (clean, took, weak, broken), its reasons, whether it was cached, facts, training history
+    infection  key, status (clean, took, weak, broken), its reasons, whether it was cached, what it cost, facts, history
     curve      one point an epoch of the defense: epoch, ca, asr, ra, over `n` test images
     notes      figures the defense left
     seconds    wall time a stage
@@ -229,7 +229,7 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
             predictions = evaluation.predict(infection.model, test, infection.trigger, made.recipe.precision)
             if infection.trigger is not None:
                 infection.facts.update(evaluation.trigger_change(infection.trigger, test))
-        save_infection(infection, made.parts.train, predictions, made.infection_settings, partial)
+        save_infection(infection, made.parts.train, predictions, made.infection_settings, run.seconds, partial)
 
     waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"
     found = cache.obtain(folder, make, waiting)
@@ -239,7 +239,8 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
         )
     said = f"cached {made.infection_key}" if found else f"trained {made.infection_key}"
     log.info(f"infected model: {said}")
-    run.infection = {"key": made.infection_key, "cached": found}
+    cost = config.read_json(folder / "infection.json")["seconds"]
+    run.infection = {"key": made.infection_key, "cached": found, "seconds": cost}
     return infection, predictions
 
 
@@ -305,6 +306,7 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
         )
     with run.timed("purify"):
         purified = purify(made, infection, test, run)
+    run.seconds["purify"] = round(run.seconds["purify"] - run.seconds.get("curve", 0.0), 3)
     with run.timed("evaluate_purified"):
         after = evaluation.predict(purified, test, infection.trigger, made.recipe.precision)
     run.purified = evaluation.judge(after, test, infection.target, parts.test_rows)
@@ -348,7 +350,8 @@ def probe(made: Plan, infection: Infection, test: ImageSet, run: Run) -> Callabl
 
     def draw(model: nn.Module, epoch: int) -> None:
         if every and (epoch + 1) % every == 0:
-            scores = evaluation.evaluate(model, small, infection.trigger, infection.target, made.recipe.precision)
+            with run.timed("curve"):  # counted apart: a defense does not pay for being watched
+                scores = evaluation.evaluate(model, small, infection.trigger, infection.target, made.recipe.precision)
             run.curve.append({"epoch": epoch + 1, "ca": scores.ca, "asr": scores.asr, "ra": scores.ra, "n": len(small)})
 
     return draw

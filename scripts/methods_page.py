@@ -31,6 +31,8 @@ def section(option: catalog.Option) -> str:
             cells = (f"`{option.group}.{knob.name}`", f"`{knob.default}`", knob.comment)
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines.append("")
+    for dataset, knobs in option.overlays.items():
+        lines += [f"On {dataset}: {', '.join(f'`{knob.name}` {knob.default}' for knob in knobs)}.", ""]
     return "\n".join(lines)
 
 

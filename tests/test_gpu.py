@@ -1,0 +1,48 @@
+"""What only a CUDA device can show: make test-gpu."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import QUICK
+
+from backdoorbench import api
+from backdoorbench.data.images import ImageSet
+from backdoorbench.job import Job
+from backdoorbench.streams import Stream
+from backdoorbench.training.fit import fit
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+def test_a_run_on_the_device(run: Callable[..., Job]) -> None:
+    done = run("attack=badnets", "defense=fst", "runtime.device=cuda", *QUICK).run
+    assert done.status == "done" and torch.cuda.get_device_name() in done.environment["device"]
+
+
+def test_an_epoch_waits_for_nothing(images: ImageSet) -> None:
+    """torch raises at any synchronisation from the second epoch's first step to its last."""
+    fresh, recipe = api._victim(images.to("cuda"), ("model.width=8", "train.epochs=2", "train.batch_size=32"))
+    model, steps = fresh(Stream(0)), 0
+
+    def watch() -> None:
+        nonlocal steps
+        steps += 1
+        torch.cuda.set_sync_debug_mode("error" if 4 < steps < 8 else "default")
+
+    try:
+        fit(model, images.to("cuda"), recipe, Stream(0), after_step=watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert steps == 8
+
+
+def test_batches_are_the_same_on_both_devices(images: ImageSet) -> None:
+    augment = api.compose(["dataset=cifar10"])["dataset"]["augment"]
+    from backdoorbench.config import construct
+    from backdoorbench.tensors.augment import Augment
+
+    chosen = construct(Augment, augment, "augment")
+    pairs = zip(images.batches(32, Stream(0), chosen), images.to("cuda").batches(32, Stream(0), chosen), strict=True)
+    for (here, labels), (there, same) in pairs:
+        assert torch.equal(labels, same.cpu()) and torch.allclose(here, there.cpu(), atol=1e-6)
