@@ -168,8 +168,8 @@ def test_fst_3_the_head_ends_opposite_to_the_infected_one(scene: Any) -> None:
         return float((weight * infected).sum() / weight.norm() / infected.norm())
 
     assert abs(cosine(epochs=0)) < 5 / infected.numel() ** 0.5  # just redrawn
-    ends = [cosine(epochs=6, batch_size=8, alpha=alpha) for alpha in (0.05, 0.2, 0.8)]
-    assert ends[0] > ends[1] > ends[2] and ends[1] < 0
+    ends = [cosine(epochs=20, batch_size=8, alpha=alpha) for alpha in (0.2, 0.8, 3.2)]
+    assert ends[0] > ends[1] > ends[2] and ends[1] < 0  # this net is hardly trained: its norm, so alpha |W0|^2, is small
 
 
 def test_fst_4_the_note_tells_the_effective_strength(scene: Any) -> None:

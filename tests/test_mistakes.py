@@ -263,7 +263,7 @@ def test_memory_that_runs_out_names_the_setting(
     monkeypatch.setattr(base, "fit", exhausted)
     assert cli.main([*SMALL, "defense=fst"]) == 2
     assert capsys.readouterr().err == (
-        "bdx: memory ran out during 'infect' (CUDA out of memory. Tried to allocate 2.00 GiB.). Lower train.batch_size (now 64), or "
+        "bdx: memory ran out during 'infect' (CUDA out of memory. Tried to allocate 2.00 GiB.). Lower train.batch_size (now 32), or "
         "choose a narrower model; what was finished before is kept.\n"
     )
 
