@@ -27,6 +27,9 @@ CONTRACT = [
     ("none", [], 1.0, 0.0),
     ("ft", [], 1.0, 0.03),  # FT is a baseline: at this size it need not remove anything
     ("fst", [], 0.10, 0.06),
+    ("lp", [], 1.0, 0.03),  # LP, FE-tuning and FT-init are FST's ablations: what each removes is the finding
+    ("fe_tuning", [], 1.0, 0.06),
+    ("ft_init", [], 1.0, 0.06),
 ]
 
 
@@ -169,7 +172,35 @@ def test_fst_3_the_head_ends_opposite_to_the_infected_one(scene: Any) -> None:
 
     assert abs(cosine(epochs=0)) < 5 / infected.numel() ** 0.5  # just redrawn
     ends = [cosine(epochs=20, batch_size=8, alpha=alpha) for alpha in (0.2, 0.8, 3.2)]
-    assert ends[0] > ends[1] > ends[2] and ends[1] < 0  # this net is hardly trained: its norm, so alpha |W0|^2, is small
+    assert (
+        ends[0] > ends[1] > ends[2] and ends[1] < 0
+    )  # this net is hardly trained: its norm, so alpha |W0|^2, is small
+
+
+def test_fst_4_siblings_move_what_they_say(scene: Any) -> None:
+    before = state(scene[1].model)
+
+    def moved(name: str, **changes: Any) -> set[str]:
+        after = state(purify(scene, defense(name, **changes)))
+        return {
+            key
+            for key in before
+            if not torch.equal(before[key], after[key]) and "running" not in key and "num" not in key
+        }
+
+    head = {"net.linear.weight", "net.linear.bias"}
+    assert moved("lp") == head
+    assert moved("ft_init") > head
+    redrawn = classifier_head(purify(scene, defense("fe_tuning", epochs=0)))
+    frozen = classifier_head(purify(scene, defense("fe_tuning")))
+    assert torch.equal(redrawn.weight, frozen.weight) and torch.equal(redrawn.bias, frozen.bias)
+    rescaled = classifier_head(purify(scene, defense("fe_tuning", project=True)))
+    direction = torch.nn.functional.cosine_similarity(redrawn.weight.flatten(), rescaled.weight.flatten(), dim=0)
+    assert float(direction.detach()) == pytest.approx(1.0, abs=1e-5) and torch.equal(redrawn.bias, rescaled.bias)
+    norms = [float(head.weight.detach().norm()) for head in (rescaled, classifier_head(scene[1].model))]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    plain, init = (purify(scene, defense(name, alpha=0.0, project=False)) for name in ("fst", "ft_init"))
+    assert same(state(plain), state(init))  # assertion 2: fst without penalty and projection is ft-init
 
 
 def test_fst_4_the_note_tells_the_effective_strength(scene: Any) -> None:

@@ -10,17 +10,17 @@ from conftest import QUICK
 from PIL import Image
 from safetensors.torch import save_file
 
-from backdoorbench import cli
+from backdoorbench import catalog, cli
 
 SMALL = [*QUICK, "train.epochs=1"]
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown option": (
         ["defense=fts"],
-        "defense 'fts' is unknown. Did you mean 'fst' or 'ft'? All of them: fst, ft, none; bdx list defense describes them.",
+        "defense 'fts' is unknown. Did you mean 'fst' or 'ft'? All of them: {defenses}; bdx list defense describes them.",
     ),
     "unknown option, capitals": (
         ["attack=BadNets"],
-        "attack 'BadNets' is unknown. Did you mean 'badnets'? All of them: badnets, blended, none; bdx list attack describes them.",
+        "attack 'BadNets' is unknown. Did you mean 'badnets'? All of them: {attacks}; bdx list attack describes them.",
     ),
     "unknown group": (
         ["defnse=fst"],
@@ -30,12 +30,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown key": (
         ["defense=fst", "defense.lrr=1"],
         "defense has no setting 'lrr'. Did you mean 'lr'? Correct the name; it knows _target_, alpha, augment, batch_size, bn_mode, "
-        "epochs, lr, momentum, name, project, reinit, schedule, version and weight_decay.",
+        "epochs, lr, momentum, name, project, reinit, schedule, trainable, version and weight_decay.",
     ),
     "unknown key, appended": (
         ["defense=fst", "+defense.lrr=1"],
         "defense has no setting 'lrr'. Did you mean 'lr'? It knows alpha, augment, batch_size, bn_mode, epochs, lr, momentum, name, "
-        "project, reinit, schedule and weight_decay.",
+        "project, reinit, schedule, trainable and weight_decay.",
     ),
     "key of another method": (
         ["defense=ft", "defense.alpha=0.1"],
@@ -54,11 +54,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown option to show": (
         ["show", "attack=blend"],
-        "attack 'blend' is unknown. Did you mean 'blended'? All of them: badnets, blended, none; bdx list attack describes them.",
+        "attack 'blend' is unknown. Did you mean 'blended'? All of them: {attacks}; bdx list attack describes them.",
     ),
     "no group": (
         ["defense=null"],
-        "defense is 'null'; expected one of its options: fst, ft, none. Say defense=none for nothing, where that is one of them.",
+        "defense is 'null'; expected one of its options: {defenses}. Say defense=none for nothing, where that is one of them.",
     ),
     "several values without -m": (
         ["attack.poison_rate=0.1,0.2"],
@@ -248,7 +248,8 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
         words = [*(setting for setting in SMALL if setting.partition("=")[0] not in set_here), *words]
     code = cli.main(words)
     shown = capsys.readouterr().err
-    assert shown == f"bdx: {said.format(tmp=place, devices=devices(), formats=formats())}\n"
+    known = {f"{group}s": ", ".join(catalog.names(group)) for group in ("attack", "defense")}
+    assert shown == f"bdx: {said.format(tmp=place, devices=devices(), formats=formats(), **known)}\n"
     assert code == 2 and "Traceback" not in shown
 
 

@@ -1,12 +1,16 @@
-"""FST: feature shift tuning. Redraw the classifier, then hold it away from the infected one.
+"""FST: feature shift tuning. Redraw the classifier, then hold it away from the infected one. LP, FE-tuning, FT-init: its parts.
 
 Idea     At low poisoning rates clean and triggered features are entangled, and plain tuning has no reason to leave the
          infected solution. Push the classifier against its infected weights at constant norm, and the features must move.
 Paper    arXiv 2310.01875v2
 Follows  section 3 and the authors' code: loss = CE(f(x), y) + alpha <W, W0>; after every step W is rescaled to the norm
-         of W0; SGD, momentum 0.9, no weight decay, cosine to 0 stepped per epoch, batch norm in train mode
+         of W0; SGD, momentum 0.9, no weight decay, cosine to 0 stepped per epoch, batch norm in train mode. The siblings
+         are the same loop with parts switched off: LP (head only), FE-tuning (redrawn frozen head, the rest tuned), FT-init
+         (redrawn head, all tuned)
 Departs  1. only the last linear layer counts as the classifier, found by tracing (their code matches parameter names)
-         2. no label smoothing option: in their code it replaces the whole loss and switches FST off
+         2. LP, FE-tuning and FT-init leave the classifier's norm free; the code rescales it in all modes
+            (defense.project=true reproduces that)
+         3. no label smoothing option: in their code it replaces the whole loss and switches FST off
 Cost     `epochs` passes over the holdout, forward and backward; about 80 steps on CIFAR-10
 """
 
@@ -36,6 +40,7 @@ class FST(Defense):
     alpha: float
     reinit: bool
     project: bool
+    trainable: Literal["all", "head", "body"]
     epochs: int
     batch_size: int
     lr: float
@@ -72,11 +77,14 @@ class FST(Defense):
             with torch.no_grad():
                 weight.mul_(norm / weight.norm())
 
+        own = {id(parameter) for parameter in head.parameters()}
+        moved = [p for p in model.parameters() if self.trainable == "all" or (id(p) in own) == (self.trainable == "head")]
         fit(
             model,
             scenario.holdout,
             recipe,
             scenario.stream.child("tune"),
+            parameters=moved,
             loss=shift if self.alpha else None,
             freeze_norms=self.bn_mode == "eval",
             after_step=project if self.project else None,
