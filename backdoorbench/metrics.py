@@ -71,6 +71,20 @@ def per_class(predicted: Labels, wanted: Labels, groups: Labels, classes: int) -
     return [int(hit) / int(count) if count else None for hit, count in zip(hits, total, strict=True)]
 
 
+def auc(scores: Tensor, positive: Mask) -> float | None:
+    """Area under the ROC curve: how often a positive entry of (N,) scores lies above a negative one, ties counting half.
+    None where there is no positive or no negative entry.
+
+    >>> auc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([False, False, True, True]))
+    0.875
+    """
+    above, below = scores[positive], scores[~positive].sort().values
+    if not len(above) or not len(below):
+        return None
+    beaten = torch.searchsorted(below, above) + torch.searchsorted(below, above, right=True)  # twice: ties count once
+    return int(beaten.sum()) / (2 * len(above) * len(below))
+
+
 def defense_effectiveness(infected: Scores, purified: Scores) -> float | None:
     """DER in [0, 1], or None without a trigger."""
     if infected.asr is None or purified.asr is None:

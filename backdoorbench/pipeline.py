@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from backdoorbench import cache, config, device, evaluation
+from backdoorbench import cache, config, device, evaluation, metrics
 from backdoorbench.attacks.base import Attack, Infection, Task
 from backdoorbench.config import Plain
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.holdout import Holdout, Parts, pick
 from backdoorbench.data.images import ImageSet
-from backdoorbench.defenses.base import Defense, Scenario
+from backdoorbench.defenses.base import Defense, Inspect, Scenario
 from backdoorbench.errors import ConfigError, TrainingError
 from backdoorbench.evaluation import Gates, Predictions
 from backdoorbench.infections import load_infection, save_infection
 from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier, ModelSpec
+from backdoorbench.shapes import Rows
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Snapshots
 from backdoorbench.training.recipe import Recipe, resolve_precision
@@ -137,7 +138,11 @@ def plan(resolved: Plain) -> Plan:
     if not isinstance(resolved["seed"], int):
         raise ConfigError(f"seed is {resolved['seed']!r}; expected a whole number. Sweep several with -m seed=0,1,2.")
     gates = config.construct(Gates, resolved["gates"], "gates")
-    offered = {"train": attack.leaves_train, "holdout": holdout.rate > 0 or holdout.source == "folder"}
+    offered = {
+        "train": attack.leaves_train,
+        "holdout": holdout.rate > 0 or holdout.source == "folder",
+        "disjoint": holdout.source != "train_overlap",
+    }
     defense.check(offered, attack.name)
     outputs = Path(runtime["outputs"]).expanduser()
     splits = dataset.load(outputs / "cache")
@@ -333,6 +338,7 @@ def purify(made: Plan, infection: Infection, test: ImageSet, run: Run) -> nn.Mod
         device=made.device,
         probe=probe(made, infection, test, run),
         note=run.notes.__setitem__,
+        inspect=inspection(infection, run),
     )
     batch = getattr(made.defense, "batch_size", made.recipe.batch_size)
     with device.memory_errors("purify", "defense.batch_size", batch):
@@ -355,6 +361,21 @@ def probe(made: Plan, infection: Infection, test: ImageSet, run: Run) -> Callabl
             run.curve.append({"epoch": epoch + 1, "ca": scores.ca, "asr": scores.asr, "ra": scores.ra, "n": len(small)})
 
     return draw
+
+
+def inspection(infection: Infection, run: Run) -> Inspect:
+    """Judges a defense's selection of training rows by the poison mask, for the record alone: how many there are, how
+    many of them are poisoned, and the AUC of its suspicion."""
+
+    def judge(name: str, rows: Rows, suspicion: Tensor | None) -> None:
+        poisoned = infection.poisoned
+        found: dict[str, Any] = {"images": len(rows)}
+        if poisoned is not None and len(rows):
+            found["poisoned_share"] = metrics.share(poisoned.cpu()[rows.cpu()])
+            found["auc"] = metrics.auc(suspicion.cpu(), poisoned.cpu()) if suspicion is not None else None
+        run.notes[name] = found
+
+    return judge
 
 
 def stored_predictions(before: Predictions, after: Predictions, classes: int) -> dict[str, torch.Tensor]:

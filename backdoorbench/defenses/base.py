@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import PairingError
+from backdoorbench.shapes import Rows
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import autocast
 from backdoorbench.training.recipe import Recipe
+
+Inspect = Callable[[str, Rows, Tensor | None], None]  # (name, (M,), (N,) or None)
+
+
+def unseen(name: str, rows: Rows, suspicion: Tensor | None) -> None:
+    """The inspection of a scenario in which nobody knows what is poisoned."""
 
 
 class Scenario:
@@ -26,6 +33,8 @@ class Scenario:
     stream  the defense's own random numbers
     probe   one-way: draws a learning curve, tells the defense nothing; `probe(model, epoch)`
     note    one-way: a figure for the record, `note("cosine", -0.31)`
+    inspect one-way: which training rows the defense takes for clean, and how suspicious each row is (larger: more), for the
+            record to judge; `inspect("selection1", rows, suspicion)`, (M,) and (N,) or None
     device  where the images and the model lie
     """
 
@@ -42,11 +51,12 @@ class Scenario:
         device: torch.device,
         probe: Callable[[nn.Module, int], None],
         note: Callable[[str, Any], None],
+        inspect: Inspect = unseen,
     ) -> None:
         offered = {"model": model, "holdout": holdout, "train": train}
         self._granted = {name: value for name, value in offered.items() if name in needs}
         self.build, self.recipe, self.stream, self.device = build, recipe, stream, device
-        self.probe, self.note = probe, note
+        self.probe, self.note, self.inspect = probe, note, inspect
 
     @property
     def model(self) -> nn.Module:
@@ -81,6 +91,7 @@ class Defense(ABC):
     """Purifies a model, or trains one that needs no purification. `name` as tables and keys print it."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"model", "holdout"})  # others e.g. {"train"}, {"model", "train"}
+    needs_disjoint: ClassVar[bool] = False  # true: no image of the holdout may be in the training set
 
     name: str
 
@@ -99,4 +110,9 @@ class Defense(ABC):
             raise PairingError(
                 f"{self.name} needs clean images, but holdout.rate is 0; give it some, such as holdout.rate=0.05, or pick a "
                 f"defense that needs none (bdx list defenses)."
+            )
+        if self.needs_disjoint and not offered["disjoint"]:
+            raise PairingError(
+                f"{self.name} needs clean images that the training set lacks, but holdout.source is train_overlap, which leaves "
+                f"them in it; set holdout.source=withheld, as holdout=standard has it."
             )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def fit(
     *,
     loss: Loss | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     freeze_norms: bool = False,
+    drop_last: bool = False,
     after_step: Callable[[], None] | None = None,
     after_epoch: Callable[[int], None] | None = None,
     snapshots: Snapshots | None = None,
@@ -61,7 +64,9 @@ def fit(
     stream        order and augmentation; each epoch draws from a child of its own, so a resumed training sees the same
     loss          instead of cross-entropy: (model, images, labels) -> scalar, called under autocast
     parameters    what the optimiser moves; default: all that require a gradient
+    optimizer     to go on with, its momentum kept, where a training has parts; default: the recipe's, over `parameters`
     freeze_norms  batch norms stay in eval mode: statistics fixed, as stored
+    drop_last     an epoch leaves out its last batch where that is incomplete and not its only one
     after_step    called after every optimiser step (projections); after_epoch: with the epoch's number, model in eval
     snapshots     resume from, and save to, this file
 
@@ -72,13 +77,15 @@ def fit(
     model.to(memory_format=layout)
     objective = loss or cross_entropy(recipe.label_smoothing)
     moved = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
-    optimizer = make_optimizer(moved, recipe, device)
+    optimizer = optimizer or make_optimizer(moved, recipe, device)
     history: list[Epoch] = []
     if snapshots is not None:
         history = _resume(snapshots.file, model, optimizer)
     if recipe.compile:
         model.compile()
     steps = len(spans(len(train), recipe.batch_size))
+    if drop_last:
+        steps = max(1, len(train) // recipe.batch_size)
     saved = time.monotonic()
 
     with progress.task(recipe.name, recipe.epochs, "epoch", steps) as work, _own_random_numbers(device):
@@ -89,7 +96,9 @@ def fit(
             torch.manual_seed(draws.child("layers").generator().initial_seed())  # dropout and its like
             _train_mode(model, freeze_norms)
             total = torch.zeros((), device=device)
-            for step, (images, labels) in enumerate(train.batches(recipe.batch_size, draws, recipe.augment)):
+            count = 0
+            batches = train.batches(recipe.batch_size, draws, recipe.augment)
+            for step, (images, labels) in enumerate(islice(batches, steps)):
                 set_rate(optimizer, recipe.rate(epoch * steps + step, steps))
                 with autocast(recipe.precision, device):
                     value = objective(model, images.contiguous(memory_format=layout), labels)
@@ -99,9 +108,10 @@ def fit(
                 if after_step is not None:
                     after_step()
                 total += value.detach() * len(labels)
+                count += len(labels)
                 if step + 1 < steps:
                     work.advance()
-            mean = float(total) / len(train)  # the epoch's only synchronisation
+            mean = float(total) / count  # the epoch's only synchronisation
             seconds = time.monotonic() - start
             if not math.isfinite(mean):
                 raise TrainingError(
@@ -109,14 +119,14 @@ def fit(
                     f"{recipe.precision}); expected a finite number. Lower the lr of this stage, or set "
                     f"train.precision=float32."
                 )
-            history.append(Epoch(mean, seconds, len(train) / seconds))
+            history.append(Epoch(mean, seconds, count / seconds))
             model.eval()
             if after_epoch is not None:
                 after_epoch(epoch)
             if snapshots is not None and time.monotonic() - saved > snapshots.every_seconds:
                 _save(snapshots.file, model, optimizer, history)
                 saved = time.monotonic()
-            work.advance(loss=mean, images_per_second=len(train) / seconds)
+            work.advance(loss=mean, images_per_second=count / seconds)
     if snapshots is not None:
         snapshots.file.unlink(missing_ok=True)
     model._compiled_call_impl = None  # back to a plain module: hooks fire, copies work
