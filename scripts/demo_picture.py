@@ -34,7 +34,9 @@ def main() -> None:
         console.print_outcome(out, done.run, done.folder, repeated=False)
     picture = out.export_svg(title="bdx", unique_id="bdx-demo")
     PICTURE.parent.mkdir(exist_ok=True)
-    PICTURE.write_text(re.sub(r"@font-face \{.*?\}\n?", "", picture, flags=re.DOTALL), encoding="utf-8")  # nothing to fetch
+    PICTURE.write_text(
+        re.sub(r"@font-face \{.*?\}\n?", "", picture, flags=re.DOTALL), encoding="utf-8"
+    )  # nothing to fetch
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ class FST(Defense):
                 weight.mul_(norm / weight.norm())
 
         own = {id(parameter) for parameter in head.parameters()}
-        moved = [p for p in model.parameters() if self.trainable == "all" or (id(p) in own) == (self.trainable == "head")]
+        moved = [
+            p for p in model.parameters() if self.trainable == "all" or (id(p) in own) == (self.trainable == "head")
+        ]
         fit(
             model,
             scenario.holdout,
