@@ -9,6 +9,7 @@ from torch import nn
 from backdoorbench import metrics
 from backdoorbench.data.images import ImageSet
 from backdoorbench.metrics import Scores
+from backdoorbench.models.base import evaluating
 from backdoorbench.shapes import Images, Labels, Rows
 from backdoorbench.training.fit import autocast
 from backdoorbench.training.recipe import Precision
@@ -44,21 +45,6 @@ def call(model: nn.Module, images: Images) -> Labels:
     layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
     labels: Labels = model(images.contiguous(memory_format=layout)).argmax(1)
     return labels
-
-
-class evaluating:  # noqa: N801 (a context manager, read as a word)
-    """`with evaluating(model):` eval mode inside, every module's own mode restored after."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, mode in self.modes:
-            module.training = mode
 
 
 def judge(predictions: Predictions, test: ImageSet, target: Target | None, rows: Rows) -> Scores:

@@ -1,6 +1,8 @@
 """What every network is to the rest: pixels in [0, 1] in, logits out; and the spec that builds one."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -89,3 +91,15 @@ class ModelSpec(ABC):
             )
         if width < 1:
             raise ModelError(f"model '{self.name}' has width {width}; expected at least 1 channel. Raise model.width.")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, every module's own mode restored after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

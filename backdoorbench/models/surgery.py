@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from backdoorbench.errors import ModelError, did_you_mean
+from backdoorbench.models.base import evaluating
 from backdoorbench.shapes import Images
 
 # --- one forward pass, watched ---------------------------------------------------------------------------------------
@@ -88,25 +89,12 @@ def trace(model: nn.Module, images: Images) -> list[Call]:
     hooks = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in names]
     hooks += [module.register_forward_hook(leave) for module in names]
     try:
-        with _evaluating(model):
+        with evaluating(model), torch.no_grad():  # inference mode would hide versions
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
     return calls
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; each module's own mode comes back. (Inference mode would hide versions.)"""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _probe(model: nn.Module) -> Images:
@@ -476,7 +464,7 @@ def _cut(model: nn.Module, name: str, after: bool) -> tuple[fx.GraphModule, fx.G
     refusal = f"{_kind(model)} cannot be cut {'after' if after else 'before'} '{name}'"
     parts = name.split(".")
     try:
-        with _evaluating(model):
+        with evaluating(model), torch.no_grad():
             graph = _Around({".".join(parts[:length]) for length in range(len(parts))}).trace(model)
     except Exception as error:
         raise ModelError(
@@ -497,7 +485,7 @@ def _cut(model: nn.Module, name: str, after: bool) -> tuple[fx.GraphModule, fx.G
     if not any(True for _ in head.parameters()):
         raise ModelError(f"{refusal}: nothing that could learn follows. Name an earlier module.")
     probe = _probe(model)
-    with _evaluating(model):
+    with evaluating(model), torch.no_grad():
         features = stem(probe)
         version = features._version
         rebuilt = head(features)
