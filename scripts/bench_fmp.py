@@ -1,6 +1,6 @@
 """What FMP's ranking costs, side by side in one run with training: PreAct-ResNet-18 at full width, 32 px.
 
-    python scripts/bench_fmp.py [--images 1024] [--every 16] [--probe 32] [--repeats 3]
+    python scripts/bench_fmp.py [--images 1024] [--every 8] [--probe 32] [--repeats 3]
 
 Training is `fit` in the victim's precision, batch 128, crop and flip, on random bytes, which cost the same as CIFAR-10; five
 epochs of 50,000 images are extrapolated from `--images`. The ranking takes every so-manieth map of every layer (--every 1: all
@@ -67,7 +67,9 @@ def seconds(work: Callable[[], None], where: torch.device) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1024, help="training images")
-    parser.add_argument("--every", type=int, default=16, help="of a layer's maps, this one in so many is ranked")
+    parser.add_argument(
+        "--every", type=int, default=8, help="of a layer's maps, one in so many is ranked; a divisor of 8"
+    )
     parser.add_argument("--probe", type=int, default=32, help="images that rank the maps")
     parser.add_argument("--repeats", type=int, default=3)
     chosen = parser.parse_args()

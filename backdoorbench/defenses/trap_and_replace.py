@@ -9,15 +9,17 @@ Follows  the authors' code (VITA-Group/Trap-and-Replace-Backdoor-Defense). Stage
          256. Stage 2: fresh head, stem in evaluation mode and without gradients, CutMix on whole batches, label
          smoothing 0.1, dropout 0.5; Adam 0.03, 100 epochs of batches of 64. Incomplete batches dropped in both. WRN-16-1
          cut before its last block, with its decoder; ResNet-34 at 224 px likewise, with SGD
-Departs  1. one dropout, before the second convolution of the last block; their code declares a second one, before the
-            last norm, which never fires
-         2. the holdout is never trained on in stage 1 (theirs is on ImageNet-12); defense.include_holdout=true does it
-         3. holdout and training set are disjoint by construction; theirs overlap on GTSRB and ImageNet-12, where each is
-            shuffled anew without a seed
-         4. the last epoch; theirs also keeps the best epoch by test accuracy
-         5. networks of other papers are cut by one rule (before the last residual block, or the last two convolutions of
-            a plain net) that reproduces both published cuts, and decoded by one that reproduces their decoders
-         6. a batch larger than its images is one batch; theirs would be none
+Departs  1. one dropout, before the second convolution of the last block; their code declares another, before the last
+            norm, which never fires
+         2. stage 1 never trains on the holdout, as their 32 px code; their ImageNet-12 code does
+            (defense.include_holdout=true)
+         3. holdout and training set are disjoint, and a holdout drawn from the training set without removal is refused;
+            theirs overlap on GTSRB and ImageNet-12, which are shuffled anew without a seed
+         4. the last epoch counts; their code also keeps the one of the best test accuracy
+         5. a set smaller than a batch makes one step an epoch; in their code, which drops incomplete batches, none
+         6. other networks than theirs: one rule cuts (before the last residual block; in a plain net before the last two
+            convolutions) and one decodes (see Decoder); for the two published networks, cut as published, both give the
+            published parts. Their unused ResNet-34 cut after layer3 needs its decoder spelled, [128, 128, 64]
 Cost     a whole training with a decoder on top, then `stage2.epochs` passes over the holdout, backward through the head
 """
 

@@ -1,0 +1,99 @@
+"""Adversarial examples: signed gradient steps of a whole batch, in pixels, within a distance per value (L-infinity).
+
+The gradient is taken with respect to the images alone, so no parameter gathers one, and nothing is read back from the
+device. Forward passes run under the caller's autocast.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from backdoorbench.models.base import evaluating
+from backdoorbench.shapes import Images, Labels
+from backdoorbench.streams import Stream
+from backdoorbench.training.fit import Loss, cross_entropy
+
+Craft = Callable[[nn.Module, Images, Labels], Images]  # (model, (N, 3, H, W), (N,)) -> (N, 3, H, W)
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient steps on the cross-entropy (arXiv 1706.06083v4).
+
+    radius    how far a value may end from where it was, of [0, 1]
+    step      how far one step moves it
+    steps     0: the images stay as they are
+    targeted  False: away from the labels that are given; True: towards them
+    clamp     keep values in [0, 1]
+    """
+
+    radius: float
+    step: float
+    steps: int
+    targeted: bool = False
+    clamp: bool = True
+
+    def __call__(self, model: nn.Module, images: Images, labels: Labels, start: Stream | None = None) -> Images:
+        """(N, 3, H, W) adversarial images; `model` attacked in eval mode, its modes, weights and statistics kept.
+
+        labels  (N,) int64
+        start   where to draw a random start from, uniform within `radius`; None: from the images themselves
+        """
+        entropy = cross_entropy(0.0)
+
+        def objective(moved: Images) -> Tensor:
+            loss = entropy(model, moved, labels)
+            return -loss if self.targeted else loss
+
+        with evaluating(model):
+            return ascend(
+                objective, images, radius=self.radius, step=self.step, steps=self.steps, clamp=self.clamp, start=start
+            )
+
+
+def fgsm(radius: float, *, targeted: bool = False, clamp: bool = True) -> PGD:
+    """One step of the whole radius (arXiv 1412.6572v3)."""
+    return PGD(radius, radius, 1, targeted, clamp)
+
+
+def ascend(
+    objective: Callable[[Images], Tensor],
+    images: Images,
+    *,
+    radius: float,
+    step: float,
+    steps: int,
+    clamp: bool = True,
+    start: Stream | None = None,
+) -> Images:
+    """(N, 3, H, W): x <- P(x + step * sign(gradient of the objective at x)), `steps` times; P returns to within `radius`.
+
+    objective  (N, 3, H, W) -> scalar to increase; whoever calls sees to the model's mode
+    """
+    low, high = images.detach() - radius, images.detach() + radius
+    if clamp:
+        low, high = low.clamp_(min=0), high.clamp_(max=1)
+    moved = images.detach()
+    if start is not None:
+        noise = torch.rand(images.shape, generator=start.generator()).to(images.device, non_blocking=True)
+        moved = (moved + (2 * noise - 1) * radius).clamp(low, high)
+    with torch.enable_grad():
+        for _ in range(steps):
+            moved.requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(moved), moved)
+            moved = (moved.detach() + step * gradient.sign()).clamp(low, high)
+    return moved
+
+
+def partly_adversarial(craft: Craft, when: Callable[[int], bool]) -> Loss:
+    """A loss for `fit`: cross-entropy on crafted images, and on them alone, in each step for which `when(step)`; on the
+    images as they are in the others. Steps are counted from 0, so a loss serves one training."""
+    calls, entropy = itertools.count(), cross_entropy(0.0)
+
+    def loss(model: nn.Module, images: Images, labels: Labels) -> Tensor:
+        return entropy(model, craft(model, images, labels) if when(next(calls)) else images, labels)
+
+    return loss

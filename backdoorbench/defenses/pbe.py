@@ -1,0 +1,156 @@
+"""PBE: progressive backdoor erasing, from the poisoned training set alone. Purify, pick what looks clean, purify again.
+
+Idea     A random part of the training set is mostly clean: adversarial tuning on it weakens the backdoor. Poisoned
+         images then change their logits and clean ones keep them, so those that agree best with the infected model
+         are a larger, cleaner set for the next round.
+Paper    arXiv 2202.06312v4; with a clean set it is AFT (defense=pbe_clean, defense=aft)
+Follows  the authors' code: round 0 on 5 % drawn at random, adversarial throughout; then on the 20, 50 and 70 % of the
+         whole set with the largest s(x) = 1/2 + 1/2 cos(f0(x), f(x)), f0 the infected model, on logits in eval mode;
+         of these rounds the first 31 batches are adversarial; labels as given; weights and SGD go on between rounds
+Departs  1. batches are shuffled; the code reads them in file order, which on GTSRB is one class after another
+         2. adversarial images stay in [0, 1]; the code's may leave it (defense.clamp=false)
+         3. augmentation as the data set says, drawn per image; the code crops with padding 5 (probability 0.8) and
+            rotates by up to 10 degrees (0.5), drawn per batch
+         4. the training set is the one that infected the model; the code poisons a fresh 10 % for PBE
+         5. nothing is scored after the last round; the code does so and ends in an index error
+Cost     `shares` times `epochs` passes over the training set, forward and backward; `steps` + 1 times that where they are
+         adversarial (some 20 passes in all); a forward pass before each round
+"""
+
+import copy
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from backdoorbench.adversarial import PGD, partly_adversarial
+from backdoorbench.data.images import ImageSet, spans
+from backdoorbench.defenses.base import Defense, Scenario
+from backdoorbench.errors import DataError, check_range
+from backdoorbench.shapes import Logits, Rows
+from backdoorbench.tensors.augment import Augment
+from backdoorbench.training.fit import fit, make_optimizer
+from backdoorbench.training.recipe import Recipe, fine_tuning
+
+BATCH = 500  # images at a time, where only logits are wanted
+
+
+@dataclass(frozen=True)
+class PBE(Defense):
+    """Progressive backdoor erasing without a clean set.
+
+    How well a round told poisoned from clean goes to the record, never to the method."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"model", "train"})
+
+    shares: tuple[float, ...]
+    epochs: int
+    adversarial_batches: int
+    restart: Literal["current", "infected"]
+    eps_255: float
+    steps: int
+    step_share: float
+    clamp: bool
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    bn_mode: Literal["train", "eval"]
+    augment: Augment | None
+
+    def __post_init__(self) -> None:
+        for turn, share in enumerate(self.shares):
+            check_range(f"defense.shares[{turn}]", share, 0, 1)
+        check_range("defense.epochs", self.epochs, 0)
+        check_range("defense.adversarial_batches", self.adversarial_batches, 0)
+        check_range("defense.eps_255", self.eps_255, 0, 255)
+        check_range("defense.steps", self.steps, 0)
+        check_range("defense.step_share", self.step_share, 0)
+        check_range("defense.batch_size", self.batch_size, 2)
+        check_range("defense.lr", self.lr, 0)
+
+    def purify(self, scenario: Scenario) -> nn.Module:
+        model, train = scenario.model, scenario.train
+        counts = [self.count(turn, len(train)) for turn in range(len(self.shares))]
+        recipe = fine_tuning(
+            self.name, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, momentum=self.momentum,
+            weight_decay=self.weight_decay, schedule="constant", augment=self.augment,
+            precision=scenario.recipe.precision,
+        )  # fmt: skip
+        radius = self.eps_255 / 255
+        craft = PGD(radius, self.step_share * radius, self.steps, clamp=self.clamp)
+        start = copy.deepcopy(model.state_dict())
+        optimizer, passed = new_optimizer(model, recipe), itertools.count()
+        with scenario.autocast():
+            infected = logits(model, train)  # f0
+        for turn, count in enumerate(counts):
+            draws = scenario.stream.child(f"round{turn}")
+            if turn == 0:
+                rows = draws.child("rows").permutation(len(train))[:count].sort().values
+                scenario.inspect("selection0", rows, None)
+            else:
+                with scenario.autocast():
+                    scores = agreement(infected, logits(model, train))
+                rows = highest(scores, count)
+                scenario.inspect(f"selection{turn}", rows, 1 - scores)
+                if self.restart == "infected":
+                    model.load_state_dict(start)
+                    optimizer = new_optimizer(model, recipe)
+            fit(
+                model,
+                train.subset(rows),
+                recipe,
+                draws.child("tune"),
+                loss=partly_adversarial(craft, functools.partial(self.is_adversarial, turn, count)),
+                optimizer=optimizer,
+                freeze_norms=self.bn_mode == "eval",
+                after_epoch=lambda _: scenario.probe(model, next(passed)),
+            )
+        return model
+
+    def is_adversarial(self, turn: int, count: int, step: int) -> bool:
+        """Whether batch `step` of round `turn`, on `count` images, is: all of round 0, later the first of epoch 0."""
+        return turn == 0 or step < min(self.adversarial_batches, len(spans(count, self.batch_size)))
+
+    def count(self, turn: int, images: int) -> int:
+        """How many of the training images round `turn` tunes on: its share, rounded down. DataError below 2."""
+        share = self.shares[turn]
+        found = math.floor(share * images + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        if found < 2:
+            raise DataError(
+                f"defense.shares[{turn}] is {share:g}, {found} of the {images:,} training images; expected at least 2, the "
+                f"fewest that batch norm can work with. Raise it."
+            )
+        return found
+
+
+def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's, over all parameters."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return make_optimizer(parameters, recipe, parameters[0].device)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: ImageSet) -> Logits:
+    """(N, K) on the CPU: what the model, in its present mode, says of images that are not augmented."""
+    layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
+    return torch.cat([model(batch.contiguous(memory_format=layout)) for batch, _ in images.batches(BATCH)]).cpu()
+
+
+def agreement(first: Logits, second: Logits) -> Tensor:
+    """(N,) float64 in [0, 1]: 1/2 + 1/2 cos(first, second), row by row; 0 where a row is zero.
+
+    In float64, since the logits of confident networks are almost parallel."""
+    first, second = first.double(), second.double()  # (N, K)
+    norms = first.norm(dim=1) * second.norm(dim=1)
+    cosine = (first * second).sum(1) / torch.where(norms > 0, norms, 1.0)
+    return torch.where(norms > 0, (0.5 + 0.5 * cosine).clamp(0, 1), 0.0)
+
+
+def highest(scores: Tensor, count: int) -> Rows:
+    """The (count,) rows of (N,) scores that are largest, in ascending order; of equal ones the first."""
+    return scores.argsort(descending=True, stable=True)[:count].sort().values
