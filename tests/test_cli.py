@@ -14,7 +14,7 @@ from conftest import QUICK
 from backdoorbench import catalog, cli
 from backdoorbench.job import Job
 
-HEAVY = ("torch", "torchvision", "timm", "sklearn", "numpy")
+HEAVY = ("torch", "torchvision", "timm", "sklearn", "numpy", "matplotlib")
 GUARD = f"""
 import sys
 class Guard:
@@ -50,7 +50,7 @@ def test_answers_without_torch(words: list[str], code: int, said: str, tmp_path:
 
 
 def test_importing_the_package_is_cheap() -> None:
-    probe = "import sys, backdoorbench; sys.exit('torch' in sys.modules)"
+    probe = "import sys, backdoorbench; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", probe]).returncode == 0
 
 

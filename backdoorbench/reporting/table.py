@@ -69,13 +69,13 @@ def aggregate(runs: Iterable[Run]) -> list[Row]:
     done = [run for run in runs if run.status == "done"]
     groups: dict[str, dict[int, Run]] = {}
     for run in done:
-        groups.setdefault(_identity(run.config), {})[run.config["seed"]] = run
-    extra = _differing([next(iter(seeds.values())).config for seeds in groups.values()])
+        groups.setdefault(identity(run.config), {})[run.config["seed"]] = run
+    extra = differing([next(iter(seeds.values())).config for seeds in groups.values()])
     rows = []
     for seeds in groups.values():
         members = [seeds[seed] for seed in sorted(seeds)]
         config = members[0].config
-        names = _base_names(config) | {column: _look_up(config, column) for column in extra}
+        names = base_names(config) | {column: look_up(config, column) for column in extra}
         marks = sorted({run.infection.get("status", "") for run in members} - {"took", "clean", ""})
         before = {name: _cell(run.infected for run in members)(name) for name in FIGURES}
         after = {name: _cell(run.purified for run in members)(name) for name in FIGURES}
@@ -93,12 +93,14 @@ def _cell(scores: Iterable[Scores | None]) -> Any:
     return pick
 
 
-def _identity(config: dict[str, Any]) -> str:
+def identity(config: dict[str, Any]) -> str:
+    """The same text for configurations that a table does not tell apart."""
     kept = {name: value for name, value in config.items() if name not in NOT_COMPARED}
     return json.dumps(kept, sort_keys=True)
 
 
-def _base_names(config: dict[str, Any]) -> dict[str, str]:
+def base_names(config: dict[str, Any]) -> dict[str, str]:
+    """The columns that every table has: data set, model, attack, rate, defense."""
     rate = config["attack"].get("poison_rate")
     return {
         "dataset": config["dataset"]["name"],
@@ -119,25 +121,27 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Dotted keys that tell rows apart beyond the base columns: within one option, keys whose values differ."""
+def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Dotted keys that tell rows apart beyond the base columns: within one option, keys whose values differ or that some
+    rows lack."""
     found: list[str] = []
-    seen: dict[tuple[str, str], set[str]] = {}
-    for config in configs:
-        for key, value in _flat({k: v for k, v in config.items() if k not in NOT_COMPARED}).items():
-            group = key.split(".")[0]
+    flat = [_flat({k: v for k, v in config.items() if k not in NOT_COMPARED}) for config in configs]
+    for key in dict.fromkeys(key for settings in flat for key in settings if key != "attack.poison_rate"):
+        group = key.split(".")[0]
+        values: dict[str, set[str]] = {}
+        for config, settings in zip(configs, flat, strict=True):
             choice = str(config[group].get("name")) if group in CHOICES else ""
-            values = seen.setdefault((key, choice), set())
-            values.add(json.dumps(value, sort_keys=True))
-            if len(values) > 1 and key not in found and key != "attack.poison_rate":
-                found.append(key)
+            values.setdefault(choice, set()).add(json.dumps(settings.get(key, DASH), sort_keys=True))
+        if any(len(different) > 1 for different in values.values()):
+            found.append(key)
     for group in ("train", "holdout"):  # chosen, not named in the base columns
         if len({config[group]["name"] for config in configs}) > 1:
             found.append(f"{group}.name")
     return found
 
 
-def _look_up(config: dict[str, Any], column: str) -> str:
+def look_up(config: dict[str, Any], column: str) -> str:
+    """The setting of a dotted key, as a table prints it."""
     value = _flat(config).get(column, DASH)
     return "null" if value is None else str(value)
 
@@ -167,10 +171,14 @@ def grid(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
 def as_markdown(rows: Sequence[Row]) -> str:
     """A pipe table; names to the left, figures to the right."""
     title, header, cells = grid(rows)
-    names = header.index("n")
+    body = pipes(header, cells, header.index("n"))
+    return f"{title}\n\n{body}" if title else body
+
+
+def pipes(header: Sequence[str], cells: Sequence[Sequence[str]], names: int) -> str:
+    """Header and cells as a Markdown table, its first `names` columns to the left."""
     lines = [header, ["---"] * names + ["---:"] * (len(header) - names), *cells]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{title}\n\n{body}\n" if title else body + "\n"
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
