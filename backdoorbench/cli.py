@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,7 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verb(name: str, words: Sequence[str]) -> int:
-    verbs: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "show": _show, "report": _report}
+    verbs: dict[str, Callable[[Sequence[str]], int]] = {
+        "list": _list,
+        "show": _show,
+        "report": _report,
+        "plot": _plot,
+        "reproduce": _reproduce,
+    }
     if name not in verbs:
         raise ConfigError(
             f"'{name}' is no verb of bdx.{did_you_mean(name, verbs)} The verbs are {join_words(list(verbs))}; a run is "
@@ -111,24 +118,14 @@ def _show(words: Sequence[str]) -> int:
 def _report(words: Sequence[str]) -> int:
     """bdx report DIR... [--format terminal|csv|md|latex] [--output FILE]"""
     from backdoorbench import cache, console
-    from backdoorbench.errors import DataError
-    from backdoorbench.reporting import record, table
+    from backdoorbench.reporting import table
 
     parser = _Parser("report", "Tables of what was run: mean and spread over seeds, and n.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
     parser.add_argument("--format", choices=("terminal", "csv", "md", "latex"), default="terminal")
     parser.add_argument("--output", metavar="FILE", help="write there instead of printing")
     chosen = parser.parse_args(words)
-    found = []
-    for folder in map(Path, chosen.folders):
-        if not folder.is_dir():
-            raise DataError(f"'{folder}' is no folder; expected one that holds runs, such as outputs/. Name another.")
-        found += [record.read(entry) for entry in record.find(folder)]
-    if not found:
-        raise DataError(
-            f"no record.json lies below {join_words([str(folder) for folder in chosen.folders])}; expected at least one run. "
-            f"Run something first: bdx attack=badnets defense=fst."
-        )
+    found = _read_runs(chosen.folders)
     if chosen.format == "terminal":
         console.print_report(console.make_console(), found)
         return 0
@@ -137,9 +134,60 @@ def _report(words: Sequence[str]) -> int:
     if chosen.output is None:
         print(text, end="")
     else:
+        with cache.storage_errors(Path(chosen.output).parent):
+            Path(chosen.output).parent.mkdir(parents=True, exist_ok=True)
         cache.write_text(Path(chosen.output), text)
         print(f"wrote {chosen.output}")
     return 0
+
+
+def _plot(words: Sequence[str]) -> int:
+    """bdx plot curves|rates DIR... --output FILE [--metric ca|asr|ra]"""
+    parser = _Parser("plot", "Learning curves, or a figure against the poison rate, as SVG, PDF or PNG.")
+    parser.add_argument("kind", choices=("curves", "rates"), help="against the defense's epoch, or the poison rate")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
+    parser.add_argument("--output", metavar="FILE", required=True, help="ends in .svg, .pdf or .png")
+    parser.add_argument("--metric", choices=("ca", "asr", "ra"), help="of rates, asr by default; curves show all")
+    chosen = parser.parse_args(words)
+    if chosen.kind == "curves" and chosen.metric is not None:
+        parser.error("argument --metric: curves show all three; it goes with rates")
+    if find_spec("matplotlib") is None:
+        raise ConfigError("bdx plot needs matplotlib, which is not installed. Add it: pip install 'bdx[plots]'.")
+    from backdoorbench.reporting import plot
+
+    found = _read_runs(chosen.folders)
+    figure = plot.curves(found) if chosen.kind == "curves" else plot.against_rate(found, chosen.metric or "asr")
+    plot.write(figure, Path(chosen.output))
+    print(f"wrote {chosen.output}")
+    return 0
+
+
+def _read_runs(folders: Sequence[str]) -> list[Any]:
+    """The runs below `folders`; DataError where one is no folder, or none holds a record."""
+    from backdoorbench.errors import DataError
+    from backdoorbench.reporting import record
+
+    found = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise DataError(f"'{folder}' is no folder; expected one that holds runs, such as outputs/. Name another.")
+        found += [record.read(entry) for entry in record.find(folder)]
+    if not found:
+        raise DataError(
+            f"no record.json lies below {join_words(list(folders))}; expected at least one run. "
+            f"Run something first: bdx attack=badnets defense=fst."
+        )
+    return found
+
+
+def _reproduce(words: Sequence[str]) -> int:
+    """bdx reproduce PAPER [--scale full|small|digits] [--attacks LIST] ... [KEY=VALUE ...]"""
+    from backdoorbench.reproduce import reproduce
+
+    description = (
+        "A paper's evaluation: runs what is missing, and prints its figures, ours, and the settings that differ."
+    )
+    return reproduce(words, _Parser("reproduce", description), _hydra)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -155,8 +203,10 @@ class _Parser(argparse.ArgumentParser):
 # ---- runs and sweeps ------------------------------------------------------------------------------------------------
 
 
-def _hydra(words: Sequence[str]) -> int:
-    """Hands the arguments to Hydra and turns what comes back into an exit code."""
+def _hydra(words: Sequence[str], finish: Callable[[Path], int] | None = None) -> int:
+    """Hands the arguments to Hydra and turns what comes back into an exit code.
+
+    finish  what to do with an ended sweep's folder, beside its table"""
     import hydra
 
     switches = [word for word in words if word in SWITCHES]
@@ -183,7 +233,7 @@ def _hydra(words: Sequence[str]) -> int:
         sys.argv = kept
     if outcome.error is not None:
         raise outcome.error
-    return outcome.close()
+    return outcome.close(finish)
 
 
 class _SweepStopped(BaseException):
@@ -218,13 +268,14 @@ class _Outcome:
             return
         _sweep_job(plain(config), Path(hydra_config.runtime.output_dir), hydra_config.job.num)
 
-    def close(self) -> int:
+    def close(self, finish: Callable[[Path], int] | None) -> int:
         """The table of the sweep that ended, if one did, and the exit code."""
         from backdoorbench.launchers import sweep
 
         code = 0
         while sweep.ended:
-            code = max(code, _print_sweep(sweep.ended.pop(0)))
+            folder = sweep.ended.pop(0)
+            code = max(code, _print_sweep(folder), finish(folder) if finish else 0)
         return code
 
 

@@ -193,6 +193,22 @@ def print_report(console: Console, runs: Sequence[Run]) -> None:
             console.print(Text(f"  failed: {heading(run)}: {run.error}"), style="red")
 
 
+def print_comparison(
+    console: Console, title: str, header: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]
+) -> None:
+    """Published figures beside ours, and what must be said below them."""
+    shown = Table(box=None, padding=(0, 1), show_edge=False, title=Text(title), title_justify="left")
+    for place, column in enumerate(header):
+        figures = header.index("n") <= place < header.index("verdict")
+        shown.add_column(column, justify="right" if figures else "left", no_wrap=figures)
+    for line in cells:
+        shown.add_row(*(Text(cell) for cell in line))
+    console.print()
+    console.print(shown)
+    for note in notes:
+        console.print(Text(f"  {note}"), style="dim")
+
+
 def print_options(console: Console, rows: Sequence[tuple[str, str]], title: str) -> None:
     """Two columns: a name and what it is."""
     shown = Table(box=None, padding=(0, 2), show_edge=False, show_header=False)

@@ -16,8 +16,12 @@ BUILT = [
     for name in catalog.names(group)
 ]
 DATASETS = catalog.names("dataset")
+PLACES = {"on": "dataset", "in": "experiment", "at": "scale"}  # attack_on/badnets_gtsrb: badnets, on gtsrb
 OVERLAYS = [
-    file for group in ("attack_on", "defense_on") for file in sorted((config.conf_dir() / group).glob("*.yaml"))
+    file
+    for group in ("attack", "defense")
+    for place in PLACES
+    for file in sorted((config.conf_dir() / f"{group}_{place}").glob("*.yaml"))
 ]
 
 
@@ -57,12 +61,9 @@ def test_every_pair_composes_with_its_overlays(dataset: str, attack: str) -> Non
 def test_overlays_hold_only_what_differs(overlay: Path) -> None:
     from omegaconf import OmegaConf
 
-    group = overlay.parent.name.removesuffix("_on")
-    method = next(
-        name
-        for name in catalog.names(group)
-        if overlay.stem.startswith(f"{name}_") and overlay.stem.removeprefix(f"{name}_") in DATASETS
-    )
+    group, _, place = overlay.parent.name.partition("_")
+    chosen = catalog.names(PLACES[place])
+    method = next(name for name in catalog.names(group) if overlay.stem.removeprefix(f"{name}_") in chosen)
     base, changes = config.option(group, method), OmegaConf.to_container(OmegaConf.load(overlay))
     assert isinstance(changes, dict) and set(changes) <= set(base)
     assert all(base[key] != value for key, value in changes.items())

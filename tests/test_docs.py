@@ -31,6 +31,8 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_every_printed_command_composes(command: str) -> None:
     words = command.split()[1:]
+    if words[0] == "reproduce":
+        words = [f"experiment={words[1]}"]
     if words[0] == "-m":  # one job of the sweep
         words = [word.split(",")[0] for word in words[1:]]
     assert config.compose(words)["seed"] == 0

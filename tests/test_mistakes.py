@@ -44,13 +44,13 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown verb": (
         ["repot", "outputs"],
-        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show and report; a run is described by settings, such "
-        "as attack=badnets.",
+        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot and reproduce; a run is described by "
+        "settings, such as attack=badnets.",
     ),
     "unknown group to list": (
         ["list", "atack"],
-        "group 'atack' is unknown. Did you mean 'attack'? The groups are attack, defense, dataset, model, train, holdout, experiment "
-        "and runtime.",
+        "group 'atack' is unknown. Did you mean 'attack'? The groups are attack, defense, dataset, model, train, holdout, experiment, "
+        "scale and runtime.",
     ),
     "unknown option to show": (
         ["show", "attack=blend"],

@@ -1,0 +1,229 @@
+"""Published figures beside ours: pure functions from runs and `published/*.csv` to comparisons.
+
+The csv files hold what sources print, in percent, and how sure each reading is; nothing in them was measured here.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from backdoorbench.reporting.table import DASH, FIGURES, Cell, Row, aggregate, percent, show
+
+if TYPE_CHECKING:
+    from backdoorbench.pipeline import Run
+
+TOLERANCE = 0.02  # of CA, ASR or RA, between a published mean of unknown spread and ours
+GROUPS = ("dataset", "model", "train", "holdout", "attack", "defense")
+NOT_SETTINGS = {"root", "download", "name", "_target_", "version"}  # of an option: where it lies, what it is called
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where figures stand: paper, arXiv id (with its version where it matters), and the place in it."""
+
+    paper: str
+    arxiv: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published row. Empty texts are what the source does not say.
+
+    attack     `mean`: over attacks
+    defense    `none`: the infected model
+    setting    `key=value` that the row holds for, beyond the defense's name
+    scores     ca, asr, ra -> fraction, as far as they are printed
+    certainty  how the row was read: data of the source, figure image, abstract, second hand
+    """
+
+    experiment: str
+    source: str
+    dataset: str
+    model: str
+    attack: str
+    rate: str
+    defense: str
+    setting: str
+    scores: dict[str, float]
+    certainty: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row of ours, and what was published for it, if anything was.
+
+    verdict  within, off, or no published figure
+    """
+
+    dataset: str
+    attack: str
+    rate: str
+    defense: str
+    n: int
+    ours: dict[str, Cell]
+    published: Figure | None
+    marks: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Within: each published figure is at most 2 points from our mean, or 2 of our standard deviations if that is more."""
+        if self.published is None:
+            return "no published figure"
+        for name, value in self.published.scores.items():
+            mean, spread = self.ours[name].mean, self.ours[name].spread or 0.0
+            if mean is None or abs(mean - value) > max(TOLERANCE, 2 * spread):
+                return "off"
+        return "within"
+
+
+def figures(experiment: str) -> list[Figure]:
+    """What was published for an experiment, in the order of the file."""
+    found = []
+    for row in _rows("figures.csv"):
+        if row["experiment"] == experiment:
+            scores = {name: float(row[name]) / 100 for name in FIGURES if row[name]}
+            rate = f"{float(row['poison_rate']):g} %" if row["poison_rate"] else ""
+            found.append(
+                Figure(
+                    experiment,
+                    row["source"],
+                    row["dataset"],
+                    row["model"],
+                    row["attack"],
+                    rate,
+                    row["defense"],
+                    row["setting"],
+                    scores,
+                    row["certainty"],
+                    row["note"],
+                )  # fmt: skip
+            )
+    return found
+
+
+def sources() -> dict[str, Source]:
+    """Every source by the id that figures carry."""
+    return {row["source"]: Source(row["paper"], row["arxiv"], row["where"]) for row in _rows("sources.csv")}
+
+
+def compare(runs: Iterable[Run], experiment: str) -> list[Comparison]:
+    """Our finished runs beside an experiment's published figures: for each attack and rate the infected model, then each
+    defense; at the end the means over attacks that a source gives."""
+    known, rows = figures(experiment), aggregate(runs)
+    found: list[Comparison] = []
+    infected: set[tuple[str, ...]] = set()
+    for row in rows:
+        cell = (row.names["dataset"], row.names["model"], row.names["attack"], row.names["rate"])
+        if cell not in infected:
+            infected.add(cell)
+            found.append(_comparison(row, "none", "", row.before, known))
+        if row.names["defense"] != "none":
+            extra = [f"{key}={value}" for key, value in row.names.items() if key.startswith("defense.")]
+            found.append(_comparison(row, row.names["defense"], ", ".join(extra), row.after, known))
+    return found + [mean for figure in known if figure.attack == "mean" and (mean := _mean(rows, figure))]
+
+
+def grid(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells, as text: a pair of columns (paper, ours) for each score that anybody published, ours alone for others."""
+    shown = {name for item in found if item.published for name in item.published.scores}
+    header = ["dataset", "attack", "rate", "defense", "n"]
+    for name in FIGURES:
+        header += [f"{name.upper()} paper"] * (name in shown) + [f"{name.upper()} ours"]
+    header += ["verdict", "how sure"]
+    cells = []
+    for item in found:
+        mark = "".join(f" ({mark})" for mark in item.marks)
+        line = [item.dataset, item.attack + mark, item.rate, item.defense, str(item.n)]
+        theirs = item.published.scores if item.published else {}
+        for name in FIGURES:
+            line += [percent(theirs.get(name))] * (name in shown) + [show(item.ours[name])]
+        cells.append([*line, item.verdict, item.published.certainty if item.published else DASH])
+    return header, cells
+
+
+def notes(found: Sequence[Comparison]) -> list[str]:
+    """What must be said below a comparison: the rule of the verdict, the sources, and what they leave open."""
+    said = [
+        f"within: each published score at most {100 * TOLERANCE:g} points, or 2 of our standard deviations, from our mean"
+    ]
+    known = sources()
+    for name in dict.fromkeys(item.published.source for item in found if item.published):
+        source = known[name]
+        remarks = {item.published.note for item in found if item.published and item.published.source == name} - {""}
+        said.append(
+            f"{source.paper}, arXiv {source.arxiv}: {source.where}" + "".join(f"; {r}" for r in sorted(remarks))
+        )
+    return said
+
+
+def differing(config: dict[str, Any], pinned: dict[str, Any], swept: Iterable[str] = ()) -> list[str]:
+    """Settings of a run that are not the experiment's own: `model demo, not resnet18`, `train.epochs 20, not 100`.
+
+    swept  dotted keys that the experiment varies"""
+    found = []
+    for group in GROUPS:
+        ours, theirs = config[group], pinned[group]
+        if ours["name"] != theirs["name"]:
+            found.append(f"{group} {ours['name']}, not {theirs['name']}")
+            continue
+        for key in sorted((ours.keys() | theirs.keys()) - NOT_SETTINGS):
+            auto = theirs.get(key) == "auto"  # resolved in a run
+            if ours.get(key) != theirs.get(key) and not auto and f"{group}.{key}" not in swept:
+                found.append(f"{group}.{key} {_said(ours.get(key))}, not {_said(theirs.get(key))}")
+    return found
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    text = (resources.files("backdoorbench") / "published" / name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def _comparison(row: Row, defense: str, setting: str, ours: dict[str, Cell], known: Sequence[Figure]) -> Comparison:
+    names = row.names
+    label = f"{defense} ({setting})" if setting else defense
+    published = _find(known, names, defense, setting)
+    return Comparison(names["dataset"], names["attack"], names["rate"], label, row.n, ours, published, row.marks)
+
+
+def _find(known: Sequence[Figure], names: dict[str, str], defense: str, setting: str) -> Figure | None:
+    """The figure for a cell: data set, rate and setting as far as the source names them. The network may be another, unless
+    the source has the cell for several, as BackdoorBench does."""
+    pairs = [
+        figure
+        for figure in known
+        if (figure.attack, figure.defense) == (names["attack"], defense)
+        and figure.dataset in ("", names["dataset"])
+        and figure.rate in ("", names["rate"])
+        and figure.setting in ("", setting)
+    ]
+    exact = [figure for figure in pairs if figure.model == names["model"]]
+    if exact or len({figure.model for figure in pairs}) == 1:
+        return (exact or pairs)[0]
+    return None
+
+
+def _mean(rows: Sequence[Row], figure: Figure) -> Comparison | None:
+    """The mean over the attacks that were run, beside one over the paper's own."""
+    members = [row for row in rows if row.names["defense"] == figure.defense and row.names["dataset"] == figure.dataset]
+    if not members:
+        return None
+    ours = {name: Cell(_averaged(row.after[name].mean for row in members)) for name in FIGURES}
+    attacks = f"mean of {', '.join(dict.fromkeys(row.names['attack'] for row in members))}"
+    rates = ", ".join(dict.fromkeys(row.names["rate"] for row in members))
+    return Comparison(figure.dataset, attacks, rates, figure.defense, len(members), ours, figure, ())
+
+
+def _averaged(values: Iterable[float | None]) -> tuple[float, ...]:
+    known = [value for value in values if value is not None]
+    return (statistics.fmean(known),) if known else ()
+
+
+def _said(value: Any) -> str:
+    return "all" if value is None else str(value)

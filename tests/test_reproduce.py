@@ -1,0 +1,256 @@
+"""Experiments pin what they say, published figures carry their certainty, and the comparison tells the truth."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoorbench import catalog, cli, config, reproduce
+from backdoorbench.launchers import sweep
+from backdoorbench.metrics import Scores
+from backdoorbench.pipeline import Run
+from backdoorbench.reporting import published, record
+from backdoorbench.reporting.published import Comparison, Figure
+from backdoorbench.reporting.table import Cell
+
+PUBLISHED = Path(published.__file__).parents[1] / "published"
+
+
+def run(experiment: str, attack: str, defense: str, asr: float, *more: str, seed: int = 0, **scores: float) -> Run:
+    settings = config.compose(
+        [f"experiment={experiment}", f"attack={attack}", f"defense={defense}", f"seed={seed}", *more]
+    )
+    before = Scores(0.94, scores.get("infected_asr", 0.99), 0.01, 1000, 900)
+    after = Scores(scores.get("ca", 0.93), asr, 1 - asr, 1000, 900)
+    status = {"status": "took"}
+    return Run(f"{attack}{defense}{seed}", "done", "", settings, before, after, status, environment={"device": "a CPU"})
+
+
+# ---- experiments ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", catalog.names("scale"))
+@pytest.mark.parametrize("paper", reproduce.papers())
+def test_every_cell_of_every_experiment_composes_and_builds(paper: str, scale: str) -> None:
+    for overrides in cells(paper, scale):
+        resolved = config.compose([f"experiment={paper}", f"scale={scale}", *overrides])
+        for group in published.GROUPS:
+            config.build(resolved[group], group)
+
+
+def cells(paper: str, scale: str) -> list[list[str]]:
+    """A job of the experiment's sweep for each value of each parameter, the others at their first."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(config_dir=str(config.conf_dir()), version_base="1.3"):
+        whole = compose("config", [f"experiment={paper}", f"scale={scale}"], return_hydra_config=True)
+    values = {str(key): str(text).split(",") for key, text in whole.hydra.sweeper.params.items()}
+    first = {key: options[0] for key, options in values.items()}
+    jobs = [first | {key: option} for key, options in values.items() for option in options]
+    return [[f"{key}={value}" for key, value in job.items()] for job in jobs]
+
+
+def test_papers_settings_are_pinned() -> None:
+    def pinned(*words: str) -> dict[str, Any]:
+        return config.compose(words)
+
+    fst = pinned("experiment=fst", "attack=blended", "defense=lp")
+    assert (fst["model"]["name"], fst["train"]["lr"], fst["train"]["epochs"]) == ("resnet18", 0.1, 100)
+    assert fst["holdout"] == config.option("holdout", "fst") and fst["defense"]["project"]
+    assert pinned("experiment=fst", "defense=ft")["defense"]["keep_head_norm"]
+    assert pinned("experiment=fmp")["holdout"]["rate"] == 0.1 and pinned("experiment=fmp")["train"]["lr"] == 0.01
+    tnr = pinned("experiment=tnr", "defense=trap_and_replace")
+    assert (tnr["train"]["optimizer"], tnr["train"]["lr"], tnr["train"]["epochs"]) == ("adam", 0.001, 200)
+    assert tnr["model"]["name"] == "wrn_16_1" and tnr["defense"]["stage1"]["epochs"] == 200
+    pbe = pinned("experiment=pbe", "attack=badnets", "defense=pbe")
+    assert pbe["attack"]["pattern"] == "grid3" and pbe["model"]["name"] == "preact_resnet18"
+    assert pinned("experiment=pbe", "attack=blended")["attack"]["test_ratio"] == 0.1
+    bench = pinned("experiment=backdoorbench", "defense=ft")
+    assert (bench["defense"]["epochs"], bench["defense"]["batch_size"], bench["train"]["lr"]) == (100, 256, 0.01)
+
+
+def test_a_scale_reduces_and_the_command_line_wins() -> None:
+    small = config.compose(["experiment=fst", "scale=small", "defense=fst"])
+    assert (small["dataset"]["name"], small["dataset"]["train_size"], small["model"]["name"]) == (
+        "cifar10",
+        12000,
+        "demo",
+    )
+    assert small["holdout"]["name"] == "fst" and small["train"]["name"] == "fast"
+    assert config.compose(["experiment=fst", "scale=small", "model=vgg16_bn"])["model"]["name"] == "vgg16_bn"
+    assert (
+        config.compose(["experiment=fst", "scale=digits", "defense=fst"])["defense"]["batch_size"] == 16
+    )  # the overlay
+    assert config.compose(["dataset=gtsrb", "scale=small", "defense=aft"])["defense"]["adversarial_iterations"] == 282
+
+
+def test_the_small_scale_keeps_the_papers_passes() -> None:
+    """282 and 1,598 batches are 3 and 17 epochs of 12,000 images, as 1,173 and 6,647 are of 50,000."""
+    small = config.compose(["dataset=cifar10", "scale=small", "defense=aft"])
+    per_epoch = -(-small["dataset"]["train_size"] // small["defense"]["batch_size"])
+    assert small["defense"]["adversarial_iterations"] == 3 * per_epoch
+    assert small["defense"]["natural_iterations"] == 17 * per_epoch
+
+
+# ---- published figures ----------------------------------------------------------------------------------------------
+
+
+def test_published_rows_are_sound() -> None:
+    known = published.sources()
+    rows = list(csv.DictReader((PUBLISHED / "figures.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) > 700
+    for row in rows:
+        assert row["certainty"] and row["source"] in known and row["experiment"] in reproduce.papers(), row
+        assert row["ca"] or row["asr"] or row["ra"], row
+        assert all(0 <= float(row[name]) <= 100 for name in ("ca", "asr", "ra") if row[name]), row
+
+
+def test_the_papers_own_figures() -> None:
+    fst = {(f.rate, f.defense): f.scores["asr"] for f in published.figures("fst")}
+    assert fst[("1 %", "fst")] == pytest.approx(0.002) and fst[("1 %", "ft")] == pytest.approx(0.824)
+    pbe = next(f for f in published.figures("pbe") if (f.dataset, f.attack, f.defense) == ("cifar10", "blended", "pbe"))
+    assert pbe.scores == pytest.approx({"ca": 0.9398, "asr": 0.0093}) and pbe.certainty == "figure image"
+    assert published.figures("aft") == []
+
+
+def verdict(asr: float, *values: float) -> str:
+    figure = Figure(
+        "fst", "fst_figure3", "cifar10", "resnet18", "blended", "1 %", "fst", "", {"asr": asr}, "figure image", ""
+    )
+    return Comparison("cifar10", "blended", "1 %", "fst", len(values), {"asr": Cell(values)}, figure, ()).verdict
+
+
+def test_verdicts() -> None:
+    assert verdict(0.10, 0.119) == "within" and verdict(0.10, 0.121) == "off" and verdict(0.10, 0.05) == "off"
+    assert verdict(0.10, 0.05, 0.25) == "within"  # their deviation is 0.14
+    assert verdict(0.10) == "off"  # nothing measured
+    assert Comparison("digits", "badnets", "10 %", "fst", 1, {}, None, ()).verdict == "no published figure"
+
+
+def test_ours_stand_beside_theirs() -> None:
+    runs = [
+        run("fst", "blended", defense, asr, f"attack.poison_rate={rate}")
+        for rate, defense, asr in ((0.1, "ft", 0.3), (0.01, "ft", 0.82), (0.01, "fst", 0.3))
+    ]
+    found = published.compare(runs, "fst")
+    assert [(item.rate, item.defense, item.verdict) for item in found] == [
+        ("10 %", "none", "within"), ("10 %", "ft", "no published figure"),
+        ("1 %", "none", "within"), ("1 %", "ft", "within"), ("1 %", "fst", "off"),
+    ]  # fmt: skip
+    header, cells = published.grid(found)
+    assert header == ["dataset", "attack", "rate", "defense", "n", "CA ours", "ASR paper", "ASR ours", "RA ours", "verdict", "how sure"]
+    assert cells[4] == ["cifar10", "blended", "1 %", "fst", "1", "93.00", "0.20", "30.00", "70.00", "off", "figure image"]
+    assert "–" in cells[1]
+
+
+def test_a_cell_that_a_source_has_for_several_networks_needs_the_same_network() -> None:
+    wanted = run("backdoorbench", "badnets", "ft", 0.02)
+    other = run("backdoorbench", "badnets", "ft", 0.02, "model=resnet18")
+    vgg = run("backdoorbench", "badnets", "ft", 0.02, "model=vgg19_bn")
+    assert (
+        published.compare([wanted], "backdoorbench")[1].published
+        != published.compare([vgg], "backdoorbench")[1].published
+    )
+    assert published.compare([other], "backdoorbench")[1].published is None
+
+
+def test_a_mean_over_attacks_is_compared_with_the_mean_of_ours() -> None:
+    runs = [run("fmp", attack, "fmp", asr) for attack, asr in (("badnets", 0.02), ("blended", 0.04))]
+    mean = published.compare(runs, "fmp")[-1]
+    assert mean.attack == "mean of badnets, blended" and mean.ours["asr"].mean == pytest.approx(0.03)
+    assert mean.published is not None and mean.published.scores == pytest.approx({"asr": 0.0286, "ra": 0.874})
+
+
+def test_traps_are_told_from_their_absence() -> None:
+    runs = [run("tnr", "badnets", "trap_and_replace", 0.1, f"defense.trap={trap}") for trap in ("true", "false")]
+    shown = [item.defense for item in published.compare(runs, "tnr")]
+    assert shown == ["none", "trap_and_replace (defense.trap=True)", "trap_and_replace (defense.trap=False)"]
+
+
+def test_what_differs_is_named() -> None:
+    pinned = config.compose(["experiment=fst", "defense=fst"])
+    assert published.differing(pinned, pinned) == []
+    other = config.compose(
+        ["experiment=fst", "defense=fst", "attack.poison_rate=0.01", "holdout.rate=0.05", "dataset.train_size=100"]
+    )
+    assert published.differing(other, pinned, ["attack.poison_rate"]) == [
+        "dataset.train_size 100, not all", "holdout.rate 0.05, not 0.02",
+    ]  # fmt: skip
+    small = config.compose(["experiment=fst", "defense=fst", "scale=small"])
+    assert published.differing(small, pinned)[1:3] == ["dataset.train_size 12000, not all", "model demo, not resnet18"]
+
+
+# ---- the verb -------------------------------------------------------------------------------------------------------
+
+
+def test_the_verb_turns_lists_into_a_sweep() -> None:
+    asked: list[Sequence[str]] = []
+
+    def swept(overrides: Sequence[str], _: Any) -> int:
+        asked.append(overrides)
+        return 0
+
+    words = [
+        "fst",
+        "--scale",
+        "small",
+        "dataset.root=/data",
+        "--rates",
+        "0.1,0.01",
+        "--seeds",
+        "0,1",
+        "runtime.threads=1",
+    ]
+    assert reproduce.reproduce(words, cli._Parser("reproduce", ""), swept) == 0
+    assert asked == [
+        ["experiment=fst", "scale=small", "dataset.root=/data", "runtime.threads=1", "attack.poison_rate=0.1,0.01", "seed=0,1"]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fts"], "experiment 'fts' is unknown. Did you mean 'fst'"),
+        (["fst", "--scale", "tiny"], "scale 'tiny' is unknown. There are digits, full and small."),
+        (["fst", "--sale", "small"], "bdx reproduce: unrecognized arguments: --sale"),
+    ],
+)
+def test_mistakes(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["reproduce", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"bdx: {said}")
+
+
+def test_the_comparison_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, defense in enumerate(("ft", "fst")):
+        done = run(
+            "fst", "blended", defense, 0.002, "attack.poison_rate=0.01", "scale=small", f"runtime.outputs={tmp_path}"
+        )
+        place, kept = tmp_path / "sweep" / str(number), tmp_path / "runs" / defense
+        place.mkdir(parents=True)
+        kept.mkdir(parents=True)
+        record.write(done, kept)
+        sweep.leave(place, record=str(kept), error=None, mistake=False)
+    assert reproduce.show(tmp_path / "sweep", "fst", "small") == 0
+    text = (tmp_path / "reproduce" / "fst-small.md").read_text(encoding="utf-8")
+    assert "| cifar10 | blended | 1 % | fst | 1 | 93.00 | 0.20 | 0.20 | 99.80 | within | figure image |" in text
+    assert "- FST, arXiv 2310.01875: Figure 3, titles of the t-SNE panels; panel title; whether" in text
+    assert "settings other than the experiment's: curve" not in text
+    assert "model demo, not resnet18; train fast, not paper" in text
+    assert "figure image" in capsys.readouterr().out
+
+
+def test_the_command_line_replaces_what_an_experiment_sweeps() -> None:
+    """Hydra's own promise, on which the lists of the verb rest."""
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with initialize_config_dir(config_dir=str(config.conf_dir()), version_base="1.3"):
+        whole = compose("config", ["experiment=fst"], return_hydra_config=True)
+    sweeper = BasicSweeper(max_batch_size=None, params=whole.hydra.sweeper.params)
+    sweeper.config = whole
+    words = [*sweeper._parse_config(), "attack=blended", "defense=ft,fst"]
+    (jobs,) = sweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+    assert len(jobs) == 8 and all("attack=blended" in job for job in jobs)  # four rates, two defenses
