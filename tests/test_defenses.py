@@ -211,6 +211,17 @@ def test_fst_4_the_note_tells_the_effective_strength(scene: Any) -> None:
     assert notes["penalty_strength"] == pytest.approx(0.2 * norm**2) and -1 <= notes["cosine"] <= 1
 
 
+def test_fst_strength_stands_in_for_alpha(scene: Any) -> None:
+    """The same penalty in two ways: weights and notes agree."""
+    notes: dict[str, Any] = {}
+    purify(scene, defense("fst", alpha=0.2), notes=notes)
+    held, same_notes = notes["penalty_strength"], dict[str, Any]()
+    purify(scene, defense("fst", alpha=9.0, strength=held), notes=same_notes)
+    assert same_notes["penalty_strength"] == pytest.approx(held) and same_notes["cosine"] == pytest.approx(
+        notes["cosine"], abs=1e-3
+    )
+
+
 def test_fst_5_the_infected_head_is_a_constant(scene: Any) -> None:
     model = copy.deepcopy(scene[1].model)
     weight = classifier_head(model).weight

@@ -30,12 +30,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown key": (
         ["defense=fst", "defense.lrr=1"],
         "defense has no setting 'lrr'. Did you mean 'lr'? Correct the name; it knows _target_, alpha, augment, batch_size, bn_mode, "
-        "epochs, lr, momentum, name, project, reinit, schedule, trainable, version and weight_decay.",
+        "epochs, lr, momentum, name, project, reinit, schedule, strength, trainable, version and weight_decay.",
     ),
     "unknown key, appended": (
         ["defense=fst", "+defense.lrr=1"],
         "defense has no setting 'lrr'. Did you mean 'lr'? It knows alpha, augment, batch_size, bn_mode, epochs, lr, momentum, name, "
-        "project, reinit, schedule, trainable and weight_decay.",
+        "project, reinit, schedule, strength, trainable and weight_decay.",
     ),
     "key of another method": (
         ["defense=ft", "defense.alpha=0.1"],

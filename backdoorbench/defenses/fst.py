@@ -35,9 +35,10 @@ class FST(Defense):
     """Feature shift tuning on the holdout.
 
     The penalty's strength is alpha * |W0|^2, which depends on network and classes; it is noted in the record, with the
-    cosine between W and W0 that it reached."""
+    cosine between W and W0 that it reached. `strength` sets it instead, the same on any network."""
 
     alpha: float
+    strength: float | None
     reinit: bool
     project: bool
     trainable: Literal["all", "head", "body"]
@@ -52,6 +53,7 @@ class FST(Defense):
 
     def __post_init__(self) -> None:
         check_range("defense.alpha", self.alpha, 0)
+        check_range("defense.strength", self.strength or 0, 0)
         check_range("defense.epochs", self.epochs, 0)
         check_range("defense.batch_size", self.batch_size, 2)
         check_range("defense.lr", self.lr, 0)
@@ -62,6 +64,7 @@ class FST(Defense):
         weight = head.weight  # (K, D)
         infected = weight.detach().clone()
         norm = infected.norm()
+        alpha = self.alpha if self.strength is None else self.strength / float(norm) ** 2
         if self.reinit:
             redraw(head, scenario.stream.child("redraw").generator())
         recipe = fine_tuning(
@@ -71,7 +74,7 @@ class FST(Defense):
         )  # fmt: skip
 
         def shift(network: nn.Module, images: Images, labels: Labels) -> Tensor:
-            return F.cross_entropy(network(images).float(), labels) + self.alpha * (weight * infected).sum()
+            return F.cross_entropy(network(images).float(), labels) + alpha * (weight * infected).sum()
 
         def project() -> None:
             with torch.no_grad():
@@ -87,13 +90,13 @@ class FST(Defense):
             recipe,
             scenario.stream.child("tune"),
             parameters=moved,
-            loss=shift if self.alpha else None,
+            loss=shift if alpha else None,
             freeze_norms=self.bn_mode == "eval",
             after_step=project if self.project else None,
             after_epoch=lambda epoch: scenario.probe(model, epoch),
         )
         scenario.note("classifier_norm", float(norm))
-        scenario.note("penalty_strength", self.alpha * float(norm) ** 2)
+        scenario.note("penalty_strength", alpha * float(norm) ** 2)
         scenario.note("cosine", float(F.cosine_similarity(weight.detach().flatten(), infected.flatten(), dim=0)))
         return model
 
