@@ -2,13 +2,15 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+SCALE  ?= full
+PAPERS := aft pbe fmp fst tnr backdoorbench
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu check format lint types docs goldens wheel clean
+.PHONY: help setup demo test test-slow test-gpu check format lint types docs goldens wheel clean $(PAPERS:%=reproduce-%)
 
 help:            ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-zA-Z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## a virtual environment in .venv with the versions of constraints.txt
 
@@ -24,6 +26,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup      ## plant a backdoor in a digit classifier, purify it, print the table
 	$(BIN)/bdx attack=badnets defense=fst
+
+reproduce-PAPER: ## aft, pbe, fmp, fst, tnr or backdoorbench: its table beside ours; SCALE=small SETTINGS="dataset.root=DIR"
+$(PAPERS:%=reproduce-%): reproduce-%: setup
+	$(BIN)/bdx reproduce $* --scale $(SCALE) $(SETTINGS)
 
 test: setup      ## the quick tests, minutes on two cores
 	$(BIN)/python -m pytest

@@ -140,8 +140,32 @@ def test_ours_stand_beside_theirs() -> None:
         ("1 %", "none", "within"), ("1 %", "ft", "within"), ("1 %", "fst", "off"),
     ]  # fmt: skip
     header, cells = published.grid(found)
-    assert header == ["dataset", "attack", "rate", "defense", "n", "CA ours", "ASR paper", "ASR ours", "RA ours", "verdict", "how sure"]
-    assert cells[4] == ["cifar10", "blended", "1 %", "fst", "1", "93.00", "0.20", "30.00", "70.00", "off", "figure image"]
+    assert header == [
+        "dataset",
+        "attack",
+        "rate",
+        "defense",
+        "n",
+        "CA ours",
+        "ASR paper",
+        "ASR ours",
+        "RA ours",
+        "verdict",
+        "how sure",
+    ]
+    assert cells[4] == [
+        "cifar10",
+        "blended",
+        "1 %",
+        "fst",
+        "1",
+        "93.00",
+        "0.20",
+        "30.00",
+        "70.00",
+        "off",
+        "figure image",
+    ]
     assert "–" in cells[1]
 
 
