@@ -32,7 +32,7 @@ $(PAPERS:%=reproduce-%): reproduce-%: setup
 	$(BIN)/bdx reproduce $* --scale $(SCALE) $(SETTINGS)
 
 test: setup      ## the quick tests, minutes on two cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup ## the slow tests
 	$(BIN)/python -m pytest -m slow

@@ -1,9 +1,10 @@
-"""Shared fixtures. pytest                      the quick tier, minutes on two cores
-pytest -m 'slow or gpu'     the rest"""
+"""Shared fixtures. pytest -n 2 --dist loadfile    the quick tier, minutes on two cores
+pytest -m 'slow or gpu'        the rest"""
 
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch starts its threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in the commands that tests start: two workers share two cores
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +22,10 @@ QUICK = (  # a run in seconds
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    """Results depend on the number of threads in their last bits."""
+def one_thread() -> Iterator[None]:
+    """Results depend on the number of threads in their last bits; one is the same on any machine."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
@@ -53,6 +54,6 @@ def run(outputs: Path) -> Callable[..., Job]:
     """Carries out `bdx <overrides>` in the session's outputs folder."""
 
     def carry_out(*overrides: str) -> Job:
-        return job.carry_out(config.compose([f"runtime.outputs={outputs}", "runtime.threads=2", *overrides]))
+        return job.carry_out(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", *overrides]))
 
     return carry_out

@@ -36,7 +36,7 @@ CONTRACT = [
 @pytest.fixture(scope="module")
 def scene(outputs: Any) -> tuple[Plan, Infection, pipeline.Parts, ImageSet]:
     """A quickly infected small model with everything around it."""
-    made = pipeline.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=2", "attack=badnets", *QUICK]))
+    made = pipeline.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
     infection, _ = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))
     return made, infection, made.parts, made.splits.test
 

@@ -20,7 +20,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown option, capitals": (
         ["attack=BadNets"],
-        "attack 'BadNets' is unknown. Did you mean 'badnets'? All of them: {attacks}; bdx list attack describes them.",
+        "attack 'BadNets' is unknown. Did you mean 'badnets' or 'wanet'? All of them: {attacks}; bdx list attack describes them.",
     ),
     "unknown group": (
         ["defnse=fst"],

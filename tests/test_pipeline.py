@@ -82,7 +82,7 @@ def test_a_finished_run_is_not_repeated(run: Callable[..., Job]) -> None:
 def test_two_runs_from_nothing_are_bit_equal(tmp_path: Path) -> None:
     folders = []
     for name in ("one", "two"):
-        overrides = [f"runtime.outputs={tmp_path / name}", "runtime.threads=2", "attack=blended", "defense=fst", *QUICK]
+        overrides = [f"runtime.outputs={tmp_path / name}", "runtime.threads=1", "attack=blended", "defense=fst", *QUICK]
         folders.append(job.carry_out(config.compose(overrides)).folder)
     first, second = (load_file(folder / "purified.safetensors") for folder in folders)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -242,7 +242,7 @@ def test_a_training_killed_hard_resumes(tmp_path: Path) -> None:
         *QUICK,
         "train.epochs=40",
         "runtime.snapshot_seconds=0",
-        "runtime.threads=2",
+        "runtime.threads=1",
     ]
     process = subprocess.Popen([sys.executable, "-m", "backdoorbench", *words], cwd=tmp_path)
     snapshots = tmp_path / "outputs" / "cache" / "snapshots"

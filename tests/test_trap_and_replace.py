@@ -92,7 +92,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def infected(outputs: Any) -> tuple[pipeline.Plan, Infection]:
-    made = pipeline.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=2", "attack=badnets", *QUICK]))
+    made = pipeline.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
     return made, pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))[0]
 
 
