@@ -11,9 +11,10 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.metrics import Scores
 from backdoorbench.models.base import evaluating
 from backdoorbench.shapes import Images, Labels, Rows
+from backdoorbench.streams import Stream
 from backdoorbench.training.fit import autocast
 from backdoorbench.training.recipe import Precision
-from backdoorbench.triggers.base import Target, Trigger
+from backdoorbench.triggers.base import Cover, Target, Trigger
 
 BATCH = 500  # test images at a time
 
@@ -90,6 +91,22 @@ def trigger_change(trigger: Trigger, test: ImageSet) -> dict[str, float]:
     images = next(iter(test.subset(torch.arange(min(100, len(test)))).batches(100)))[0]
     change = (trigger(images) - images).abs()
     return {"share_changed": float((change > 1e-6).float().mean()), "largest_levels": float(change.max()) * 255}
+
+
+def cover_accuracy(model: nn.Module, cover: Cover, test: ImageSet, precision: Precision) -> float:
+    """The share of test images called by their true label under the cover rows' alteration (noise mode, cross mode). Far
+    below CA, the network answers to any distortion and not to the trigger. Every image is paired with another, at random
+    but always the same."""
+    stream = Stream(0).child("cover")
+    order = stream.permutation(len(test))
+    partners = torch.empty_like(order)
+    partners[order] = order.roll(1)  # one cycle through all images: none is its own partner
+    pairs = zip(test.batches(BATCH), test.subset(partners).batches(BATCH), strict=True)
+    called = []
+    with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
+        for number, ((images, _), (others, _)) in enumerate(pairs):
+            called.append(call(model, cover(images, others, stream.child(f"batch{number}"))))
+    return metrics.accuracy(torch.cat(called), test.labels)
 
 
 @dataclass(frozen=True)

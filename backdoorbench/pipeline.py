@@ -234,6 +234,9 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
             predictions = evaluation.predict(infection.model, test, infection.trigger, made.recipe.precision)
             if infection.trigger is not None:
                 infection.facts.update(evaluation.trigger_change(infection.trigger, test))
+            if infection.cover is not None:
+                figure = evaluation.cover_accuracy(infection.model, infection.cover, test, made.recipe.precision)
+                infection.facts["cover_accuracy"] = figure
         save_infection(infection, made.parts.train, predictions, made.infection_settings, run.seconds, partial)
 
     waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"

@@ -31,7 +31,7 @@ sys.exit(main(sys.argv[1:]))
     ("words", "code", "said"),
     [
         (["--help"], 0, "bdx tells whether a backdoor defense works"),
-        (["list"], 0, "badnets    BadNets, arXiv 1708.06733v2"),
+        (["list"], 0, "BadNets, arXiv 1708.06733v2"),
         (["list", "defenses"], 0, "fst"),
         (["show", "defense=fst"], 0, "defense.alpha"),
         (["--cfg", "job", "attack=blended"], 0, "poison_rate: 0.1"),

@@ -7,6 +7,7 @@ import torch
 from conftest import QUICK
 
 from backdoorbench import api
+from backdoorbench.attacks.base import Task
 from backdoorbench.data.images import ImageSet
 from backdoorbench.job import Job
 from backdoorbench.streams import Stream
@@ -32,6 +33,29 @@ def test_an_epoch_waits_for_nothing(images: ImageSet) -> None:
 
     try:
         fit(model, images.to("cuda"), recipe, Stream(0), after_step=watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert steps == 8
+
+
+@pytest.mark.parametrize("name", ["wanet", "input_aware", "bpp"])
+def test_an_attackers_epoch_waits_for_nothing(name: str, images: ImageSet) -> None:
+    fresh, recipe = api._victim(images.to("cuda"), ("model.width=8", "train.epochs=2", "train.batch_size=32"))
+    attack = api.build(f"attack/{name}", **({"mask_epochs": 1} if name == "input_aware" else {}))
+    steps = 0
+
+    def watch(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        torch.cuda.set_sync_debug_mode("error" if 5 < steps < 8 else "default")
+
+    def build(stream: Stream) -> torch.nn.Module:
+        model = fresh(stream)
+        model.register_forward_hook(watch)
+        return model
+
+    try:
+        attack.infect(Task(images.to("cuda"), build, recipe, None), Stream(0))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert steps == 8

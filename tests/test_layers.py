@@ -21,7 +21,7 @@ SHARED = {  # inside a folder, what its other files may import
     "models": {"base", "surgery", "checkpoint", "resnet"},
     "training": {"recipe", "fit"},
     "triggers": {"base", "patch", "blend", "picture"},
-    "attacks": {"base"},
+    "attacks": {"base", "loop"},
     "defenses": {"base"},
     "reporting": {"record", "table", "picture", "published"},
     "tensors": {"augment"},

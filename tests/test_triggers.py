@@ -28,6 +28,22 @@ ATTACKS = {
     "badnets random": {"pattern": "random", "patch_size": 5, "position": [2, -7]},
     "blended": {},
     "blended noise": {"picture": "noise", "match_stats": False, "test_ratio": 0.1},
+    "sig": {},
+    "sig tnr": {"pattern": "tnr"},
+    "trojan_3x3": {},
+    "trojan_8x8": {},
+    "trojan_wm": {},
+    "l0_inv": {},
+    "l2_inv": {},
+    "ctrl": {},
+    "ftrojan": {},
+    "ftrojan fmp": {"frequencies": [[31, 31]], "magnitude": 50.0},
+    "smooth": {},
+    "adap_blend": {},
+    "adap_patch": {},
+    "adap_patch squares": {"test_patches": "squares"},
+    "adap_k_way": {},
+    "tact": {},
 }
 
 

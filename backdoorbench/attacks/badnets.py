@@ -18,7 +18,7 @@ import torch
 from backdoorbench.attacks.base import DataAttack, Task
 from backdoorbench.errors import ConfigError
 from backdoorbench.streams import Stream
-from backdoorbench.triggers.patch import GRID, Patch, named_pattern, paste
+from backdoorbench.triggers.patch import GRID, Patch, named_pattern, paste, random_patch
 from backdoorbench.triggers.picture import read_picture
 
 
@@ -48,8 +48,7 @@ class BadNets(DataAttack):
         corner = (GRID - self.patch_size, GRID - self.patch_size)
         alpha = torch.ones(1, self.patch_size, self.patch_size)
         if self.pattern == "random":
-            shape = (3, self.patch_size, self.patch_size)
-            patch = torch.randint(0, 256, shape, generator=stream.generator()).float() / 255
+            patch = random_patch(self.patch_size, stream.generator())
         elif self.pattern == "image":
             assert self.patch_file is not None
             picture = read_picture(self.patch_file, (self.patch_size, self.patch_size), "attack.patch_file")

@@ -10,11 +10,11 @@ from torch import nn
 
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
-from backdoorbench.shapes import Labels, Mask, Rows, to_bytes, to_float
+from backdoorbench.shapes import Bytes, Images, Labels, Mask, Rows, to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Epoch, Snapshots, fit
 from backdoorbench.training.recipe import Recipe
-from backdoorbench.triggers.base import Stored, Target, Trigger, make_target
+from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_target
 
 CHUNK = 1024  # images triggered at a time
 
@@ -43,9 +43,10 @@ class Infection:
     trigger   the one used at test time (poisoning may have used a weaker one); None: clean training
     target    from true label to the attacker's; None: clean training
     train     as the victim saw it; None where the attacker drove the training
-    poisoned  (N,) bool over `train`; never shown to a defense
+    poisoned  (N,) bool over `train`; never shown to a defense. Cover rows, which keep their label, are not among them
     history   of the victim's training
     facts     what the record should say: requested and realised counts, the pattern's name
+    cover     what the training's cover rows carried, for the evaluator; None: it had none, or was read from the cache
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class Infection:
     poisoned: Mask | None
     history: list[Epoch] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    cover: Cover | None = None
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ class Attack(ABC):
 class DataAttack(Attack):
     """Data poisoning: the victim trains as usual on a set with some rows altered.
 
-    Write `trigger`; override `poison` where the training rows differ from the test images. Poisoned rows are rounded to
-    uint8 once, as a stored data set would be, and test images take the same path.
+    Write `trigger`; override `render` where training rows carry something else than test images do, `candidates` and
+    `cover_candidates` where other rows are altered. Altered rows are rounded to uint8 once, as a stored data set would
+    be, and test images take the same path.
     """
 
     leaves_train: ClassVar[bool] = True
+    covers_need_sources: ClassVar[bool] = True  # false: the attack covers whatever its mapping
 
     mapping: Literal["all_to_one", "all_to_all", "source_specific"]
     target: int
@@ -96,7 +100,7 @@ class DataAttack(Attack):
     def __post_init__(self) -> None:
         check_range("attack.poison_rate", self.poison_rate, 0, 1)
         check_range("attack.cover_rate", self.cover_rate, 0, 1)
-        if self.cover_rate and self.mapping != "source_specific":
+        if self.cover_rate and self.covers_need_sources and self.mapping != "source_specific":
             raise ConfigError(
                 f"attack.cover_rate is {self.cover_rate:g} with attack.mapping={self.mapping}; cover rows (triggered, true "
                 f"label kept) make sense for source_specific attacks only. Set attack.cover_rate=0 or "
@@ -110,15 +114,17 @@ class DataAttack(Attack):
     def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
         """The training set as the victim sees it, which of its rows are poisoned (N,) bool, and the counts.
 
-        Rows are drawn from the stream's child "rows", cover rows from "cover". In append mode the altered copies follow
-        the clean images instead of replacing them."""
+        Rows are drawn from the stream's child "rows", cover rows from "cover", what differs from row to row from
+        "render". In append mode the altered copies follow the clean images instead of replacing them."""
         target = self.make_target(len(clean.classes))
         rows = self.choose(clean.labels, target, stream.child("rows"))
-        covers = self.choose_covers(clean.labels, target, stream.child("cover"))
-        train = alter(clean, rows, trigger, target.label(clean.labels[rows]), self.mode)
+        covers = self.choose_covers(clean.labels, target, rows, stream.child("cover"))
+        images = self.render(clean, rows, trigger, stream.child("render").child("poison"))
+        train = alter(clean, rows, images, target.label(clean.labels[rows]), self.mode)
         poisoned = torch.zeros(len(train), dtype=torch.bool)
         poisoned[rows if self.mode == "replace" else slice(len(clean), None)] = True
-        train = alter(train, covers, trigger, clean.labels[covers], self.mode)
+        images = self.render(clean, covers, trigger, stream.child("render").child("cover"))
+        train = alter(train, covers, images, clean.labels[covers], self.mode)
         poisoned = torch.nn.functional.pad(poisoned, (0, len(train) - len(poisoned)))
         counts = {
             "requested": self.count(clean.labels),
@@ -129,14 +135,21 @@ class DataAttack(Attack):
         }
         return train, poisoned, counts
 
+    def render(self, clean: ImageSet, rows: Rows, trigger: Any, stream: Stream) -> Bytes:
+        """The images at `rows` (M,) as the training set will hold them, (M, 3, H, W) uint8: what `trigger` makes of them.
+
+        Called once for the poisoned rows and once for the cover rows; an override that varies them draws from `stream`."""
+        trigger = trigger.to(clean.images.device)
+        return show(clean, rows, lambda images, _: trigger(images))
+
     def make_target(self, classes: int) -> Target:
         """The attack's rule from true label to its own."""
         return make_target(self.mapping, self.target, self.sources, classes)
 
     def check(self, train: ImageSet) -> None:
         target = self.make_target(len(train.classes))
-        self.choose(train.labels, target, Stream(0))
-        self.choose_covers(train.labels, target, Stream(0))
+        rows = self.choose(train.labels, target, Stream(0))
+        self.choose_covers(train.labels, target, rows, Stream(0))
 
     def count(self, labels: Labels) -> int:
         """How many rows the poison rate asks for: a share of the set the victim sees, or of the target class."""
@@ -161,23 +174,33 @@ class DataAttack(Attack):
         labels = labels.cpu()
         pool, count = self.candidates(labels, target), self.count(labels)
         if count > len(pool):
-            most = len(pool) / max(1, len(labels) if self.rate_of == "all" else int((labels == self.target).sum()))
             raise ConfigError(
                 f"attack.poison_rate={self.poison_rate:g} asks for {count} rows, but only {len(pool)} of the "
                 f"{len(labels)} training images may be poisoned. The largest rate possible here is "
-                f"{int(most * 1e4) / 1e4:g}."
+                f"{self.largest_rate(labels, len(pool)):g}."
             )
         return pool[stream.permutation(len(pool))[:count]]
 
-    def choose_covers(self, labels: Labels, target: Target, stream: Stream) -> Rows:
-        """The rows that get the trigger and keep their label: of classes that are neither source nor target."""
+    def largest_rate(self, labels: Labels, pool: int) -> float:
+        """The largest poison rate that asks for no more than `pool` rows, rounded down to 1e-4."""
+        total = max(1, len(labels) if self.rate_of == "all" else int((labels == self.target).sum()))
+        return int(pool / (total + pool if self.mode == "append" else total) * 1e4) / 1e4
+
+    def cover_candidates(self, labels: Labels, target: Target) -> Rows:
+        """Rows that may become cover: of classes that are neither source nor target."""
+        return (~target.is_eligible(labels) & (labels != self.target)).nonzero()[:, 0]
+
+    def choose_covers(self, labels: Labels, target: Target, poisoned: Rows, stream: Stream) -> Rows:
+        """The rows that get the trigger and keep their label, none of `poisoned` (M,) among them; ConfigError where there
+        are too few."""
         labels = labels.cpu()
         count = round(self.cover_rate * len(labels))
-        pool = (~target.is_eligible(labels) & (labels != self.target)).nonzero()[:, 0]
+        pool = self.cover_candidates(labels, target)
+        pool = pool[~torch.isin(pool, poisoned)]
         if count > len(pool):
             raise ConfigError(
-                f"attack.cover_rate={self.cover_rate:g} asks for {count} rows, but only {len(pool)} training images belong "
-                f"to neither a source class nor the target. The largest rate possible here is "
+                f"attack.cover_rate={self.cover_rate:g} asks for {count} rows, but only {len(pool)} of the "
+                f"{len(labels)} training images may be triggered with their label kept. The largest rate possible here is "
                 f"{int(len(pool) / len(labels) * 1e4) / 1e4:g}."
             )
         return pool[stream.permutation(len(pool))[:count]]
@@ -195,13 +218,67 @@ class DataAttack(Attack):
         return {}
 
 
-def alter(clean: ImageSet, rows: Rows, trigger: Any, labels: Labels, mode: str) -> ImageSet:
-    """`clean` with the images at `rows` (M,) triggered and called `labels` (M,): in place of them, or after the others."""
-    device = clean.images.device
-    here = rows.to(device)
-    trigger = trigger.to(device)
-    pieces = [to_bytes(trigger(to_float(clean.images[part]))) for part in torch.split(here, CHUNK)] if len(rows) else []
-    images = torch.cat(pieces) if pieces else clean.images[:0]
+@dataclass(frozen=True)
+class CleanLabelAttack(DataAttack):
+    """Data poisoning that keeps labels: only images of the target class are altered, and at test time those of the others.
+
+    labels  clean: as said; dirty: as any other data poisoning
+    cap     clean: a rate that asks for more rows than the class has takes all of them, instead of an error
+    """
+
+    labels: Literal["clean", "dirty"]
+    cap: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels == "clean" and self.mapping == "all_to_all":
+            raise ConfigError(
+                "attack.labels is clean with attack.mapping=all_to_all; a clean-label attack alters images of one class, "
+                "the target, and keeps their labels, so it cannot teach a target for each class. Set "
+                "attack.mapping=all_to_one, or attack.labels=dirty."
+            )
+
+    def candidates(self, labels: Labels, target: Target) -> Rows:
+        if self.labels == "dirty":
+            return super().candidates(labels, target)
+        return (labels == self.target).nonzero()[:, 0]
+
+    def count(self, labels: Labels) -> int:
+        count = super().count(labels)
+        return min(count, int((labels == self.target).sum())) if self.labels == "clean" and self.cap else count
+
+    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
+        train, poisoned, counts = super().poison(clean, trigger, stream)
+        return train, poisoned, counts | {"uncapped": super().count(clean.labels)}
+
+    def choose(self, labels: Labels, target: Target, stream: Stream) -> Rows:
+        own, count = int((labels == self.target).sum()), self.count(labels)
+        if self.labels == "clean" and count > own:
+            raise ConfigError(
+                f"attack.poison_rate={self.poison_rate:g} asks for {count} rows, but a clean-label attack alters images of "
+                f"the target only, and class {self.target} has {own} of the {len(labels)} training images. The largest "
+                f"rate possible here is {self.largest_rate(labels, own):g}; attack.cap=true takes the whole class."
+            )
+        return super().choose(labels, target, stream)
+
+    def facts(self) -> dict[str, Any]:
+        return {"labels": self.labels}
+
+
+def show(clean: ImageSet, rows: Rows, paint: Callable[[Images, slice], Images]) -> Bytes:
+    """The images at `rows` (M,), painted and rounded to (M, 3, H, W) uint8, where they lie.
+
+    paint  from [0, 1] images and their place in `rows` to [0, 1] images; gets CHUNK of them at a time"""
+    here = rows.to(clean.images.device)
+    shown = torch.empty((len(rows), *clean.images.shape[1:]), dtype=torch.uint8, device=here.device)
+    for start in range(0, len(rows), CHUNK):
+        part = slice(start, min(start + CHUNK, len(rows)))
+        shown[part] = to_bytes(paint(to_float(clean.images[here[part]]), part))
+    return shown
+
+
+def alter(clean: ImageSet, rows: Rows, images: Bytes, labels: Labels, mode: str) -> ImageSet:
+    """`clean` with `images` (M, 3, H, W) uint8, called `labels` (M,): in place of those at `rows` (M,), or after all."""
     if mode == "append":
         return replace(
             clean,
@@ -209,6 +286,6 @@ def alter(clean: ImageSet, rows: Rows, trigger: Any, labels: Labels, mode: str) 
             labels=torch.cat([clean.labels, labels.to(clean.device)]),
         )
     altered, names = clean.images.clone(), clean.labels.clone()
-    altered[here] = images
+    altered[rows.to(clean.images.device)] = images
     names[rows.to(clean.device)] = labels.to(clean.device)
     return replace(clean, images=altered, labels=names)

@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 from backdoorbench.attacks.base import DataAttack, Task
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import ConfigError, check_range
+from backdoorbench.errors import check_range
 from backdoorbench.shapes import Mask
 from backdoorbench.streams import Stream
 from backdoorbench.triggers.base import Stored
-from backdoorbench.triggers.blend import Blend, match_cartoon, noise, smooth_noise
-from backdoorbench.triggers.picture import read_picture
+from backdoorbench.triggers.blend import Blend, check_picture, full_picture
 
 
 @dataclass(frozen=True)
@@ -36,20 +35,11 @@ class Blended(DataAttack):
         super().__post_init__()
         check_range("attack.train_ratio", self.train_ratio, 0, 1)
         check_range("attack.test_ratio", self.test_ratio, 0, 1)
-        if (self.picture == "image") != (self.picture_file is not None):
-            raise ConfigError(
-                f"attack.picture is {self.picture} with attack.picture_file={self.picture_file}; a picture of your own "
-                f"needs both. Set attack.picture=image attack.picture_file=FILE, or neither."
-            )
+        check_picture(self.picture, self.picture_file)
 
     def trigger(self, task: Task, stream: Stream) -> Blend:
-        size = task.train.size
-        if self.picture == "image":
-            assert self.picture_file is not None
-            picture = read_picture(self.picture_file, (size, size), "attack.picture_file")[:3]
-        else:
-            picture = {"noise": noise, "smooth_noise": smooth_noise}[self.picture](size, stream.generator())
-        return Blend(match_cartoon(picture) if self.match_stats else picture, self.test_ratio)
+        picture = full_picture(self.picture, self.picture_file, self.match_stats, task.train.size, stream.generator())
+        return Blend(picture, self.test_ratio)
 
     def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
         weaker = Stored(replace(trigger.trigger, ratio=self.train_ratio))

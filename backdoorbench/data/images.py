@@ -1,7 +1,8 @@
 """A data set as two tensors on the device: editing it is an index and an assignment."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from torch import Tensor
 from backdoorbench.shapes import Bytes, Images, Labels, Rows, check_images, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment
+
+Change: TypeAlias = Callable[[Images, Labels, Stream], tuple[Images, Labels]]  # of a batch, its draws from the stream
 
 
 @dataclass(frozen=True)
@@ -67,27 +70,35 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=labels)
 
     def batches(
-        self, size: int, order: Stream | None = None, augment: Augment | None = None
+        self, size: int, order: Stream | None = None, augment: Augment | None = None, change: Change | None = None
     ) -> Iterator[tuple[Images, Labels]]:
         """Batches of `size` as (float32 images in [0, 1], labels) on `device`: one pass over the set.
 
-        Shuffled where `order` is given; augmented, with draws from the same stream, where `augment` is. A last batch of
-        a single image joins the one before it: batch norm cannot normalise one image's 1x1 map.
+        Shuffled where `order` is given; augmented, with draws from the same stream, where `augment` is, and `change`d
+        before that. A last batch of a single image joins the one before it: batch norm cannot normalise one image's 1x1
+        map.
         """
         count = len(self)
         rows = order.child("order").permutation(count) if order else None
+        place = self.images.device if change is None else self.device  # where a batch is augmented
         draws = None
-        if augment is not None:
-            if order is None:
-                raise ValueError("augmentation draws random numbers: give batches() an order stream")
-            draws = augment.draw(count, self.size, order.child("augment")).to(self.images.device)
+        if order is None and (augment is not None or change is not None):
+            raise ValueError("augmentation and change draw random numbers: give batches() an order stream")
+        if augment is not None and order is not None:
+            draws = augment.draw(count, self.size, order.child("augment")).to(place)
         here = rows.to(self.images.device, non_blocking=True) if rows is not None else None
         there = rows.to(self.device, non_blocking=True) if rows is not None else None
-        for start, stop in spans(count, size):
+        for number, (start, stop) in enumerate(spans(count, size)):
             images = self.images[start:stop] if here is None else self.images.index_select(0, here[start:stop])
             labels = self.labels[start:stop] if there is None else self.labels.index_select(0, there[start:stop])
-            batch = augment.apply(images, draws[start:stop]) if augment and draws else to_float(images)
-            yield batch.to(self.device, non_blocking=True), labels
+            if change is not None and order is not None:
+                images = to_float(images.to(place, non_blocking=True))
+                images, labels = change(images, labels, order.child(f"change{number}"))
+            if augment is not None and draws is not None:
+                images = augment.apply(images, draws[start:stop])
+            elif change is None:
+                images = to_float(images)
+            yield images.to(self.device, non_blocking=True), labels
 
 
 def spans(count: int, size: int) -> list[tuple[int, int]]:

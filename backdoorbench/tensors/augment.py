@@ -119,17 +119,17 @@ class Augment:
             boxes = torch.cat([corner, side], 1).long()
         return Draws(offsets, mirrored, degrees, boxes)
 
-    def apply(self, images: Bytes, draws: Draws) -> Images:
+    def apply(self, images: Bytes | Images, draws: Draws) -> Images:
         """The augmented images, float32 in [0, 1]: row by row, `images` unchanged.
 
-        Crop and flip move bytes and are exact; they come before the conversion because bytes are four times cheaper.
+        Crop and flip move values and are exact; they come before the conversion because bytes are four times cheaper.
         """
         check_images(images)
         if draws.offsets is not None:
             images = crop(images, draws.offsets[:, 0], draws.offsets[:, 1], self.crop_padding)
         if draws.mirrored is not None:
             images = flip(images, draws.mirrored)
-        result = to_float(images)
+        result = images if images.is_floating_point() else to_float(images)
         if draws.boxes is not None:
             result = resized_crop(result, draws.boxes, self.crop or images.shape[-1])
         if draws.degrees is not None:

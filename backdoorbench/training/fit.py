@@ -9,14 +9,14 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoorbench import cache, progress
-from backdoorbench.data.images import ImageSet, spans
+from backdoorbench.data.images import Change, ImageSet, spans
 from backdoorbench.errors import TrainingError
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
@@ -44,6 +44,14 @@ class Snapshots:
     every_seconds: float
 
 
+class Stateful(Protocol):
+    """Whatever a snapshot can hold: tensors and plain values out, and in again."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> Any: ...
+
+
 def fit(
     model: nn.Module,
     train: ImageSet,
@@ -51,6 +59,7 @@ def fit(
     stream: Stream,
     *,
     loss: Loss | None = None,
+    change: Change | None = None,
     parameters: Iterable[nn.Parameter] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     freeze_norms: bool = False,
@@ -58,17 +67,20 @@ def fit(
     after_step: Callable[[], None] | None = None,
     after_epoch: Callable[[int], None] | None = None,
     snapshots: Snapshots | None = None,
+    beside: Stateful | None = None,
 ) -> list[Epoch]:
     """Trains `model` in place on `train` and returns its history; the model is left in eval mode.
 
     stream        order and augmentation; each epoch draws from a child of its own, so a resumed training sees the same
     loss          instead of cross-entropy: (model, images, labels) -> scalar, called under autocast
+    change        of each batch before its augmentation, labels included: an attacker who drives the training
     parameters    what the optimiser moves; default: all that require a gradient
     optimizer     to go on with, its momentum kept, where a training has parts; default: the recipe's, over `parameters`
     freeze_norms  batch norms stay in eval mode: statistics fixed, as stored
     drop_last     an epoch leaves out its last batch where that is incomplete and not its only one
     after_step    called after every optimiser step (projections); after_epoch: with the epoch's number, model in eval
     snapshots     resume from, and save to, this file
+    beside        what else trains along, by `loss` and `after_step`, so that snapshots hold it too
 
     Raises TrainingError when the loss leaves the finite numbers."""
     device = train.device
@@ -80,7 +92,7 @@ def fit(
     optimizer = optimizer or make_optimizer(moved, recipe, device)
     history: list[Epoch] = []
     if snapshots is not None:
-        history = _resume(snapshots.file, model, optimizer)
+        history = _resume(snapshots.file, model, optimizer, beside)
     if recipe.compile:
         model.compile()
     steps = len(spans(len(train), recipe.batch_size))
@@ -97,7 +109,7 @@ def fit(
             _train_mode(model, freeze_norms)
             total = torch.zeros((), device=device)
             count = 0
-            batches = train.batches(recipe.batch_size, draws, recipe.augment)
+            batches = train.batches(recipe.batch_size, draws, recipe.augment, change)
             for step, (images, labels) in enumerate(islice(batches, steps)):
                 set_rate(optimizer, recipe.rate(epoch * steps + step, steps))
                 with autocast(recipe.precision, device):
@@ -124,7 +136,7 @@ def fit(
             if after_epoch is not None:
                 after_epoch(epoch)
             if snapshots is not None and time.monotonic() - saved > snapshots.every_seconds:
-                _save(snapshots.file, model, optimizer, history)
+                _save(snapshots.file, model, optimizer, beside, history)
                 saved = time.monotonic()
             work.advance(loss=mean, images_per_second=count / seconds)
     if snapshots is not None:
@@ -184,10 +196,13 @@ def _own_random_numbers(device: torch.device) -> AbstractContextManager[Any]:
     return torch.random.fork_rng(devices=devices)
 
 
-def _save(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Epoch]) -> None:
+def _save(
+    file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, beside: Stateful | None, history: list[Epoch]
+) -> None:
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "beside": beside.state_dict() if beside is not None else None,
         "history": [asdict(epoch) for epoch in history],
     }
     with cache.storage_errors(file.parent):
@@ -197,7 +212,7 @@ def _save(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, histor
         os.replace(partial, file)
 
 
-def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Epoch]:
+def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, beside: Stateful | None) -> list[Epoch]:
     """The history so far, with the state loaded; empty where there is no snapshot or it cannot be read."""
     if not file.is_file():
         return []
@@ -205,6 +220,8 @@ def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> l
         state = torch.load(file, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if beside is not None:
+            beside.load_state_dict(state["beside"])
     except Exception as error:  # a damaged snapshot costs its epochs, never the run
         log.warning(f"the snapshot {file} cannot be read ({error}); training starts from the first epoch")
         return []

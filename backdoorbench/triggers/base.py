@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from backdoorbench.errors import ConfigError, join_words
 from backdoorbench.shapes import Bytes, Images, Labels, Mask, to_bytes, to_float
+from backdoorbench.streams import Stream
 
 T = TypeVar("T", bound="FixedTrigger")
 
@@ -24,6 +25,12 @@ class Trigger(Protocol):
     """Images (N, 3, H, W) in [0, 1] -> the same images, triggered."""
 
     def __call__(self, images: Images) -> Images: ...
+
+
+class Cover(Protocol):
+    """What cover rows carry, their labels kept: nearly a trigger, but not the one. others: further images, one a row."""
+
+    def __call__(self, images: Images, others: Images, stream: Stream) -> Images: ...
 
 
 class FixedTrigger(ABC):
@@ -77,7 +84,7 @@ def load(spec: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
     if issubclass(kind, nn.Module):
         network = kind(**spec["settings"])
         network.load_state_dict(tensors)
-        return network.eval()
+        return network.eval().requires_grad_(False)
     fields = dict(spec["settings"])
     for field, inner in spec["triggers"].items():
         prefix = field + "."

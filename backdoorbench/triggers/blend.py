@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from backdoorbench.errors import ConfigError
 from backdoorbench.shapes import Images
 from backdoorbench.triggers.base import FixedTrigger
+from backdoorbench.triggers.picture import read_picture
 
 CARTOON_MEAN = (207 / 255, 190 / 255, 198 / 255)  # of the picture the papers blend, per channel
 CARTOON_STD = (63 / 255, 74 / 255, 68 / 255)
@@ -22,6 +24,26 @@ class Blend(FixedTrigger):
 
     def __call__(self, images: Images) -> Images:
         return torch.lerp(images, self.picture, self.ratio)
+
+
+def check_picture(source: str, file: str | None) -> None:
+    """Raises ConfigError unless attack.picture_file is given where, and only where, attack.picture is `image`."""
+    if (source == "image") != (file is not None):
+        raise ConfigError(
+            f"attack.picture is {source} with attack.picture_file={file}; a picture of your own needs both. Set "
+            f"attack.picture=image attack.picture_file=FILE, or neither."
+        )
+
+
+def full_picture(source: str, file: str | None, match_stats: bool, size: int, generator: torch.Generator) -> Tensor:
+    """(3, size, size) in [0, 1], the picture called `source`: the user's `file`, or noise from `generator`; with the papers'
+    picture's mean and deviation where `match_stats` says so."""
+    if source == "image":
+        assert file is not None
+        picture = read_picture(file, (size, size), "attack.picture_file")[:3]
+    else:
+        picture = {"noise": noise, "smooth_noise": smooth_noise}[source](size, generator)
+    return match_cartoon(picture) if match_stats else picture
 
 
 def noise(size: int, generator: torch.Generator) -> Tensor:
@@ -47,3 +69,11 @@ def match_cartoon(picture: Tensor) -> Tensor:
     mean, std = torch.tensor(CARTOON_MEAN).view(3, 1, 1), torch.tensor(CARTOON_STD).view(3, 1, 1)
     centred = picture - picture.mean((1, 2), keepdim=True)
     return (centred / picture.std((1, 2), keepdim=True, correction=0).clamp_min(1e-6) * std + mean).clamp(0, 1)
+
+
+def wrapped_stripes(size: int) -> Tensor:
+    """(3, size, size) in [0, 1], constant along columns: trunc(20 sin(0.8 j)) as an unsigned byte, so that -1 becomes 255 and
+    -20 becomes 236. Trap-and-Replace's `sig` blends these stripes, which are no sinusoid any more."""
+    columns = torch.arange(size, dtype=torch.float64)
+    levels = (20 * torch.sin(0.8 * columns)).trunc() % 256
+    return (levels / 255).float().expand(3, size, size).clone()

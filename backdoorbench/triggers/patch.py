@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from backdoorbench.errors import ConfigError
-from backdoorbench.shapes import Images
+from backdoorbench.shapes import Images, Rows
 from backdoorbench.triggers.base import FixedTrigger
 
 GRID = 32  # patterns and positions are given on a 32x32 image and replicated for larger ones
@@ -17,6 +17,13 @@ PATTERNS = {  # rows from top to bottom, 1 is white and 0 black; the corner is w
     "grid3": (("001", "010", "101"), (29, 29)),
     "white4": (("1111", "1111", "1111", "1111"), (27, 27)),
 }
+CORNERS = {  # backdoor-toolbox's four-corner patch, as (row, column) -> cells
+    (0, 0): ("101", "010", "100"),
+    (0, 29): ("101", "010", "001"),
+    (29, 0): ("100", "010", "101"),
+    (29, 29): ("001", "010", "101"),
+}
+STRIP = ("000", "101", "001", "110", "111", "011", "011", "100", "111")  # Trap-and-Replace's `l0_inv`: red, green, blue
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,65 @@ class Patch(FixedTrigger):
         return torch.where(self.mask == 0, images, torch.lerp(images, self.pattern, self.mask))
 
 
+@dataclass(frozen=True)
+class Variants(FixedTrigger):
+    """A trigger shown in full at test time, of which a training row carries one variant.
+
+    full      what the trigger is
+    patterns  (V, 3, H, W) in [0, 1]; masks (V, 1, H, W) in [0, 1]: the variants, as a `Patch` has them"""
+
+    full: Patch
+    patterns: Tensor
+    masks: Tensor
+
+    def __call__(self, images: Images) -> Images:
+        return self.full(images)
+
+    def variant(self, images: Images, which: Rows) -> Images:
+        """`images` (N, 3, H, W), each with the variant of its entry in `which` (N,)."""
+        which = which.to(images.device)
+        return Patch(self.patterns[which], self.masks[which])(images)
+
+
+def vary(full: Patch, variants: list[Patch]) -> Variants:
+    """`full` with `variants` of one size each, to be carried by training rows."""
+    return Variants(full, torch.stack([v.pattern for v in variants]), torch.stack([v.mask for v in variants]))
+
+
+def overlay(*patches: Patch) -> Patch:
+    """All `patches` in one: where several cover a pixel, the last."""
+    pattern, mask = patches[0].pattern, patches[0].mask
+    for patch in patches[1:]:
+        pattern = torch.where(patch.mask > 0, patch.pattern, pattern)
+        mask = torch.where(patch.mask > 0, patch.mask, mask)
+    return Patch(pattern, mask)
+
+
 def named_pattern(name: str) -> tuple[Tensor, tuple[int, int]]:
     """A pattern of PATTERNS as (3, h, w) in [0, 1], and its upper left corner (row, column) on the 32 grid."""
     rows, corner = PATTERNS[name]
+    return draw(rows), corner
+
+
+def draw(rows: tuple[str, ...]) -> Tensor:
+    """(3, h, w) in black and white: the cells of `rows`, from top to bottom."""
     values = torch.tensor([[float(cell) for cell in row] for row in rows])
-    return values.expand(3, -1, -1).clone(), corner
+    return values.expand(3, -1, -1).clone()
+
+
+def random_patch(side: int, generator: torch.Generator) -> Tensor:
+    """(3, side, side) in [0, 1]: every pixel and channel a grey level of its own, uniform."""
+    return torch.randint(0, 256, (3, side, side), generator=generator).float() / 255
+
+
+def colour_strip() -> Tensor:
+    """(3, 1, 9) of pure colours: black, magenta, blue, yellow, white, cyan, cyan, red, white."""
+    return torch.tensor([[float(cell) for cell in colour] for colour in STRIP]).T[:, None]
+
+
+def solid(patch: Tensor, corner: tuple[int, int], size: int, opacity: float = 1.0) -> Patch:
+    """`paste` of `patch` (3, h, w) with one opacity everywhere."""
+    return paste(patch, torch.full((1, *patch.shape[1:]), opacity), corner, size)
 
 
 def paste(patch: Tensor, alpha: Tensor, corner: tuple[int, int], size: int) -> Patch:

@@ -1,0 +1,110 @@
+"""What attacks share that drive the training themselves: the rule, the rows of a batch they alter, and the mixed batch."""
+
+from abc import abstractmethod
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from backdoorbench.attacks.base import Attack, Infection, Task
+from backdoorbench.data.images import Change, ImageSet
+from backdoorbench.errors import ConfigError, check_range
+from backdoorbench.shapes import Images, Labels
+from backdoorbench.streams import Stream
+from backdoorbench.training.fit import fit
+from backdoorbench.triggers.base import Cover, Stored, Target, make_target
+
+
+@dataclass(frozen=True)
+class LoopAttack(Attack):
+    """The attacker trains and hands over the model alone. Batches are shuffled, so their first rows are random ones: these
+    are triggered and get the attacker's label, those after them are cover rows, the rest stays clean."""
+
+    mapping: Literal["all_to_one", "all_to_all"]
+    target: int
+    poison_rate: float
+    batch_count: Literal["unbiased", "floor"]
+    quantise_test: bool
+
+    def __post_init__(self) -> None:
+        check_range("attack.poison_rate", self.poison_rate, 0, 1)
+
+    def make_target(self, classes: int) -> Target:
+        """The attack's rule from true label to its own."""
+        return make_target(self.mapping, self.target, (), classes)
+
+    def check(self, train: ImageSet) -> None:
+        self.make_target(len(train.classes))
+
+    def count(self, batch: int, stream: Stream) -> int:
+        """How many of `batch` rows are triggered: floor(rate * batch + u), u uniform in [0, 1), which is the rate on
+        average. `floor`: u = 0, except where the rate asks for less than one row (BackdoorBench)."""
+        wanted = self.poison_rate * batch
+        if self.batch_count == "floor" and wanted >= 1:
+            return int(wanted)
+        return int(wanted + float(torch.rand((), dtype=torch.float64, generator=stream.generator())))
+
+    def at_test(self, trigger: Any) -> Any:
+        """The trigger as test images meet it."""
+        return Stored(trigger) if self.quantise_test else trigger
+
+
+@dataclass(frozen=True)
+class MixAttack(LoopAttack):
+    """A fixed trigger, applied to each batch before its augmentation. Write `trigger` and `cover`."""
+
+    cover_ratio: float  # cover rows to a triggered one
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("attack.cover_ratio", self.cover_ratio, 0)
+        if self.poison_rate * (1 + self.cover_ratio) > 1:
+            raise ConfigError(
+                f"attack.poison_rate is {self.poison_rate:g} with attack.cover_ratio={self.cover_ratio:g}; triggered and cover "
+                f"rows together would be more than the batch. Lower the rate to {1 / (1 + self.cover_ratio):.3g} or less, or "
+                f"the ratio."
+            )
+
+    @abstractmethod
+    def trigger(self, task: Task, stream: Stream) -> Any:
+        """The fixed trigger for images of `task.train.size` pixels; random parts draw from `stream`."""
+
+    @abstractmethod
+    def cover(self, trigger: Any) -> Cover:
+        """What cover rows carry."""
+
+    def infect(self, task: Task, stream: Stream) -> Infection:
+        trigger = self.trigger(task, stream.child("pattern")).to(task.train.device)
+        cover, target = self.cover(trigger), self.make_target(len(task.train.classes))
+        rows: Counter[str] = Counter()
+        model = task.build(stream.child("init"))
+        history = fit(
+            model,
+            task.train,
+            task.recipe,
+            stream.child("train"),
+            change=self.mix(trigger, cover, target, rows),
+            snapshots=task.snapshots,
+        )
+        return Infection(model, self.at_test(trigger), target, None, None, history, shares(rows), cover)
+
+    def mix(self, trigger: Any, cover: Cover, target: Target, rows: Counter[str]) -> Change:
+        """What makes an attacked batch of a clean one. A cover row's other image is the next row's. Counts in `rows`."""
+
+        def change(images: Images, labels: Labels, stream: Stream) -> tuple[Images, Labels]:
+            poisoned = self.count(len(images), stream.child("count"))
+            end = min(poisoned + int(poisoned * self.cover_ratio), len(images))
+            rows.update(all=len(images), poisoned=poisoned, cover=end - poisoned)
+            kept, others = images[poisoned:end], images.roll(-1, 0)[poisoned:end]
+            parts = [trigger(images[:poisoned]), cover(kept, others, stream.child("cover")), images[end:]]
+            return torch.cat(parts), torch.cat([target.label(labels[:poisoned]), labels[poisoned:]])
+
+        return change
+
+
+def shares(rows: Counter[str]) -> dict[str, float]:
+    """Which share of the rows that passed were triggered, and which were cover rows, for the record. A training that was
+    resumed counted from there."""
+    total = max(1, rows["all"])
+    return {"poisoned_share": rows["poisoned"] / total, "cover_share": rows["cover"] / total}
