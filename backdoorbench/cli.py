@@ -55,6 +55,8 @@ def _verb(name: str, words: Sequence[str]) -> int:
         "show": _show,
         "report": _report,
         "plot": _plot,
+        "preview": _preview,
+        "export": _export,
         "reproduce": _reproduce,
     }
     if name not in verbs:
@@ -160,6 +162,54 @@ def _plot(words: Sequence[str]) -> int:
     plot.write(figure, Path(chosen.output))
     print(f"wrote {chosen.output}")
     return 0
+
+
+def _preview(words: Sequence[str]) -> int:
+    """bdx preview [KEY=VALUE ...] [--output FILE] [--images N]"""
+    parser = _Parser("preview", "A picture of what an attack's trigger does; nothing is trained.")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as for a run: attack=sig dataset=cifar10")
+    parser.add_argument("--output", metavar="FILE", help="a PNG; preview-ATTACK-DATASET.png in the outputs by default")
+    parser.add_argument("--images", type=int, default=8, help="columns; 8 by default")
+    chosen = parser.parse_intermixed_args(words)
+    from backdoorbench import looking, pipeline
+
+    made = pipeline.plan(_composed(chosen.settings))
+    file = Path(chosen.output or made.outputs / f"preview-{made.attack.name}-{made.dataset.name}.png")
+    figures = looking.preview(made, file, chosen.images)
+    print(
+        f"{made.attack.name} on {made.dataset.name}: PSNR {figures['psnr']:.1f} dB, SSIM {figures['ssim']:.3f} (medians), "
+        f"largest change {figures['largest_levels']:.0f} of 255"
+    )
+    print(f"wrote {file}")
+    return 0
+
+
+def _export(words: Sequence[str]) -> int:
+    """bdx export [KEY=VALUE ...] --to DIR [--format png|npz]"""
+    parser = _Parser("export", "The poisoned training set, for those who train elsewhere; nothing is trained.")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as for a run: attack=badnets dataset=cifar10")
+    parser.add_argument("--to", metavar="DIR", required=True, help="a new folder")
+    parser.add_argument("--format", choices=("png", "npz"), default="png", help="images and labels.csv, or train.npz")
+    chosen = parser.parse_intermixed_args(words)
+    from backdoorbench import looking, pipeline
+
+    made = pipeline.plan(_composed(chosen.settings))
+    counts = looking.export(made, Path(chosen.to), chosen.format)
+    print(f"wrote {chosen.to}: " + ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items()))
+    return 0
+
+
+def _composed(settings: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a run; mistakes in it as those of a run are told."""
+    from backdoorbench.config import compose
+
+    _refuse_null_groups(settings)
+    try:
+        return compose(settings)
+    except BdxError:
+        raise
+    except Exception as error:
+        raise _explained(error, settings) from None
 
 
 def _read_runs(folders: Sequence[str]) -> list[Any]:

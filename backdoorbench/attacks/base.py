@@ -75,6 +75,10 @@ class Attack(ABC):
         """Raises ConfigError where the settings do not fit the victim's clean training set; called before any work."""
         return
 
+    def test_trigger(self, task: Task, stream: Stream) -> Trigger | None:
+        """What `infect` with the same stream will trigger test images with; None where only training tells."""
+        return None
+
 
 @dataclass(frozen=True)
 class DataAttack(Attack):
@@ -206,12 +210,15 @@ class DataAttack(Attack):
         return pool[stream.permutation(len(pool))[:count]]
 
     def infect(self, task: Task, stream: Stream) -> Infection:
-        trigger = Stored(self.trigger(task, stream.child("pattern"))).to(task.train.device)
+        trigger = self.test_trigger(task, stream)
         train, poisoned, counts = self.poison(task.train, trigger, stream)
         model = task.build(stream.child("init"))
         history = fit(model, train, task.recipe, stream.child("train"), snapshots=task.snapshots)
         target = self.make_target(len(train.classes))
         return Infection(model, trigger, target, train, poisoned, history, {**counts, **self.facts()})
+
+    def test_trigger(self, task: Task, stream: Stream) -> Stored:
+        return Stored(self.trigger(task, stream.child("pattern"))).to(task.train.device)
 
     def facts(self) -> dict[str, Any]:
         """What a table must say beside the attack's name; the pattern's name, above all."""

@@ -13,7 +13,7 @@ from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
-from backdoorbench.triggers.base import Cover, Stored, Target, make_target
+from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_target
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class MixAttack(LoopAttack):
     @abstractmethod
     def cover(self, trigger: Any) -> Cover:
         """What cover rows carry."""
+
+    def test_trigger(self, task: Task, stream: Stream) -> Trigger:
+        trigger: Trigger = self.at_test(self.trigger(task, stream.child("pattern")).to(task.train.device))
+        return trigger
 
     def infect(self, task: Task, stream: Stream) -> Infection:
         trigger = self.trigger(task, stream.child("pattern")).to(task.train.device)

@@ -1,0 +1,156 @@
+"""bdx preview and bdx export: what an attack does, seen and written without training."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK
+from PIL import Image
+
+from backdoorbench import cli, config, looking, pipeline
+from backdoorbench.attacks.base import DataAttack
+from backdoorbench.data.images import ImageSet
+from backdoorbench.pipeline import Plan, Run
+
+SMALL = ["runtime.threads=1", *QUICK]
+
+
+def plan(outputs: Path, *words: str) -> Plan:
+    return pipeline.plan(config.compose([f"runtime.outputs={outputs}", *SMALL, *words]))
+
+
+def run(verb: str, outputs: Path, *words: str) -> int:
+    return cli.main([verb, *SMALL, f"runtime.outputs={outputs}", *words])
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_psnr_and_ssim_of_known_images(wave: torch.Tensor) -> None:
+    assert torch.isinf(looking.psnr(wave, wave)).all() and torch.allclose(looking.ssim(wave, wave), torch.ones(4))
+    grey = torch.full_like(wave, 0.5)
+    assert torch.allclose(looking.psnr(grey, grey + 0.1), torch.full((4,), 20.0), atol=1e-4)
+    light = (2 * 0.5 * 0.6 + 1e-4) / (0.5**2 + 0.6**2 + 1e-4)  # flat images differ in brightness alone
+    assert torch.allclose(looking.ssim(grey, grey + 0.1), torch.full((4,), light), atol=1e-4)
+    assert torch.equal(looking.ssim(wave, 1 - wave) < looking.ssim(wave, 0.9 * wave), torch.ones(4, dtype=torch.bool))
+
+
+def test_ssim_equals_a_plain_loop(wave: torch.Tensor) -> None:
+    first, second = wave[:1, :, :13, :12].double(), wave[1:2, :, :13, :12].double()
+    line = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
+    window = np.outer(line, line) / line.sum() ** 2
+    found = []
+    for channel in range(3):
+        for top in range(3):
+            for left in range(2):
+                x, y = (part[0, channel, top : top + 11, left : left + 11].numpy() for part in (first, second))
+                mx, my = (window * x).sum(), (window * y).sum()
+                vx, vy, cov = (
+                    (window * x * x).sum() - mx**2,
+                    (window * y * y).sum() - my**2,
+                    (window * x * y).sum() - mx * my,
+                )
+                found.append((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
+    assert float(looking.ssim(first.float(), second.float())) == pytest.approx(np.mean(found), abs=1e-5)
+
+
+# ---- preview --------------------------------------------------------------------------------------------------------
+
+
+def test_preview_draws_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("preview", tmp_path, "attack=blended", "--images", "5") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("blended on digits: PSNR ") and said[0].endswith("of 255")
+    with Image.open(tmp_path / "preview-blended-digits.png") as picture:
+        assert picture.size == (5 * 100, 3 * 100)  # 32 pixels thrice enlarged, framed by 2
+    assert not (tmp_path / "cache" / "infection").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("attack", ["badnets", "sig", "wanet", "bpp"])
+def test_the_trigger_shown_is_the_one_an_infection_gets(attack: str, tmp_path: Path) -> None:
+    made = plan(tmp_path, f"attack={attack}", "train.epochs=0")
+    images = made.splits.test.subset(torch.arange(6))
+    batch, _ = next(images.batches(6))
+    shown = looking.find_trigger(made)(batch)
+    infection, _ = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))
+    assert infection.trigger is not None and torch.equal(shown, infection.trigger(batch))
+    assert torch.equal(looking.find_trigger(made)(batch), shown)  # now from the cache
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ("none", "bdx: attack=none has no trigger to preview; choose an attack, such as attack=badnets.\n"),
+        (
+            "input_aware",
+            "bdx: attack=input_aware learns its trigger in training, and no infection with these settings is cached; run it "
+            "first, then preview it with the same settings.\n",
+        ),
+    ],
+)
+def test_nothing_to_preview(attack: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("preview", tmp_path, f"attack={attack}") == 2
+    assert capsys.readouterr().err == said
+
+
+# ---- export ---------------------------------------------------------------------------------------------------------
+
+
+def exported(folder: Path) -> tuple[list[dict[str, str]], np.ndarray]:
+    rows = list(csv.DictReader((folder / "labels.csv").read_text(encoding="utf-8").splitlines()))
+    images = []
+    for row in rows:
+        with Image.open(folder / row["file"]) as image:
+            images.append(np.asarray(image))
+    return rows, np.stack(images)
+
+
+@pytest.mark.parametrize(
+    "words", [["attack=badnets"], ["attack=tact", "attack.poison_rate=0.02", "attack.mode=append"]]
+)
+def test_the_written_set_is_the_one_a_victim_sees(words: list[str], tmp_path: Path) -> None:
+    made = plan(tmp_path, *words, "train.epochs=0")
+    attack = made.attack
+    assert isinstance(attack, DataAttack)
+    looking.export(made, tmp_path / "png", "png")
+    looking.export(made, tmp_path / "npz", "npz")
+    rows, images = exported(tmp_path / "png")
+    infection, _ = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))
+    train, clean = infection.train, made.parts.train
+    assert isinstance(train, ImageSet) and infection.poisoned is not None
+    assert np.array_equal(images, train.images.permute(0, 2, 3, 1).numpy())
+    assert [int(row["given"]) for row in rows] == train.labels.tolist()
+    assert [row["poisoned"] == "1" for row in rows] == infection.poisoned.tolist()
+    source = torch.tensor([int(row["source"]) for row in rows])
+    assert [int(row["true"]) for row in rows] == clean.labels[source].tolist()
+    same = (train.images == clean.images[source]).flatten(1).all(1)
+    assert same[: len(clean)].all() if attack.mode == "append" else torch.equal(~same, infection.poisoned)
+    with np.load(tmp_path / "npz" / "train.npz") as arrays:
+        assert np.array_equal(arrays["images"], images) and arrays["source"].tolist() == source.tolist()
+        assert arrays["classes"].tolist() == list(train.classes)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["attack=wanet"],
+            "bdx: attack=wanet leaves no poisoned training set to export; expected one that poisons data, such as "
+            "attack=badnets. bdx list attack describes them.\n",
+        ),
+        (
+            ["attack=badnets"],
+            "bdx: '{to}' is not empty; expected a new folder, so that nothing is overwritten. Name another.\n",
+        ),
+    ],
+)
+def test_what_cannot_be_exported(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "mine").write_text("kept")
+    assert run("export", tmp_path, *words, "--to", str(tmp_path / "to")) == 2
+    assert capsys.readouterr().err == said.format(to=tmp_path / "to")
+    assert (tmp_path / "to" / "mine").read_text() == "kept"
