@@ -202,6 +202,9 @@ def test_what_differs_is_named() -> None:
     assert published.differing(other, pinned, ["attack.poison_rate"]) == [
         "dataset.train_size 100, not all", "holdout.rate 0.05, not 0.02",
     ]  # fmt: skip
+    short = config.compose(["experiment=tnr", "defense=trap_and_replace", "defense.stage1.epochs=40"])
+    full = config.compose(["experiment=tnr", "defense=trap_and_replace"])
+    assert published.differing(short, full) == ["defense.stage1.epochs 40, not 200"]
     small = config.compose(["experiment=fst", "defense=fst", "scale=small"])
     assert published.differing(small, pinned)[1:3] == ["dataset.train_size 12000, not all", "model demo, not resnet18"]
 

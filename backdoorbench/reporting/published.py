@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from backdoorbench.reporting.table import DASH, FIGURES, Cell, Row, aggregate, percent, show
+from backdoorbench.reporting.table import DASH, FIGURES, Cell, Row, aggregate, flat, percent, show
 
 if TYPE_CHECKING:
     from backdoorbench.pipeline import Run
@@ -173,6 +173,7 @@ def differing(config: dict[str, Any], pinned: dict[str, Any], swept: Iterable[st
         if ours["name"] != theirs["name"]:
             found.append(f"{group} {ours['name']}, not {theirs['name']}")
             continue
+        ours, theirs = flat(ours), flat(theirs)
         for key in sorted((ours.keys() | theirs.keys()) - NOT_SETTINGS):
             auto = theirs.get(key) == "auto"  # resolved in a run
             if ours.get(key) != theirs.get(key) and not auto and f"{group}.{key}" not in swept:

@@ -111,11 +111,12 @@ def base_names(config: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted keys."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = value
     return found
@@ -125,11 +126,11 @@ def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Dotted keys that tell rows apart beyond the base columns: within one option, keys whose values differ or that some
     rows lack."""
     found: list[str] = []
-    flat = [_flat({k: v for k, v in config.items() if k not in NOT_COMPARED}) for config in configs]
-    for key in dict.fromkeys(key for settings in flat for key in settings if key != "attack.poison_rate"):
+    compared = [flat({k: v for k, v in config.items() if k not in NOT_COMPARED}) for config in configs]
+    for key in dict.fromkeys(key for settings in compared for key in settings if key != "attack.poison_rate"):
         group = key.split(".")[0]
         values: dict[str, set[str]] = {}
-        for config, settings in zip(configs, flat, strict=True):
+        for config, settings in zip(configs, compared, strict=True):
             choice = str(config[group].get("name")) if group in CHOICES else ""
             values.setdefault(choice, set()).add(json.dumps(settings.get(key, DASH), sort_keys=True))
         if any(len(different) > 1 for different in values.values()):
@@ -142,7 +143,7 @@ def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 def look_up(config: dict[str, Any], column: str) -> str:
     """The setting of a dotted key, as a table prints it."""
-    value = _flat(config).get(column, DASH)
+    value = flat(config).get(column, DASH)
     return "null" if value is None else str(value)
 
 
