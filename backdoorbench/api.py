@@ -71,7 +71,13 @@ def infect(attack: Attack, train: ImageSet, *settings: str, seed: int = 0) -> In
     """Trains a model on `train`, attacked. `settings` say on what and how: `"dataset=digits"` (its normalisation, network and
     recipe come along), `"model=resnet18"`, `"train.epochs=5"`."""
     fresh, recipe = _victim(train, settings)
-    return attack.infect(Task(train, fresh, recipe, None), Stream(seed).child("infect"))
+    task, stream = Task(train, fresh, recipe, None), Stream(seed).child("infect")
+
+    def surrogate() -> nn.Module:
+        clean: Infection = build("attack/none").infect(task, stream)
+        return clean.model
+
+    return attack.infect(dataclasses.replace(task, surrogate=surrogate), stream)
 
 
 def purify(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoorbench import cache
@@ -14,7 +14,7 @@ from backdoorbench.attacks.base import DataAttack, Task
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, StorageError
 from backdoorbench.infections import load_infection
-from backdoorbench.pipeline import Plan, build_network
+from backdoorbench.pipeline import Plan, build_network, clean_plan
 from backdoorbench.reporting import picture
 from backdoorbench.shapes import Images, Rows
 from backdoorbench.streams import Stream
@@ -62,8 +62,20 @@ def find_trigger(made: Plan) -> Trigger:
 
 
 def task(made: Plan) -> Task:
-    """What the attacker would be handed."""
-    return Task(made.parts.train.to(made.device), lambda inner: build_network(made, inner), made.recipe, None)
+    """What the attacker would be handed; asked for a surrogate that is not cached, it raises ConfigError."""
+    train = made.parts.train.to(made.device)
+
+    def surrogate() -> nn.Module:
+        clean = clean_plan(made)
+        folder = made.outputs / "cache" / "infection" / f"none-{made.dataset.name}-{clean.infection_key}"
+        if not folder.is_dir():
+            raise ConfigError(
+                f"attack={made.attack.name} crafts on a clean model of the same recipe, and none with these settings is "
+                f"cached; train one first, with attack=none defense=none and the same settings."
+            )
+        return load_infection(folder, build_network(made, Stream(0)), train)[0].model
+
+    return Task(train, lambda inner: build_network(made, inner), made.recipe, None, surrogate)
 
 
 def export(made: Plan, folder: Path, form: str) -> dict[str, int]:
@@ -87,7 +99,7 @@ def export(made: Plan, folder: Path, form: str) -> dict[str, int]:
     stream = made.stream.child("infect")
     own = task(made)
     clean = own.train
-    train, poisoned, counts = attack.poison(clean, attack.test_trigger(own, stream), stream)
+    _, train, poisoned, counts = attack.plant(own, stream)
     source = sources(attack, clean, len(train), stream)
     true = clean.labels.cpu()[source]
     write = write_png if form == "png" else write_npz

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench import cache, config, device, evaluation, metrics
-from backdoorbench.attacks.base import Attack, Infection, Task
+from backdoorbench.attacks.base import Attack, Infection, Task, no_surrogate
 from backdoorbench.config import Plain
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.holdout import Holdout, Parts, pick
@@ -213,10 +213,12 @@ def build_network(made: Plan, stream: Stream) -> nn.Module:
     return model.to(made.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-def infect(made: Plan, snapshots: Snapshots | None) -> Infection:
-    """Trains the infected model."""
+def infect(made: Plan, snapshots: Snapshots | None, surrogate: Callable[[], nn.Module] = no_surrogate) -> Infection:
+    """Trains the infected model. surrogate: see `Task`."""
     stream = made.stream.child("infect")
-    task = Task(made.parts.train.to(made.device), lambda inner: build_network(made, inner), made.recipe, snapshots)
+    task = Task(
+        made.parts.train.to(made.device), lambda inner: build_network(made, inner), made.recipe, snapshots, surrogate
+    )
     with device.memory_errors("infect", "train.batch_size", made.recipe.batch_size):
         return made.attack.infect(task, stream)
 
@@ -226,10 +228,16 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
     runtime = made.config["runtime"]
     folder = made.outputs / "cache" / "infection" / f"{made.attack.name}-{made.dataset.name}-{made.infection_key}"
 
+    def surrogate() -> nn.Module:
+        with run.timed("surrogate"):
+            clean = clean_plan(made)
+            return obtain_infection(clean, test, Run("", "running", clean.label, {}))[0].model
+
     def make(partial: Path) -> None:
         file = made.outputs / "cache" / "snapshots" / f"{made.infection_key}.pt"
         with run.timed("infect"):
-            infection = infect(made, Snapshots(file, runtime["snapshot_seconds"]))
+            infection = infect(made, Snapshots(file, runtime["snapshot_seconds"]), surrogate)
+        run.seconds["infect"] = round(run.seconds["infect"] - run.seconds.get("surrogate", 0.0), 3)
         with run.timed("evaluate_infected"):
             predictions = evaluation.predict(infection.model, test, infection.trigger, made.recipe.precision)
             if infection.trigger is not None:
@@ -252,19 +260,24 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
     return infection, predictions
 
 
-def find_control(made: Plan, test: ImageSet, infection: Infection, run: Run) -> Scores | None:
-    """The clean model of the same recipe under the same trigger: cached, trained where `control=train`, or None."""
-    wanted = made.config["control"]
-    if wanted == "off" or infection.trigger is None:
-        return None
+def clean_plan(made: Plan) -> Plan:
+    """The same training without an attack: of the control, and of the surrogate that some attacks craft on."""
     option = config.option("attack", "none")
     settings = made.infection_settings | {"attack": option}
-    clean = dataclasses.replace(
+    return dataclasses.replace(
         made,
         attack=config.build(option, "attack"),
         infection_settings=settings,
         infection_key=cache.key("infection", settings),
     )
+
+
+def find_control(made: Plan, test: ImageSet, infection: Infection, run: Run) -> Scores | None:
+    """The clean model of the same recipe under the same trigger: cached, trained where `control=train`, or None."""
+    wanted = made.config["control"]
+    if wanted == "off" or infection.trigger is None:
+        return None
+    clean = clean_plan(made)
     folder = made.outputs / "cache" / "infection" / f"none-{made.dataset.name}-{clean.infection_key}"
     if wanted == "cached" and not folder.is_dir():
         return None

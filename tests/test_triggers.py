@@ -44,6 +44,10 @@ ATTACKS = {
     "adap_patch squares": {"test_patches": "squares"},
     "adap_k_way": {},
     "tact": {},
+    "lc": {},
+    "lc grid3": {"corners": "grid3"},
+    "lc toolbox": {"corners": "toolbox", "amplitude": 0.5},
+    "lf noise": {"pattern": "noise"},
 }
 
 

@@ -19,6 +19,11 @@ from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_tar
 CHUNK = 1024  # images triggered at a time
 
 
+def no_surrogate() -> nn.Module:
+    """Stands for the surrogate of a task that came without one."""
+    raise ValueError("this attack crafts on a clean model, and its Task has no `surrogate`")
+
+
 @dataclass(frozen=True)
 class Task:
     """What an attacker works with.
@@ -27,12 +32,14 @@ class Task:
     build      a fresh, untrained network of the victim's kind; draws from the stream it is given
     recipe     how the victim trains
     snapshots  where a long training saves its state; None: nowhere
+    surrogate  a model of that kind, trained by that recipe on `train` as it is, in eval mode; a call may cost a training
     """
 
     train: ImageSet
     build: Callable[[Stream], nn.Module]
     recipe: Recipe
     snapshots: Snapshots | None
+    surrogate: Callable[[], nn.Module] = no_surrogate
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class DataAttack(Attack):
 
     Write `trigger`; override `render` where training rows carry something else than test images do, `candidates` and
     `cover_candidates` where other rows are altered. Altered rows are rounded to uint8 once, as a stored data set would
-    be, and test images take the same path.
+    be, and test images take the same path. A trigger that is optimised on `task.surrogate` has no `test_trigger`.
     """
 
     leaves_train: ClassVar[bool] = True
@@ -209,15 +216,23 @@ class DataAttack(Attack):
             )
         return pool[stream.permutation(len(pool))[:count]]
 
+    def plant(self, task: Task, stream: Stream) -> tuple[Stored, ImageSet, Mask, dict[str, int]]:
+        """The trigger as test images meet it, and what `poison` makes of the task's training set with it."""
+        trigger = self.stored(task, stream)
+        return trigger, *self.poison(task.train, trigger, stream)
+
     def infect(self, task: Task, stream: Stream) -> Infection:
-        trigger = self.test_trigger(task, stream)
-        train, poisoned, counts = self.poison(task.train, trigger, stream)
+        trigger, train, poisoned, counts = self.plant(task, stream)
         model = task.build(stream.child("init"))
         history = fit(model, train, task.recipe, stream.child("train"), snapshots=task.snapshots)
         target = self.make_target(len(train.classes))
         return Infection(model, trigger, target, train, poisoned, history, {**counts, **self.facts()})
 
-    def test_trigger(self, task: Task, stream: Stream) -> Stored:
+    def test_trigger(self, task: Task, stream: Stream) -> Stored | None:
+        return self.stored(task, stream)
+
+    def stored(self, task: Task, stream: Stream) -> Stored:
+        """`trigger` seen through storage, on the task's device."""
         return Stored(self.trigger(task, stream.child("pattern"))).to(task.train.device)
 
     def facts(self) -> dict[str, Any]:

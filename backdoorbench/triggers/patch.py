@@ -23,6 +23,12 @@ CORNERS = {  # backdoor-toolbox's four-corner patch, as (row, column) -> cells
     (29, 0): ("100", "010", "101"),
     (29, 29): ("001", "010", "101"),
 }
+LC_CORNERS = {  # the label-consistent attack's: each side has one pattern, above and below
+    (0, 0): ("100", "010", "101"),
+    (0, 29): ("001", "010", "101"),
+    (29, 0): ("100", "010", "101"),
+    (29, 29): ("001", "010", "101"),
+}
 STRIP = ("000", "101", "001", "110", "111", "011", "011", "100", "111")  # Trap-and-Replace's `l0_inv`: red, green, blue
 
 
