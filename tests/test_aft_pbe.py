@@ -318,7 +318,9 @@ def test_pbe_4_one_round_on_a_clean_set_is_adversarial_fine_tuning(scene: Scene)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="a finding: on digits most seeds rank upside down; CIFAR-10 is in docs/papers/pbe.md")
+@pytest.mark.xfail(
+    strict=False, reason="a finding: on digits most seeds rank upside down; CIFAR-10 is in docs/papers/pbe.md"
+)
 def test_pbe_5_poisoned_images_are_told_apart(run: Callable[..., Job]) -> None:
     notes = run("attack=badnets", "defense=pbe").run.notes
     assert notes["selection0"]["auc"] is None
