@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from backdoorbench import catalog
 from backdoorbench.config import conf_dir, plain
-from backdoorbench.errors import BdxError, ConfigError, did_you_mean, join_words
+from backdoorbench.errors import BdxError, ConfigError, check_range, did_you_mean, join_words
 
 USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
 SWITCHES = ("-m", "--multirun")
@@ -171,11 +171,14 @@ def _preview(words: Sequence[str]) -> int:
     parser.add_argument("--output", metavar="FILE", help="a PNG; preview-ATTACK-DATASET.png in the outputs by default")
     parser.add_argument("--images", type=int, default=8, help="columns; 8 by default")
     chosen = parser.parse_intermixed_args(words)
-    from backdoorbench import looking, pipeline
+    check_range("--images", chosen.images, 1, 100)
+    if chosen.output is not None and not chosen.output.lower().endswith(".png"):
+        raise ConfigError(f"'{chosen.output}' is no name for a preview; expected one in .png. Rename it.")
+    from backdoorbench import pipeline, preview
 
     made = pipeline.plan(_composed(chosen.settings))
     file = Path(chosen.output or made.outputs / f"preview-{made.attack.name}-{made.dataset.name}.png")
-    figures = looking.preview(made, file, chosen.images)
+    figures = preview.draw(made, file, chosen.images)
     print(
         f"{made.attack.name} on {made.dataset.name}: PSNR {figures['psnr']:.1f} dB, SSIM {figures['ssim']:.3f} (medians), "
         f"largest change {figures['largest_levels']:.0f} of 255"
@@ -191,10 +194,10 @@ def _export(words: Sequence[str]) -> int:
     parser.add_argument("--to", metavar="DIR", required=True, help="a new folder")
     parser.add_argument("--format", choices=("png", "npz"), default="png", help="images and labels.csv, or train.npz")
     chosen = parser.parse_intermixed_args(words)
-    from backdoorbench import looking, pipeline
+    from backdoorbench import export, pipeline
 
     made = pipeline.plan(_composed(chosen.settings))
-    counts = looking.export(made, Path(chosen.to), chosen.format)
+    counts = export.write(made, Path(chosen.to), chosen.format)
     print(f"wrote {chosen.to}: " + ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items()))
     return 0
 

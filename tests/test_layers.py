@@ -14,7 +14,7 @@ LEVELS = {
     4: ["attacks", "defenses", "evaluation"],
     5: ["infections", "pipeline"],
     6: ["reporting", "job", "launchers", "console"],
-    7: ["reproduce", "looking", "api", "cli", "__init__", "__main__"],
+    7: ["reproduce", "preview", "export", "api", "cli", "__init__", "__main__"],
 }
 SHARED = {  # inside a folder, what its other files may import
     "data": {"base", "images", "raw", "store", "archive", "holdout"},

@@ -14,7 +14,7 @@ from test_poisoning import attack, trigger
 from torch import nn
 
 import backdoorbench as bb
-from backdoorbench import config, looking, pipeline
+from backdoorbench import config, export, pipeline, preview
 from backdoorbench.attacks.base import Task
 from backdoorbench.attacks.lc import LC
 from backdoorbench.attacks.lf import LF, deepfool, split
@@ -102,7 +102,7 @@ def test_the_surrogate_is_the_control(tmp_path: Path) -> None:
     planned = plan(tmp_path, "attack=lc", "attack.steps=1")
     test = planned.splits.test
     with pytest.raises(ConfigError) as caught:
-        looking.export(planned, tmp_path / "set", "npz")
+        export.write(planned, tmp_path / "set", "npz")
     assert str(caught.value) == (
         "attack=lc crafts on a clean model of the same recipe, and none with these settings is cached; train one first, with "
         "attack=none defense=none and the same settings."
@@ -114,7 +114,7 @@ def test_the_surrogate_is_the_control(tmp_path: Path) -> None:
     kept = sorted(entry.name for entry in (tmp_path / "cache" / "infection").iterdir() if entry.is_dir())
     assert kept == [f"lc-digits-{planned.infection_key}", f"none-digits-{clean.infection_key}"]
     control, _ = pipeline.obtain_infection(clean, test, Run("", "running", "", {}))
-    found = looking.task(planned).surrogate()
+    found = preview.task(planned).surrogate()
     weights = control.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in found.state_dict().items())
     assert not found.training
@@ -122,9 +122,9 @@ def test_the_surrogate_is_the_control(tmp_path: Path) -> None:
     pipeline.obtain_infection(plan(tmp_path, "attack=lc", "attack.steps=2"), test, Run("", "running", "", {}))
     assert (tmp_path / "cache" / "infection" / kept[1] / "infection.json").stat().st_mtime_ns == before
     images, _ = next(test.batches(8))
-    shown = looking.find_trigger(planned)(images)
+    shown = preview.find_trigger(planned)(images)
     assert infection.trigger is not None and torch.equal(infection.trigger(images), shown)
-    looking.export(planned, tmp_path / "set", "npz")
+    export.write(planned, tmp_path / "set", "npz")
     assert (tmp_path / "set" / "train.npz").is_file()
 
 

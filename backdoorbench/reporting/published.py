@@ -216,9 +216,10 @@ def _mean(rows: Sequence[Row], figure: Figure) -> Comparison | None:
     if not members:
         return None
     ours = {name: Cell(_averaged(row.after[name].mean for row in members)) for name in FIGURES}
+    marks = tuple(sorted({mark for row in members for mark in row.marks}))
     attacks = f"mean of {', '.join(dict.fromkeys(row.names['attack'] for row in members))}"
     rates = ", ".join(dict.fromkeys(row.names["rate"] for row in members))
-    return Comparison(figure.dataset, attacks, rates, figure.defense, len(members), ours, figure, ())
+    return Comparison(figure.dataset, attacks, rates, figure.defense, len(members), ours, figure, marks)
 
 
 def _averaged(values: Iterable[float | None]) -> tuple[float, ...]:

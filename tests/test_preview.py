@@ -9,7 +9,7 @@ import torch
 from conftest import QUICK
 from PIL import Image
 
-from backdoorbench import cli, config, looking, pipeline
+from backdoorbench import cli, config, export, pipeline, preview
 from backdoorbench.attacks.base import DataAttack
 from backdoorbench.data.images import ImageSet
 from backdoorbench.pipeline import Plan, Run
@@ -29,12 +29,12 @@ def run(verb: str, outputs: Path, *words: str) -> int:
 
 
 def test_psnr_and_ssim_of_known_images(wave: torch.Tensor) -> None:
-    assert torch.isinf(looking.psnr(wave, wave)).all() and torch.allclose(looking.ssim(wave, wave), torch.ones(4))
+    assert torch.isinf(preview.psnr(wave, wave)).all() and torch.allclose(preview.ssim(wave, wave), torch.ones(4))
     grey = torch.full_like(wave, 0.5)
-    assert torch.allclose(looking.psnr(grey, grey + 0.1), torch.full((4,), 20.0), atol=1e-4)
+    assert torch.allclose(preview.psnr(grey, grey + 0.1), torch.full((4,), 20.0), atol=1e-4)
     light = (2 * 0.5 * 0.6 + 1e-4) / (0.5**2 + 0.6**2 + 1e-4)  # flat images differ in brightness alone
-    assert torch.allclose(looking.ssim(grey, grey + 0.1), torch.full((4,), light), atol=1e-4)
-    assert torch.equal(looking.ssim(wave, 1 - wave) < looking.ssim(wave, 0.9 * wave), torch.ones(4, dtype=torch.bool))
+    assert torch.allclose(preview.ssim(grey, grey + 0.1), torch.full((4,), light), atol=1e-4)
+    assert torch.equal(preview.ssim(wave, 1 - wave) < preview.ssim(wave, 0.9 * wave), torch.ones(4, dtype=torch.bool))
 
 
 def test_ssim_equals_a_plain_loop(wave: torch.Tensor) -> None:
@@ -53,7 +53,7 @@ def test_ssim_equals_a_plain_loop(wave: torch.Tensor) -> None:
                     (window * x * y).sum() - mx * my,
                 )
                 found.append((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
-    assert float(looking.ssim(first.float(), second.float())) == pytest.approx(np.mean(found), abs=1e-5)
+    assert float(preview.ssim(first.float(), second.float())) == pytest.approx(np.mean(found), abs=1e-5)
 
 
 # ---- preview --------------------------------------------------------------------------------------------------------
@@ -73,10 +73,10 @@ def test_the_trigger_shown_is_the_one_an_infection_gets(attack: str, tmp_path: P
     made = plan(tmp_path, f"attack={attack}", "train.epochs=0")
     images = made.splits.test.subset(torch.arange(6))
     batch, _ = next(images.batches(6))
-    shown = looking.find_trigger(made)(batch)
+    shown = preview.find_trigger(made)(batch)
     infection, _ = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))
     assert infection.trigger is not None and torch.equal(shown, infection.trigger(batch))
-    assert torch.equal(looking.find_trigger(made)(batch), shown)  # now from the cache
+    assert torch.equal(preview.find_trigger(made)(batch), shown)  # now from the cache
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,20 @@ def test_the_trigger_shown_is_the_one_an_infection_gets(attack: str, tmp_path: P
 )
 def test_nothing_to_preview(attack: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("preview", tmp_path, f"attack={attack}") == 2
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--images", "0"], "bdx: --images is 0; expected a number between 1 and 100. Change --images.\n"),
+        (["--output", "a.gif"], "bdx: 'a.gif' is no name for a preview; expected one in .png. Rename it.\n"),
+    ],
+)
+def test_a_preview_that_cannot_be_drawn(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("preview", tmp_path, "attack=badnets", *words) == 2
     assert capsys.readouterr().err == said
 
 
@@ -114,8 +128,8 @@ def test_the_written_set_is_the_one_a_victim_sees(words: list[str], tmp_path: Pa
     made = plan(tmp_path, *words, "train.epochs=0")
     attack = made.attack
     assert isinstance(attack, DataAttack)
-    looking.export(made, tmp_path / "png", "png")
-    looking.export(made, tmp_path / "npz", "npz")
+    export.write(made, tmp_path / "png", "png")
+    export.write(made, tmp_path / "npz", "npz")
     rows, images = exported(tmp_path / "png")
     infection, _ = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))
     train, clean = infection.train, made.parts.train

@@ -1,22 +1,18 @@
-"""What an attack does, without training anything: `bdx preview` draws its trigger, `bdx export` writes the poisoned set."""
+"""`bdx preview`: an attack's trigger, drawn and measured, without training anything."""
 
-import csv
-import io
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoorbench import cache
-from backdoorbench.attacks.base import DataAttack, Task
-from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import ConfigError, StorageError
+from backdoorbench.attacks.base import Task
+from backdoorbench.errors import ConfigError
 from backdoorbench.infections import load_infection
 from backdoorbench.pipeline import Plan, build_network, clean_plan
 from backdoorbench.reporting import picture
-from backdoorbench.shapes import Images, Rows
+from backdoorbench.shapes import Images
 from backdoorbench.streams import Stream
 from backdoorbench.triggers.base import Trigger
 
@@ -24,7 +20,7 @@ MEASURED = 300  # test images, at most, that the figures of a preview are taken 
 WINDOW, SIGMA = 11, 1.5  # of SSIM, pixels
 
 
-def preview(made: Plan, file: Path, shown: int) -> dict[str, float]:
+def draw(made: Plan, file: Path, shown: int) -> dict[str, float]:
     """Draws `shown` test images, clean, triggered and their difference, to `file`, a PNG; how visible the trigger is: medians
     over test images of PSNR (dB) and SSIM, and the largest change of all, in grey levels."""
     trigger = find_trigger(made)
@@ -76,77 +72,6 @@ def task(made: Plan) -> Task:
         return load_infection(folder, build_network(made, Stream(0)), train)[0].model
 
     return Task(train, lambda inner: build_network(made, inner), made.recipe, None, surrogate)
-
-
-def export(made: Plan, folder: Path, form: str) -> dict[str, int]:
-    """Writes the training set that the victim would see, with for each image its given and its true label, whether it is
-    poisoned, and the row of the clean training set it was made from; the attack's counts.
-
-    form  png: images/<given class>/<number>.png and labels.csv; npz: train.npz with images (N, H, W, 3) uint8, given, true,
-          poisoned, source and classes
-
-    ConfigError for an attack that leaves no training set, StorageError for a folder that holds something."""
-    attack = made.attack
-    if not isinstance(attack, DataAttack):
-        raise ConfigError(
-            f"attack={attack.name} leaves no poisoned training set to export; expected one that poisons data, such as "
-            f"attack=badnets. bdx list attack describes them."
-        )
-    if folder.is_dir() and any(folder.iterdir()):
-        raise StorageError(
-            f"'{folder}' is not empty; expected a new folder, so that nothing is overwritten. Name another."
-        )
-    stream = made.stream.child("infect")
-    own = task(made)
-    clean = own.train
-    _, train, poisoned, counts = attack.plant(own, stream)
-    source = sources(attack, clean, len(train), stream)
-    true = clean.labels.cpu()[source]
-    write = write_png if form == "png" else write_npz
-    with cache.storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write(train, true, poisoned, source, folder)
-    return counts
-
-
-def sources(attack: DataAttack, clean: ImageSet, count: int, stream: Stream) -> Rows:
-    """(count,) the clean row that each row of the poisoned set was made from: itself, or for appended rows the drawn one."""
-    own = torch.arange(len(clean))
-    if count == len(clean):
-        return own
-    target = attack.make_target(len(clean.classes))
-    rows = attack.choose(clean.labels, target, stream.child("rows"))
-    covers = attack.choose_covers(clean.labels, target, rows, stream.child("cover"))
-    return torch.cat([own, rows, covers])
-
-
-def write_png(train: ImageSet, true: Tensor, poisoned: Tensor, source: Rows, folder: Path) -> None:
-    """A folder a class, named by its number, and a table."""
-    from PIL import Image
-
-    given, buffer = train.labels.tolist(), io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["file", "given", "true", "poisoned", "source"])
-    for label in sorted(set(given)):
-        (folder / "images" / str(label)).mkdir(parents=True)
-    for row, image in enumerate(train.images.cpu().permute(0, 2, 3, 1).numpy()):
-        name = f"images/{given[row]}/{row:06d}.png"
-        Image.fromarray(np.ascontiguousarray(image)).save(folder / name)
-        table.writerow([name, given[row], int(true[row]), int(poisoned[row]), int(source[row])])
-    cache.write_text(folder / "labels.csv", buffer.getvalue())
-
-
-def write_npz(train: ImageSet, true: Tensor, poisoned: Tensor, source: Rows, folder: Path) -> None:
-    """One compressed file of arrays; none of them needs pickle."""
-    np.savez_compressed(
-        folder / "train.npz",
-        images=train.images.cpu().permute(0, 2, 3, 1).numpy(),
-        given=train.labels.cpu().numpy(),
-        true=true.numpy(),
-        poisoned=poisoned.cpu().numpy(),
-        source=source.numpy(),
-        classes=np.array(train.classes),
-    )
 
 
 def psnr(clean: Images, other: Images) -> Tensor:
