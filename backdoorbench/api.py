@@ -17,8 +17,8 @@ from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.evaluation import evaluate
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
-from backdoorbench.pipeline import Run
-from backdoorbench.reporting import record
+from backdoorbench.recorded import Run
+from backdoorbench.reporting import frame, record
 from backdoorbench.streams import Stream
 from backdoorbench.training.recipe import Recipe, resolve_precision
 
@@ -136,21 +136,10 @@ def load_model(folder: str | Path) -> nn.Module:
 
 
 def results(*folders: str | Path) -> Any:
-    """A pandas DataFrame of every run below `folders`, one row each: settings that name it, figures as fractions.
+    """A pandas DataFrame of the runs below `folders`, one row each: settings that name it, figures as fractions; a run repeated
+    or resumed is one row, its latest finished record. The same as `bdx report --format runs-csv`.
 
     Needs the extra `frames` (pandas)."""
     import pandas
 
-    rows = []
-    for folder in folders or ("outputs",):
-        for entry in record.find(Path(folder)):
-            found = record.read(entry)
-            named = {group: found.config[group]["name"] for group in ("dataset", "model", "train", "holdout")}
-            row: dict[str, Any] = {"id": found.id, "status": found.status, **named}
-            row |= {"attack": found.config["attack"]["name"], "defense": found.config["defense"]["name"]}
-            row |= {"poison_rate": found.config["attack"].get("poison_rate"), "seed": found.config["seed"]}
-            for when, scores in (("infected", found.infected), ("purified", found.purified)):
-                for name in ("ca", "asr", "ra"):
-                    row[f"{when}_{name}"] = getattr(scores, name) if scores else None
-            rows.append(row | {"folder": str(entry)})
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(frame.rows(record.collect(map(Path, folders or ("outputs",)))))

@@ -118,21 +118,58 @@ def _show(words: Sequence[str]) -> int:
 
 
 def _report(words: Sequence[str]) -> int:
-    """bdx report DIR... [--format terminal|csv|md|latex] [--output FILE]"""
+    """bdx report DIR... [--rows attack --columns defense] [--metric asr,ca,ra,der] [--format FORMAT] [--output FILE]"""
     from backdoorbench import cache, console
-    from backdoorbench.reporting import table
 
-    parser = _Parser("report", "Tables of what was run: mean and spread over seeds, and n.")
+    parser = _Parser("report", "Tables of what was run: mean and spread over seeds, n, published figures, failures.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
-    parser.add_argument("--format", choices=("terminal", "csv", "md", "latex"), default="terminal")
-    parser.add_argument("--output", metavar="FILE", help="write there instead of printing")
+    parser.add_argument("--rows", metavar="LIST", help="with --columns: lays tables out by these, such as attack,rate")
+    parser.add_argument(
+        "--columns", metavar="LIST", help="such as defense; what neither names makes a table of its own"
+    )
+    parser.add_argument("--metric", metavar="LIST", help="of ca,asr,ra,der, in this order; ca,asr,ra by default")
+    parser.add_argument(
+        "--format",
+        choices=("terminal", "csv", "runs-csv", "md", "latex", "html"),
+        default="terminal",
+        help="csv: a line a setting, over seeds; runs-csv: a line a run, for pandas; html: one page, with plots",
+    )
+    parser.add_argument("--output", metavar="FILE", help="write there instead of printing; html needs it")
+    parser.add_argument(
+        "--tsne", metavar="DIR", action="append", default=[], help="html: draws this run's features, too"
+    )
     chosen = parser.parse_args(words)
-    found = _read_runs(chosen.folders)
-    if chosen.format == "terminal":
-        console.print_report(console.make_console(), found)
+    lines, columns = _words(chosen.rows), _words(chosen.columns)
+    figures = _figures(chosen.metric, ("ca", "asr", "ra", "der")) or ["ca", "asr", "ra"]
+    if bool(lines) != bool(columns):
+        parser.error("argument --rows: it goes with --columns")
+    if lines and chosen.format in ("csv", "runs-csv"):
+        parser.error(
+            f"argument --rows: {chosen.format} holds one line a {'run' if '-' in chosen.format else 'setting'}"
+        )
+    if chosen.format == "html" and chosen.output is None:
+        parser.error("argument --format: html needs --output FILE")
+    if chosen.tsne and chosen.format != "html":
+        parser.error("argument --tsne: it goes with --format html; alone, bdx plot tsne DIR draws it")
+    if chosen.format == "html":
+        _need("jinja2", "bdx report --format html", "page")
+        _need("matplotlib", "bdx report --format html", "page")
+    from backdoorbench.reporting import report
+
+    made = report.make(_read_runs(chosen.folders), figures, lines, columns)
+    if chosen.format == "terminal" and chosen.output is None:
+        console.print_tables(console.make_console(), made)
         return 0
-    writers = {"csv": table.as_csv, "md": table.as_markdown, "latex": table.as_latex}
-    text = writers[chosen.format](table.aggregate(found))
+    if chosen.format == "html":
+        from backdoorbench.reporting import page
+
+        drawn = [_tsne(Path(folder)) for folder in chosen.tsne]
+        text = page.render(made, chosen.folders, Path(chosen.output), figures, drawn)
+    elif chosen.format == "terminal":
+        text = console.as_text(made)
+    else:
+        writers = {"csv": report.csv, "runs-csv": report.runs_csv, "md": report.markdown, "latex": report.latex}
+        text = writers[chosen.format](made)
     if chosen.output is None:
         print(text, end="")
     else:
@@ -143,25 +180,79 @@ def _report(words: Sequence[str]) -> int:
     return 0
 
 
+def _words(text: str | None) -> list[str]:
+    return text.split(",") if text else []
+
+
+def _figures(text: str | None, known: Sequence[str]) -> list[str]:
+    """The figures of `--metric`, each once."""
+    wanted = list(dict.fromkeys(_words(text)))
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"--metric is '{name}'; expected some of {join_words(list(known))}. Change --metric.")
+    return wanted
+
+
+def _need(package: str, verb: str, extra: str) -> None:
+    if find_spec(package) is None:
+        raise ConfigError(f"{verb} needs {package}, which is not installed. Add it: pip install 'bdx[{extra}]'.")
+
+
 def _plot(words: Sequence[str]) -> int:
-    """bdx plot curves|rates DIR... --output FILE [--metric ca|asr|ra]"""
-    parser = _Parser("plot", "Learning curves, or a figure against the poison rate, as SVG, PDF or PNG.")
-    parser.add_argument("kind", choices=("curves", "rates"), help="against the defense's epoch, or the poison rate")
+    """bdx plot KIND DIR... --output FILE [--metric LIST]"""
+    kinds = {
+        "curves": "CA, ASR and RA against the defense's epoch",
+        "rates": "figures against the poison rate, a line a defense",
+        "scatter": "CA and ASR, from the infected model to the purified",
+        "heatmap": "a figure, attacks by defenses",
+        "gallery": "triggers: clean, triggered, difference, out of the runs' folders",
+        "tsne": "what one run's classifier reads, before and after",
+    }
+    figures = {"rates": ("ca", "asr", "ra"), "heatmap": ("ca", "asr", "ra", "der")}
+    parser = _Parser("plot", "A plot of what was run, as SVG, PDF or PNG.")
+    parser.add_argument("kind", choices=kinds, help="; ".join(f"{kind}: {what}" for kind, what in kinds.items()))
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
     parser.add_argument("--output", metavar="FILE", required=True, help="ends in .svg, .pdf or .png")
-    parser.add_argument("--metric", choices=("ca", "asr", "ra"), help="of rates, asr by default; curves show all")
+    parser.add_argument("--metric", metavar="LIST", help="of rates, asr,ca by default; of heatmap one, asr by default")
     chosen = parser.parse_args(words)
-    if chosen.kind == "curves" and chosen.metric is not None:
-        parser.error("argument --metric: curves show all three; it goes with rates")
-    if find_spec("matplotlib") is None:
-        raise ConfigError("bdx plot needs matplotlib, which is not installed. Add it: pip install 'bdx[plots]'.")
-    from backdoorbench.reporting import plot
+    if chosen.kind not in figures and chosen.metric is not None:
+        parser.error(f"argument --metric: {chosen.kind} has its own; it goes with rates and heatmap")
+    wanted = _figures(chosen.metric, figures.get(chosen.kind, ()))
+    if chosen.kind == "heatmap" and len(wanted) > 1:
+        parser.error("argument --metric: a heatmap shows one")
+    _need("matplotlib", "bdx plot", "plots")
+    from backdoorbench.reporting import plot, table
 
-    found = _read_runs(chosen.folders)
-    figure = plot.curves(found) if chosen.kind == "curves" else plot.against_rate(found, chosen.metric or "asr")
+    plot.check_name(Path(chosen.output))
+    if chosen.kind == "tsne":
+        if len(chosen.folders) > 1:
+            parser.error("argument DIR: tsne draws one run")
+        figure = _tsne(Path(chosen.folders[0]))
+    else:
+        found = _read_runs(chosen.folders)
+        runs = list(found.values())
+        figure = {
+            "curves": lambda: plot.curves(runs),
+            "rates": lambda: plot.against_rate(runs, wanted or ("asr", "ca")),
+            "scatter": lambda: plot.scatter(runs),
+            "heatmap": lambda: plot.heatmap(table.aggregate(runs), wanted[0] if wanted else "asr"),
+            "gallery": lambda: plot.gallery(found),
+        }[chosen.kind]()
     plot.write(figure, Path(chosen.output))
     print(f"wrote {chosen.output}")
     return 0
+
+
+def _tsne(folder: Path) -> Any:
+    """The figure of one run's features."""
+    from backdoorbench.reporting import features, plot, record
+
+    if not (folder / "record.json").is_file():
+        raise ConfigError(
+            f"'{folder}' holds no record.json; tsne draws one run. Name its folder, such as outputs/runs/NAME."
+        )
+    run = record.read(folder)
+    return plot.tsne(run, features.embed(run, folder))
 
 
 def _preview(words: Sequence[str]) -> int:
@@ -215,16 +306,15 @@ def _composed(settings: Sequence[str]) -> dict[str, Any]:
         raise _explained(error, settings) from None
 
 
-def _read_runs(folders: Sequence[str]) -> list[Any]:
-    """The runs below `folders`; DataError where one is no folder, or none holds a record."""
+def _read_runs(folders: Sequence[str]) -> dict[Path, Any]:
+    """The runs below `folders` by the folder of their record; DataError where one is no folder, or none holds a record."""
     from backdoorbench.errors import DataError
     from backdoorbench.reporting import record
 
-    found = []
-    for folder in map(Path, folders):
-        if not folder.is_dir():
+    for folder in folders:
+        if not Path(folder).is_dir():
             raise DataError(f"'{folder}' is no folder; expected one that holds runs, such as outputs/. Name another.")
-        found += [record.read(entry) for entry in record.find(folder)]
+    found = record.collect(map(Path, folders))
     if not found:
         raise DataError(
             f"no record.json lies below {join_words(list(folders))}; expected at least one run. "

@@ -3,6 +3,7 @@ colour and motion."""
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -10,17 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Task as BarTask
 from rich.table import Table
 from rich.text import Text
 
 from backdoorbench import progress
-from backdoorbench.reporting import table
+from backdoorbench.reporting import published, report, table
+from backdoorbench.reporting.report import Report
+from backdoorbench.reporting.table import Grid, Item
+from backdoorbench.reporting.table import heading as heading
 
 if TYPE_CHECKING:  # the console itself answers without torch
-    from backdoorbench.pipeline import Run
+    from backdoorbench.recorded import Run
 
+NAME_WIDTH = 30  # of a column of names that is laid out beside figures; longer ones wrap
 PIPED_WIDTH = 140  # a pipe has no width of its own
 
 
@@ -119,13 +125,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def heading(run: Run) -> str:
-    """`digits · demo · badnets → fst · seed 0`."""
-    config = run.config
-    names = [config[group]["name"] for group in ("dataset", "model")]
-    return " · ".join([*names, f"{config['attack']['name']} → {config['defense']['name']}", f"seed {config['seed']}"])
-
-
 def stage_line(run: Run, stage: str) -> str:
     """What a stage did, and what it cost."""
     if stage == "infect":
@@ -173,24 +172,76 @@ def print_outcome(console: Console, run: Run, folder: Path, repeated: bool) -> N
 
 
 def print_report(console: Console, runs: Sequence[Run]) -> None:
-    """The aggregated table of finished runs, and the failed ones by name."""
-    rows = table.aggregate(runs)
-    if rows:
-        title, header, cells = table.grid(rows)
-        shown = Table(
-            box=None, padding=(0, 1), show_edge=False, title=Text(title) if title else None, title_justify="left"
+    """The aggregated table of finished runs, as at the end of a sweep."""
+    print_tables(console, report.make({Path(run.id): run for run in runs}, table.FIGURES, (), ()))
+
+
+def print_tables(console: Console, made: Report) -> None:
+    """A report: its tables, the best in bold and starred, published figures beside ours, failures with their logs."""
+    for grid in made.grids:
+        print_grid(console, grid)
+    _print_notes(console, made.notes)
+    if made.beside:
+        print_grid(console, published.as_grid(list(made.beside.values())))
+        _print_notes(console, made.remarks)
+    for failure in made.failures:
+        console.print(Text(f"  failed: {report.say(failure)}"), style="red", soft_wrap=True)
+
+
+def as_text(made: Report) -> str:
+    """What `print_tables` prints, for a file."""
+    buffer = io.StringIO()
+    print_tables(Console(file=buffer, width=PIPED_WIDTH, highlight=False), made)
+    return buffer.getvalue()
+
+
+def print_grid(console: Console, grid: Grid) -> None:
+    """One table; figures are never cut, names wrap, and columns beyond the console's width go below, beside the names again.
+    A star says best where bold does not show."""
+    console.print()
+    if grid.title:
+        console.print(Text(f" {grid.title}", style="italic"))
+    widths = [_least_width(grid, place) + 2 for place in range(len(grid.columns))]
+    names = sum(min(width, NAME_WIDTH) for width in widths[: grid.names])
+    pieces: list[list[int]] = [[]]
+    for place in range(grid.names, len(grid.columns)):
+        if pieces[-1] and names + sum(widths[other] for other in pieces[-1]) + widths[place] > console.width:
+            pieces.append([])
+        pieces[-1].append(place)
+    for piece in pieces:
+        console.print(_piece(grid, [*range(grid.names), *piece]))
+
+
+def _piece(grid: Grid, places: Sequence[int]) -> Table:
+    """The table of some of the columns."""
+    shown = Table(box=None, padding=(0, 1), show_edge=False)
+    starred = [any(line[place].best for line in grid.lines) for place in range(len(grid.columns))]
+    for place in places:
+        column = grid.columns[place]
+        is_name = place < grid.names or column.name in ("verdict", "how sure")
+        shown.add_column(
+            Text(column.flat + " " * starred[place]),
+            justify="left" if is_name else "right",
+            min_width=None if is_name else _least_width(grid, place),
         )
-        for column in header:
-            names = header.index(column) < header.index("n")
-            shown.add_column(column, justify="left" if names else "right", no_wrap=not names)
-        for line in cells:
-            shown.add_row(*(Text(cell) for cell in line))
-        console.print()
-        console.print(shown)
-        console.print(Text(f"  {table.footer(rows, runs)}"), style="dim")
-    for run in runs:
-        if run.status == "failed":
-            console.print(Text(f"  failed: {heading(run)}: {run.error}"), style="red")
+    for line in grid.lines:
+        shown.add_row(*(_printed(line[place], starred[place]) for place in places))
+    return shown
+
+
+def _least_width(grid: Grid, place: int) -> int:
+    """Of a column: its longest cell, or the longest word of its header; a star's room included."""
+    cells = [line[place].text for line in grid.lines]
+    return max(map(len, cells + grid.columns[place].flat.split())) + any(line[place].best for line in grid.lines)
+
+
+def _printed(item: Item, starred: bool) -> Text:
+    return Text(f"{item.text}{'*' if item.best else ' ' * starred}", style="bold" if item.best else "")
+
+
+def _print_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
 
 
 def print_comparison(

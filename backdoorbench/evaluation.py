@@ -60,12 +60,16 @@ def judge(predictions: Predictions, test: ImageSet, target: Target | None, rows:
 def details(predictions: Predictions, test: ImageSet, target: Target | None, rows: Rows) -> dict[str, Any]:
     """What a reader may ask beyond the three figures: per true class, and the other conventions of counting ASR.
 
+    largest_share     of the clean images called the same: near 1 for a constant network
     asr_incl_target   over every triggered image, as PBE and the WaNet authors count; a clean model starts near 1/K
     asr_other_sources a source-specific attack's success on classes it should leave alone
     """
     true = test.labels.cpu()[rows]
     classes = len(test.classes)
-    found: dict[str, Any] = {"ca_per_class": metrics.per_class(predictions.clean[rows], true, true, classes)}
+    found: dict[str, Any] = {
+        "ca_per_class": metrics.per_class(predictions.clean[rows], true, true, classes),
+        "largest_share": metrics.largest_share(predictions.clean[rows]),
+    }
     if predictions.triggered is None or target is None:
         return found
     called, wanted, eligible = predictions.triggered[rows], target.label(true), target.is_eligible(true)

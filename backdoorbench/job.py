@@ -14,7 +14,7 @@ from backdoorbench.config import Plain
 from backdoorbench.errors import BdxError
 from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import Outcome, Plan, Run
-from backdoorbench.reporting import picture, record, table
+from backdoorbench.reporting import formats, picture, record, table
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
         picture.write_gallery(*outcome.gallery, folder / "triggered.png")
     run.status = "done"
     rows = table.aggregate([run])
-    cache.write_text(folder / "table.md", table.as_markdown(rows))
-    cache.write_text(folder / "table.csv", table.as_csv(rows))
+    cache.write_text(folder / "table.md", "\n".join(map(formats.markdown, table.list_grids(rows))))
+    cache.write_text(folder / "table.csv", formats.as_csv(rows))
     record.write(run, folder)
 
 

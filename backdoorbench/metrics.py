@@ -6,17 +6,21 @@ RA   share of the same triggered images called by their true label; ASR + RA <= 
 DER  defense effectiveness: [max(0, drop of ASR) - max(0, drop of CA) + 1] / 2; 1/2 is no change (arXiv 2206.12654)
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # who reads records needs no torch
+    from torch import Tensor
 
-from backdoorbench.shapes import Labels, Mask
+    from backdoorbench.shapes import Labels, Mask
 
 DEFINITIONS = (
     "CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the "
     "attacker's label. RA: the same images called by their true label. Percent."
 )
+DER_DEFINITION = "DER: half of (drop of ASR - drop of CA + 1), drops at least 0; 50 is no change."
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Scores:
 def accuracy(predicted: Labels, true: Labels) -> float:
     """Share of (N,) predictions equal to (N,) labels; ValueError over no image.
 
+    >>> import torch
     >>> accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]))
     0.6666666666666666
     """
@@ -66,8 +71,8 @@ def score(clean: Labels, true: Labels, triggered: Labels | None, wanted: Labels,
 
 def per_class(predicted: Labels, wanted: Labels, groups: Labels, classes: int) -> list[float | None]:
     """For each true class of `groups`, the share of its rows with predicted == wanted; None where it has no row."""
-    total = torch.bincount(groups, minlength=classes)
-    hits = torch.bincount(groups[predicted == wanted], minlength=classes)
+    total = groups.bincount(minlength=classes)
+    hits = groups[predicted == wanted].bincount(minlength=classes)
     return [int(hit) / int(count) if count else None for hit, count in zip(hits, total, strict=True)]
 
 
@@ -75,13 +80,16 @@ def auc(scores: Tensor, positive: Mask) -> float | None:
     """Area under the ROC curve: how often a positive entry of (N,) scores lies above a negative one, ties counting half.
     None where there is no positive or no negative entry.
 
+    >>> import torch
     >>> auc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([False, False, True, True]))
     0.875
     """
+    from torch import searchsorted
+
     above, below = scores[positive], scores[~positive].sort().values
     if not len(above) or not len(below):
         return None
-    beaten = torch.searchsorted(below, above) + torch.searchsorted(below, above, right=True)  # twice: ties count once
+    beaten = searchsorted(below, above) + searchsorted(below, above, right=True)  # twice: ties count once
     return int(beaten.sum()) / (2 * len(above) * len(below))
 
 
@@ -94,5 +102,5 @@ def defense_effectiveness(infected: Scores, purified: Scores) -> float | None:
 
 def largest_share(predicted: Labels) -> float:
     """Share of the most frequent prediction: near 1 for a network that calls everything the same."""
-    counts: Tensor = torch.bincount(predicted)
+    counts: Tensor = predicted.bincount()
     return int(counts.max()) / len(predicted)

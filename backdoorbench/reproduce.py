@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from backdoorbench import cache, catalog
-from backdoorbench.config import compose, conf_dir
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 
 LISTS = {"attacks": "attack", "defenses": "defense", "rates": "attack.poison_rate", "seeds": "seed"}
@@ -41,23 +40,14 @@ def show(folder: Path, paper: str, scale: str) -> int:
     """Prints the comparison of a sweep's finished runs and writes it to `outputs/reproduce/<paper>-<scale>.md`."""
     from backdoorbench import console
     from backdoorbench.launchers import sweep
-    from backdoorbench.reporting import published, record, table
+    from backdoorbench.reporting import formats, published, record, table
 
     runs = [record.read(Path(left["record"])) for left in sweep.collect(folder) if left["record"]]
     found = published.compare(runs, paper)
     if not found:
         return 0
     notes = published.notes(found)
-    swept = swept_keys(paper)
-    differ: dict[str, list[str]] = {}
-    for run in runs:
-        names = {group: run.config[group]["name"] for group in ("attack", "defense")}
-        pinned = compose([f"experiment={paper}", *(f"{group}={name}" for group, name in names.items())])
-        for setting in published.differing(run.config, pinned, swept):
-            differ.setdefault(setting, []).append(names["defense"] if setting.startswith("defense") else "")
-    settings = [
-        f"{setting} ({', '.join(dict.fromkeys(where))})" if any(where) else setting for setting, where in differ.items()
-    ]
+    settings = published.departures((run.config for run in runs), paper)
     notes.append(f"settings other than the experiment's: {'; '.join(settings) or 'none'}")
     notes.append(table.footer(table.aggregate(runs), runs))
     header, cells = published.grid(found)
@@ -65,17 +55,9 @@ def show(folder: Path, paper: str, scale: str) -> int:
     file = Path(runs[0].config["runtime"]["outputs"]).expanduser() / "reproduce" / f"{paper}-{scale}.md"
     with cache.storage_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-    body = table.pipes(header, cells, header.index("n"))
+    body = formats.pipes(header, cells, header.index("n"))
     cache.write_text(file, f"# {paper}, scale {scale}\n\n{body}\n" + "".join(f"- {note}\n" for note in notes))
     return 0
-
-
-def swept_keys(paper: str) -> list[str]:
-    """The dotted settings that an experiment varies itself."""
-    from omegaconf import OmegaConf
-
-    experiment = OmegaConf.load(conf_dir() / "experiment" / f"{paper}.yaml")
-    return ["attack.poison_rate", *(str(key) for key in experiment.hydra.sweeper.params)]
 
 
 def _check(name: str, known: Sequence[str], what: str) -> None:

@@ -109,10 +109,13 @@ def test_report(run: Callable[..., Job], outputs: Path, capsys: pytest.CaptureFi
     assert cli.main(["report", folder, run_one]) == 0
     shown = capsys.readouterr().out
     assert "±" in shown and "seeds 0, 1;" in shown
+    assert cli.main(["report", folder, run_one, "--output", str(tmp_path / "table.txt")]) == 0
+    assert (tmp_path / "table.txt").read_text() == shown and capsys.readouterr().out.startswith("wrote ")
     for kind, first in (
         ("csv", "dataset,model,attack,"),
         ("md", "dataset digits · model demo"),
-        ("latex", "% dataset digits"),
+        ("latex", "% \\usepackage{booktabs}"),
+        ("runs-csv", "id,status,dataset,"),
     ):
         assert cli.main(["report", folder, "--format", kind]) == 0
         assert capsys.readouterr().out.startswith(first)

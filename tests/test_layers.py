@@ -8,7 +8,7 @@ import backdoorbench
 PACKAGE = Path(backdoorbench.__file__).parent
 LEVELS = {
     0: ["errors", "shapes", "streams", "progress"],
-    1: ["config", "cache", "metrics", "catalog", "tensors", "device"],
+    1: ["config", "cache", "metrics", "catalog", "tensors", "device", "recorded"],
     2: ["data", "models"],
     3: ["training", "adversarial", "triggers"],
     4: ["attacks", "defenses", "evaluation"],
@@ -23,7 +23,7 @@ SHARED = {  # inside a folder, what its other files may import
     "triggers": {"base", "patch", "blend", "picture"},
     "attacks": {"base", "loop"},
     "defenses": {"base"},
-    "reporting": {"record", "table", "picture", "published"},
+    "reporting": {"record", "table", "picture", "published", "formats", "frame", "report", "plot"},
     "tensors": {"augment"},
     "launchers": {"sweep"},
 }

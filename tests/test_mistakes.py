@@ -200,8 +200,21 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "report in an unknown format": (
         ["report", "empty", "--format", "pdf"],
-        "bdx report: argument --format: invalid choice: 'pdf' (choose from {formats}). Expected: bdx report [-h] [--format "
-        "{{terminal,csv,md,latex}}] [--output FILE] DIR [DIR ...].",
+        "bdx report: argument --format: invalid choice: 'pdf' (choose from {formats}). {report}",
+    ),
+    "report of an unknown metric": (
+        ["report", "empty", "--metric", "asr,acc"],
+        "--metric is 'acc'; expected some of ca, asr, ra and der. Change --metric.",
+    ),
+    "report by rows alone": (["report", "empty", "--rows", "attack"], "bdx report: argument --rows: it goes with --columns. {report}"),
+    "report by rows as csv": (
+        ["report", "empty", "--rows", "attack", "--columns", "defense", "--format", "runs-csv"],
+        "bdx report: argument --rows: runs-csv holds one line a run. {report}",
+    ),
+    "page without a file": (["report", "empty", "--format", "html"], "bdx report: argument --format: html needs --output FILE. {report}"),
+    "features without a page": (
+        ["report", "empty", "--tsne", "empty"],
+        "bdx report: argument --tsne: it goes with --format html; alone, bdx plot tsne DIR draws it. {report}",
     ),
 }  # fmt: skip
 
@@ -235,7 +248,7 @@ def devices() -> str:
 
 def formats() -> str:
     """argparse quotes its choices up to Python 3.11."""
-    names = ["terminal", "csv", "md", "latex"]
+    names = ["terminal", "csv", "runs-csv", "md", "latex", "html"]
     return ", ".join(names if sys.version_info >= (3, 12) else [f"'{name}'" for name in names])
 
 
@@ -248,8 +261,12 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
         words = [*(setting for setting in SMALL if setting.partition("=")[0] not in set_here), *words]
     code = cli.main(words)
     shown = capsys.readouterr().err
+    usage = (
+        "Expected: bdx report [-h] [--rows LIST] [--columns LIST] [--metric LIST] [--format "
+        "{terminal,csv,runs-csv,md,latex,html}] [--output FILE] [--tsne DIR] DIR [DIR ...]."
+    )
     known = {f"{group}s": ", ".join(catalog.names(group)) for group in ("attack", "defense")}
-    assert shown == f"bdx: {said.format(tmp=place, devices=devices(), formats=formats(), **known)}\n"
+    assert shown == f"bdx: {said.format(tmp=place, devices=devices(), formats=formats(), report=usage, **known)}\n"
     assert code == 2 and "Traceback" not in shown
 
 
@@ -272,20 +289,20 @@ def test_memory_that_runs_out_names_the_setting(
 def test_a_full_disk_loses_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from backdoorbench.reporting import record
+    import safetensors.torch
 
-    plain: Callable[..., None] = record.save_file
+    plain: Callable[..., None] = safetensors.torch.save_file
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(record, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     assert cli.main([*SMALL, "force=true", "defense=ft", "defense.epochs=1"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("bdx: no space is left on the disk of outputs/runs/") and said.endswith(
         "it goes on where it stopped.\n"
     )
-    monkeypatch.setattr(record, "save_file", plain)
+    monkeypatch.setattr(safetensors.torch, "save_file", plain)
     assert cli.main([*SMALL, "force=true", "defense=ft", "defense.epochs=1"]) == 0
     assert "infected model: cached" in capsys.readouterr().out  # the infection was not lost
 

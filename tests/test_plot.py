@@ -5,15 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import QUICK
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from backdoorbench import cli
+from backdoorbench.errors import DataError
+from backdoorbench.job import Job
 from backdoorbench.metrics import Scores
-from backdoorbench.pipeline import Run
-from backdoorbench.reporting import plot, record
+from backdoorbench.recorded import Run
+from backdoorbench.reporting import features, plot, record, table
+from backdoorbench.reporting.features import Embedding
 
 RATES = (0.01, 0.05, 0.1)
 
@@ -51,6 +56,10 @@ def column(figure: Figure, index: int = 0) -> list[Axes]:
     """CA, ASR and RA of one setting."""
     columns = len(figure.axes) // 3
     return figure.axes[index::columns]
+
+
+def titles(figure: Figure) -> list[str]:
+    return [title for axes in figure.axes if (title := axes.get_title("left"))]
 
 
 def points(axes: Axes, line: int = 0) -> list[tuple[float, float]]:
@@ -116,8 +125,7 @@ def test_a_doubtful_infection_is_hollow() -> None:
 def test_a_panel_a_setting_a_line_a_defense() -> None:
     runs = [run(defense, 0, attack=attack, rate=rate) for defense in ("ft", "fst") for attack in ("blended", "badnets") for rate in RATES]  # fmt: skip
     figure = plot.curves(runs)
-    titles = [axes.get_title("left") for axes in figure.axes[:6]]
-    assert titles == [f"{attack} · {rate} %" for attack in ("badnets", "blended") for rate in (1, 5, 10)]
+    assert titles(figure) == [f"{attack} · {rate} %" for attack in ("badnets", "blended") for rate in (1, 5, 10)]
     assert legend(figure) == ["fst", "ft"] and all(len(axes.lines) == 2 for axes in figure.axes)
     colours = {tuple(to_hex(str(line.get_color())) for line in axes.lines) for axes in figure.axes}
     assert len(colours) == 1  # a defense looks the same in every panel
@@ -159,10 +167,10 @@ def test_much_longer_defenses_squeeze_nobody() -> None:
 def test_rates_hold_what_the_records_hold() -> None:
     runs = [run(seed=seed, asrs=(0.1 * (1 + seed + index),), rate=rate) for index, rate in enumerate(RATES) for seed in (0, 1)]  # fmt: skip
     figure = plot.against_rate(runs)
-    (axes,) = figure.axes
+    axes, _ = figure.axes
     assert points(axes) == [(rate, 90) for rate in RATES] and axes.lines[0].get_linestyle() == "--"
-    assert points(axes, 1 + 2 * len(RATES)) == [(0.01, 15), (0.05, 25), (0.1, 35)]  # after the caps of the error bars
-    bars = [bar.get_segments()[0] for bar in axes.collections]
+    assert points(axes, 3) == [(0.01, 15), (0.05, 25), (0.1, 35)]  # after the caps of the error bars
+    bars = axes.collections[0].get_segments()
     assert [(round(float(bar[1][1] - bar[0][1]), 3), float(bar[0][0])) for bar in bars] == [
         (14.142, rate) for rate in RATES
     ]
@@ -172,9 +180,12 @@ def test_rates_hold_what_the_records_hold() -> None:
     assert said(figure) == "Mean over seeds, bars of one sample standard deviation, n = 2."
 
 
-def test_another_metric() -> None:
-    (axes,) = plot.against_rate([run()], "ca").axes
-    assert points(axes) == [(0.1, 95)] and points(axes, 1) == [(0.1, 90)] and axes.get_ylabel() == "CA, %"
+def test_a_row_a_figure() -> None:
+    asr, ca = plot.against_rate([run()]).axes
+    assert (asr.get_ylabel(), ca.get_ylabel()) == ("ASR, %", "CA, %")
+    assert points(ca) == [(0.1, 95)] and points(ca, 1) == [(0.1, 90)] and points(asr, 1) == [(0.1, 25)]
+    assert (asr.get_xlabel(), ca.get_xlabel()) == ("", "poison rate, %")
+    assert len(plot.against_rate([run()], ("ra",)).axes) == 1
 
 
 def test_an_infection_under_several_defenses_counts_once() -> None:
@@ -186,22 +197,137 @@ def test_an_infection_under_several_defenses_counts_once() -> None:
 
 
 def test_hollow_points_among_others() -> None:
-    (axes,) = plot.against_rate([run(rate=0.01, status="weak"), run(rate=0.1)]).axes
+    axes, _ = plot.against_rate([run(rate=0.01, status="weak"), run(rate=0.1)]).axes
     assert [line.get_markevery() for line in axes.lines] == [[1], [0], [1], [0]]  # infected, purified
 
 
 def test_an_attack_a_panel() -> None:
     runs = [run(attack="blended"), run(attack="badnets", rate=0.05), without_trigger(), run(attack="badnets", rate=0)]
     figure = plot.against_rate(runs)
-    assert [axes.get_title("left") for axes in figure.axes] == ["badnets", "blended"]
-    assert [list(axes.get_xticks()) for axes in figure.axes] == [[0.05], [0.1]]
+    assert titles(figure) == ["badnets", "blended"]
+    assert [list(axes.get_xticks()) for axes in figure.axes[:2]] == [[0.05], [0.1]]
 
 
 def test_lines_lie_side_by_side() -> None:
-    (axes,) = plot.against_rate([run("fst"), run("ft")]).axes
+    axes, _ = plot.against_rate([run("fst"), run("ft")]).axes
     placed = [line.get_transform().transform((0.1, 50)) for line in axes.lines]
     points_apart = (placed[2][0] - placed[1][0]) * 72 / axes.get_figure().dpi  # type: ignore[union-attr]
     assert points_apart == pytest.approx(plot.BESIDE) and placed[2][1] == placed[1][1]
+
+
+def test_more_than_four_panels_go_below() -> None:
+    runs = [run(attack=f"a{index}", rate=rate) for index in range(5) for rate in (0.01, 0.1)]
+    figure = plot.against_rate(runs)
+    assert titles(figure) == ["a0", "a1", "a2", "a3", "a4"] and len(figure.axes) == 10
+    assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["ASR, %", "CA, %"] * 2
+    few = plot.against_rate([*runs, run("ft", attack="a3")], most=2)
+    assert titles(few) == ["a0", "a3"]  # as many rates each, then as many runs
+    assert said(few) == "n = 1. 3 more settings are not drawn."
+
+
+def test_collapsed_runs_are_left_out_and_counted() -> None:
+    broken = run("ft", status="broken")
+    figure = plot.against_rate([run(), broken])
+    assert legend(figure) == ["infected", "fst"] and said(figure) == "n = 1. 1 collapsed run left out."
+
+
+# ---- scatter, heat map, gallery, features ---------------------------------------------------------------------------
+
+
+def test_a_scatter_goes_from_infected_to_purified() -> None:
+    figure = plot.scatter([run(seed=seed, asrs=(asr,)) for seed, asr in enumerate((0.2, 0.4))] + [run("ft")])
+    (axes,) = figure.axes
+    assert [points(axes, line) for line in range(4)] == [[(95, 90)], [(90, 30)], [(95, 90)], [(90, 25)]]
+    arrows = [text for text in axes.texts if text.arrow_patch is not None]
+    assert [(text.xyann, tuple(round(float(x), 9) for x in text.xy)) for text in arrows] == [
+        ((95, 90), (90, 30)),
+        ((95, 90), (90, 25)),
+    ]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xlim()) == ("CA, %", "ASR, %", (90, 100))
+    assert legend(figure) == ["infected", "fst", "ft"] and said(figure) == "Means over seeds, n = 1 to 2."
+
+
+def test_a_heat_map_holds_the_figures() -> None:
+    runs = [run(seed=0, asrs=(0.2,)), run(seed=1, asrs=(0.4,)), run("ft", attack="blended", status="weak")]
+    figure = plot.heatmap(table.aggregate(runs))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["infected", "fst", "ft"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["badnets · 10 %", "blended (weak) · 10 %"]
+    assert [text.get_text() for text in axes.texts] == ["90.00", "30.00", "–", "90.00", "–", "25.00"]
+    assert axes.images[0].get_array()[0, 1] == pytest.approx(30)  # type: ignore[index]
+    assert len(axes.patches) == 2 and {patch.get_hatch() for patch in axes.patches} == {"////"}
+    colours = [text.get_color() for text in axes.texts]
+    assert colours[0] == "#010101" and colours[1] == "#ffffff"  # dark on yellow, light on blue
+    assert axes.images[0].get_cmap().name == "cividis"
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> dict[Path, Run]:
+    """Three runs with pictures of two triggers, and one without."""
+    from PIL import Image
+
+    found = {}
+    for name, made in (("a", run()), ("b", run("ft")), ("c", run(attack="blended")), ("d", run(attack="sig"))):
+        folder = tmp_path / name
+        folder.mkdir()
+        if name != "d":
+            Image.new("RGB", (60, 20), (255, 0, 0)).save(folder / "triggered.png")
+        found[folder] = made
+    return found
+
+
+def test_a_gallery_shows_each_trigger_once(drawn: dict[Path, Run]) -> None:
+    figure = plot.gallery(drawn)
+    assert titles(figure) == ["standard · badnets", "standard · blended"]
+    assert figure.axes[0].images[0].get_array().shape[:2] == (20, 60)  # type: ignore[union-attr]
+    assert said(plot.gallery(drawn, 1)) == "Clean, triggered, and grey plus ten times the difference. 1 more triggers are not drawn."  # fmt: skip
+
+
+def test_features_are_marked_by_shape_and_colour() -> None:
+    points = np.arange(12.0).reshape(6, 2)
+    figure = plot.tsne(run(), Embedding(points, points + 1, np.array([0, 0, 1, 1, 2, 2])))
+    assert titles(figure) == ["infected: CA 95.00, ASR 90.00", "purified: CA 90.00, ASR 25.00"]
+    assert [line.get_marker() for line in figure.axes[0].lines] == [".", "s", "x"]
+    assert legend(figure) == ["clean, other classes\n(2)", "clean, target class\n(2)", "triggered (2)"]
+
+
+@pytest.mark.slow  # trains two networks
+def test_features_of_a_run(request: pytest.FixtureRequest) -> None:
+    carry_out: Callable[..., Job] = request.getfixturevalue("run")
+    done = carry_out("attack=badnets", "defense=ft", *QUICK)
+    found = features.embed(done.run, done.folder)
+    assert found.before.shape == found.after.shape == (len(found.kinds), 2) and np.isfinite(found.after).all()
+    assert [int((found.kinds == kind).sum()) for kind in range(3)] == [
+        108,
+        12,
+        108,
+    ]  # 120 test images, 12 of the target's
+    assert (features.embed(done.run, done.folder).before == found.before).all()
+    clean = carry_out("attack=none", "defense=ft", *QUICK)
+    with pytest.raises(DataError) as raised:
+        features.embed(clean.run, clean.folder)
+    assert str(raised.value) == (
+        f"the run in {clean.folder} has no trigger, so t-SNE has nothing to mark. Choose a run with an attack."
+    )
+
+
+def test_features_that_are_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "runs" / "one"
+    infection = tmp_path / "outputs" / "cache" / "infection" / "badnets-standard-abc"
+    made = run()
+    made.infection["key"] = "abc"
+    with pytest.raises(DataError) as raised:
+        features.embed(made, folder)
+    assert str(raised.value) == (
+        f"t-SNE needs the infected model, and {infection} is gone from the cache. Repeat the run with rerun=true."
+    )
+    infection.mkdir(parents=True)
+    (infection / "infection.json").write_text("{}")
+    with pytest.raises(DataError) as raised:
+        features.embed(made, folder)
+    assert str(raised.value) == (
+        f"t-SNE needs the purified model, and {folder / 'purified.safetensors'} is gone. Repeat the run with rerun=true."
+    )
 
 
 # ---- files, the verb, mistakes --------------------------------------------------------------------------------------
@@ -209,7 +335,13 @@ def test_lines_lie_side_by_side() -> None:
 
 @pytest.mark.parametrize(
     ("draw", "suffix"),
-    [(plot.curves, "svg"), (plot.against_rate, "svg"), (plot.against_rate, "pdf"), (plot.against_rate, "png")],
+    [
+        (plot.curves, "svg"),
+        (plot.against_rate, "svg"),
+        (plot.against_rate, "pdf"),
+        (plot.against_rate, "png"),
+        (plot.scatter, "svg"),
+    ],
 )
 def test_equal_records_make_equal_bytes(draw: Callable[..., Figure], suffix: str, tmp_path: Path) -> None:
     runs = [run(defense, seed) for defense in ("ft", "fst") for seed in (0, 1)]
@@ -251,9 +383,12 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "wrote curves.pdf\nwrote rates.svg\n"
     assert (runs / "curves.pdf").read_bytes().startswith(b"%PDF")
     plot.write(
-        plot.against_rate([run("ft"), run("fst", rate=0.05)], "ca"), runs / "again.svg"
+        plot.against_rate([run("ft"), run("fst", rate=0.05)], ("ca",)), runs / "again.svg"
     )  # the failed one left out
     assert (runs / "rates.svg").read_bytes() == (runs / "again.svg").read_bytes()
+    assert cli.main(["plot", "heatmap", "outputs", "--output", "map.svg", "--metric", "der"]) == 0
+    assert cli.main(["plot", "scatter", "outputs", "--output", "scatter.svg"]) == 0
+    assert "DER of the purified model" in (runs / "map.svg").read_text()
 
 
 @pytest.mark.parametrize(
@@ -283,8 +418,33 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["curves", "outputs", "--output", "plot.svg", "--metric", "ca"],
-            "bdx plot: argument --metric: curves show all three; it goes with rates. Expected: bdx plot [-h] --output FILE "
-            "[--metric {ca,asr,ra}] {curves,rates} DIR [DIR ...].",
+            "bdx plot: argument --metric: curves has its own; it goes with rates and heatmap. Expected: bdx plot [-h] --output FILE "
+            "[--metric LIST] {curves,rates,scatter,heatmap,gallery,tsne} DIR [DIR ...].",
+        ),
+        (
+            ["heatmap", "outputs", "--output", "plot.svg", "--metric", "acc"],
+            "--metric is 'acc'; expected some of ca, asr, ra and der. Change --metric.",
+        ),
+        (
+            ["heatmap", "outputs/runs/lp", "--output", "plot.svg"],
+            "0 settings finished, none with ASR; expected one at least. Run some: bdx -m attack=badnets,blended defense=ft,fst.",
+        ),
+        (
+            ["scatter", "outputs/runs/lp", "--output", "plot.svg"],
+            "0 of 1 runs finished, none with an ASR; expected one at least. Run one: bdx attack=badnets defense=fst.",
+        ),
+        (
+            ["gallery", "outputs", "--output", "plot.svg"],
+            "2 of 3 runs finished, none with a triggered.png in its folder; expected one at least. Run an attack anew, with "
+            "rerun=true, or draw a trigger without training: bdx preview attack=badnets.",
+        ),
+        (
+            ["tsne", "outputs", "--output", "plot.svg"],
+            "'outputs' holds no record.json; tsne draws one run. Name its folder, such as outputs/runs/NAME.",
+        ),
+        (
+            ["tsne", "outputs/runs/lp", "--output", "plot.svg"],
+            "the run in outputs/runs/lp is failed; t-SNE needs a finished one. Repeat its command.",
         ),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from backdoorbench import catalog, cli, config, reproduce
 from backdoorbench.launchers import sweep
 from backdoorbench.metrics import Scores
-from backdoorbench.pipeline import Run
+from backdoorbench.recorded import Run
 from backdoorbench.reporting import published, record
 from backdoorbench.reporting.published import Comparison, Figure
 from backdoorbench.reporting.table import Cell

@@ -7,18 +7,34 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from backdoorbench.reporting.table import DASH, FIGURES, Cell, Row, aggregate, flat, percent, show
+from backdoorbench.config import compose, conf_dir
+from backdoorbench.reporting.table import (
+    DASH,
+    FIGURES,
+    Cell,
+    Column,
+    Grid,
+    Item,
+    Row,
+    aggregate,
+    flat,
+    identity,
+    look_up,
+    percent,
+    show,
+)
 
 if TYPE_CHECKING:
-    from backdoorbench.pipeline import Run
+    from backdoorbench.recorded import Run
 
 TOLERANCE = 0.02  # of CA, ASR or RA, between a published mean of unknown spread and ours
 GROUPS = ("dataset", "model", "train", "holdout", "attack", "defense")
+MOST_COMPOSED = 6  # pairs of attack and defense whose settings a report looks up; each costs a tenth of a second
 NOT_SETTINGS = {"root", "download", "name", "_target_", "version"}  # of an option: where it lies, what it is called
 
 
@@ -40,6 +56,7 @@ class Figure:
     setting    `key=value` that the row holds for, beyond the defense's name
     scores     ca, asr, ra -> fraction, as far as they are printed
     certainty  how the row was read: data of the source, figure image, abstract, second hand
+    target     the attacker's label; holdout: the defender's share of the training set, percent
     """
 
     experiment: str
@@ -53,6 +70,8 @@ class Figure:
     scores: dict[str, float]
     certainty: str
     note: str
+    target: str = ""
+    holdout: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +122,8 @@ def figures(experiment: str) -> list[Figure]:
                     scores,
                     row["certainty"],
                     row["note"],
+                    row["target"],
+                    row["holdout"],
                 )  # fmt: skip
             )
     return found
@@ -128,6 +149,103 @@ def compare(runs: Iterable[Run], experiment: str) -> list[Comparison]:
             extra = [f"{key}={value}" for key, value in row.names.items() if key.startswith("defense.")]
             found.append(_comparison(row, row.names["defense"], ", ".join(extra), row.after, known))
     return found + [mean for figure in known if figure.attack == "mean" and (mean := _mean(rows, figure))]
+
+
+def beside(rows: Sequence[Row]) -> dict[tuple[int, str], Comparison]:
+    """What any source prints for our rows: (place of the row, `infected` or `purified`) -> comparison; an infected model once.
+
+    Unlike in `compare`, everything that the source names must be ours: data set, whole; network, attack, rate, target, holdout,
+    defense and its setting."""
+    known: dict[tuple[str, ...], list[Figure]] = {}
+    for experiment in dict.fromkeys(row["experiment"] for row in _rows("figures.csv")):
+        for figure in figures(experiment):
+            known.setdefault((figure.dataset, figure.model, figure.attack, figure.defense), []).append(figure)
+    found: dict[tuple[int, str], Comparison] = {}
+    infected: set[str] = set()
+    for place, row in enumerate(rows):
+        where = tuple(row.names[name] for name in ("dataset", "model", "attack"))
+        infection = identity({**row.config, "defense": None})
+        for state, defense, ours in (("infected", "none", row.before), ("purified", row.names["defense"], row.after)):
+            once = state == "purified" and defense != "none" or state == "infected" and infection not in infected
+            fit = [figure for figure in known.get((*where, defense), []) if _names_ours(figure, row, state)]
+            if once and fit:
+                published = max(fit, key=lambda figure: bool(figure.setting))
+                names = row.names
+                found[place, state] = Comparison(
+                    names["dataset"], names["attack"], names["rate"], defense, row.n, ours, published, row.marks
+                )
+        infected.add(infection)
+    return found
+
+
+def _names_ours(figure: Figure, row: Row, state: str) -> bool:
+    """Whether whatever the figure's source says of its setting, beyond names, is ours."""
+    config = row.config
+    key, _, value = figure.setting.partition("=")
+    holdout = f"{100 * config['holdout'].get('rate', 0):g}"
+    return (
+        figure.rate in ("", row.names["rate"])
+        and config["dataset"].get("train_size") is None
+        and figure.target in ("", look_up(config, "attack.target"))
+        and (state == "infected" or figure.holdout in ("", holdout))
+        and (not key or look_up(config, key) == value)
+    )
+
+
+def as_grid(found: Sequence[Comparison]) -> Grid:
+    """The comparisons as a table."""
+    header, cells = grid(found)
+    first, last = header.index("n") + 1, header.index("verdict")
+    columns = [
+        Column(name, name, "", name.split()[0].lower() if first <= place < last else "")
+        for place, name in enumerate(header)
+    ]
+    return Grid("published beside ours", tuple(columns), first - 1, [[Item(text) for text in line] for line in cells])
+
+
+def departures(configs: Iterable[dict[str, Any]], experiment: str) -> list[str]:
+    """Settings of runs that are not the experiment's own, each with the defenses it concerns where it is one of theirs:
+    `train.epochs 20, not 100`, `defense.lr 0.1, not 0.01 (ft, fst)`."""
+    pinned: dict[tuple[str, str], dict[str, Any]] = {}
+    differ: dict[str, list[str]] = {}
+    swept = swept_keys(experiment)
+    for config in configs:
+        names = config["attack"]["name"], config["defense"]["name"]
+        if names not in pinned:
+            pinned[names] = compose([f"experiment={experiment}", f"attack={names[0]}", f"defense={names[1]}"])
+        for setting in differing(config, pinned[names], swept):
+            differ.setdefault(setting, []).append(names[1] if setting.startswith("defense") else "")
+    return [
+        f"{setting} ({', '.join(dict.fromkeys(where))})" if any(where) else setting for setting, where in differ.items()
+    ]
+
+
+def swept_keys(experiment: str) -> list[str]:
+    """The dotted settings that an experiment varies itself."""
+    from omegaconf import OmegaConf
+
+    content = OmegaConf.load(conf_dir() / "experiment" / f"{experiment}.yaml")
+    return ["attack.poison_rate", *(str(key) for key in content.hydra.sweeper.params)]
+
+
+def remarks(found: Mapping[tuple[int, str], Comparison], rows: Sequence[Row]) -> list[str]:
+    """What must be said below comparisons in a report: notes, and what we did otherwise than each experiment."""
+    said = notes(list(found.values()))
+    configs: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    for (place, _), item in found.items():
+        if item.published:
+            names = rows[place].names
+            pairs = configs.setdefault(item.published.experiment, {})
+            pairs.setdefault((names["attack"], names["defense"]), rows[place].config)
+    left = MOST_COMPOSED
+    for experiment, pairs in configs.items():
+        looked_at = list(pairs.values())[:left]
+        left -= len(looked_at)
+        if looked_at:
+            part = f", of {len(looked_at)} pairs of {len(pairs)}" if len(pairs) > len(looked_at) else ""
+            other = "; ".join(departures(looked_at, experiment)) or "none"
+            said.append(f"settings other than experiment {experiment}'s{part}: {other}")
+    return said
 
 
 def grid(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:

@@ -1,22 +1,30 @@
-"""A run as files: `record.json` and what lies beside it. The record is the truth; every table is a view of records."""
+"""A run as files: `record.json` and what lies beside it. The record is the truth; every table is a view of records.
+
+Reading needs no torch, so that a report of many runs starts at once.
+"""
+
+from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save_file
-
-from backdoorbench import cache, device
+from backdoorbench import cache
 from backdoorbench.errors import DataError
 from backdoorbench.metrics import Scores
-from backdoorbench.pipeline import Plan, Run
+from backdoorbench.recorded import Run
+
+if TYPE_CHECKING:
+    import torch
+
+    from backdoorbench.pipeline import Plan
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "safetensors", "scikit-learn")
 
@@ -72,9 +80,37 @@ def find(where: Path) -> Iterator[Path]:
     if (where / "record.json").is_file():
         yield where
         return
-    for entry in sorted(where.iterdir()) if where.is_dir() else []:
-        if entry.is_dir() and entry.name not in ("cache", "sweeps") and not entry.name.startswith("."):
-            yield from find(entry)
+    inner = sorted(entry.name for entry in os.scandir(where) if entry.is_dir()) if where.is_dir() else []
+    for name in inner:
+        if name not in ("cache", "sweeps") and not name.startswith("."):
+            yield from find(where / name)
+
+
+def collect(folders: Iterable[Path]) -> dict[Path, Run]:
+    """The runs below `folders` by the folder of their record: of each key one, the latest finished one, else the latest.
+
+    What fills a record and no table needs is left out (per-class scores, the history of the infection's training), and equal
+    settings are held once, so that 10,000 runs fit into memory."""
+    shared: dict[str, dict[str, Any]] = {}
+    latest: dict[str, tuple[tuple[bool, str], Path, Run]] = {}
+    for entry in (entry for folder in folders for entry in find(folder)):
+        run = _slim(read(entry), shared)
+        order = (run.status == "done", run.started)
+        if run.id not in latest or order >= latest[run.id][0]:
+            latest[run.id] = (order, entry, run)
+    return {entry: run for _, entry, run in sorted(latest.values(), key=lambda item: str(item[1]))}
+
+
+def _slim(run: Run, shared: dict[str, dict[str, Any]]) -> Run:
+    run.infection.pop("history", None)
+    for name, value in run.config.items():
+        if isinstance(value, dict):
+            run.config[name] = shared.setdefault(json.dumps(value), value)
+    run.infection = shared.setdefault(json.dumps(run.infection), run.infection)
+    run.environment = shared.setdefault(json.dumps(run.environment), run.environment)
+    purified = run.details.get("purified", {})
+    run.details = {"purified": {name: purified[name] for name in ("largest_share", "ca_per_class") if name in purified}}
+    return run
 
 
 def find_done(outputs: Path, key: str) -> Path | None:
@@ -87,6 +123,8 @@ def find_done(outputs: Path, key: str) -> Path | None:
 
 def write_predictions(predictions: dict[str, torch.Tensor], folder: Path) -> None:
     """Every call of both models, so that a metric can be computed anew without training."""
+    from safetensors.torch import save_file
+
     with cache.storage_errors(folder):
         save_file(predictions, folder / "predictions.safetensors")
 
@@ -104,6 +142,10 @@ def model_metadata(made: Plan) -> dict[str, str]:
 
 def environment(made: Plan) -> dict[str, Any]:
     """What the figures were computed with."""
+    import torch
+
+    from backdoorbench import device
+
     return {
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in ("bdx", *PACKAGES)},

@@ -1,0 +1,103 @@
+"""What a run's two models read: penultimate features of test images, clean and triggered, laid out in a plane by t-SNE.
+
+Paper    t-SNE: van der Maaten and Hinton, JMLR 9, 2008; scikit-learn's Barnes-Hut version, started from the principal axes
+Needs    the cached infection (its model and trigger) and the run's `purified.safetensors`
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from backdoorbench import config
+from backdoorbench.data.base import Dataset
+from backdoorbench.errors import DataError
+from backdoorbench.models import checkpoint, surgery
+from backdoorbench.models.base import Classifier
+from backdoorbench.recorded import Run
+from backdoorbench.shapes import Images
+from backdoorbench.streams import Stream
+from backdoorbench.triggers import base as triggers
+
+CLEAN, TRIGGERED = 600, 300  # test images, at most
+BATCH = 100  # images at a time
+PERPLEXITY = 30.0  # neighbours an image answers to, roughly
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Points of M images in a plane.
+
+    before, after  (M, 2) arrays: features of the infected and of the purified model, each laid out by itself
+    kinds          (M,) array: 0 clean, 1 clean of the target's class, 2 triggered
+    """
+
+    before: Any
+    after: Any
+    kinds: Any
+
+
+def embed(run: Run, folder: Path) -> Embedding:
+    """The features of a finished run's two models. DataError that says what is missing where something is."""
+    outputs = folder.resolve().parents[1]
+    names = run.config["attack"]["name"], run.config["dataset"]["name"]
+    infection = outputs / "cache" / "infection" / f"{names[0]}-{names[1]}-{run.infection.get('key')}"
+    described = _described(run, folder, infection)
+    dataset = config.build(run.config["dataset"], "dataset", run.config["plugins"])
+    test = dataset.load(outputs / "cache").test
+    trigger = triggers.load(described["trigger"], load_file(infection / "trigger.safetensors"))
+    target = triggers.load_target(described["target"])
+    order = Stream(0).child("tsne").permutation(len(test))
+    eligible = order[target.is_eligible(test.labels[order])][:TRIGGERED]
+    clean, labels = next(test.subset(order[:CLEAN]).batches(CLEAN))
+    with torch.no_grad():
+        triggered = trigger(next(test.subset(eligible).batches(TRIGGERED))[0])
+    wanted = torch.unique(target.label(test.labels[eligible]))
+    alone = wanted[0] if len(wanted) == 1 else -1  # all-to-all has no class that is the target's
+    kinds = torch.cat([(labels == alone).long(), torch.full((len(eligible),), 2)])
+    images = torch.cat([clean, triggered])
+    files = infection / "model.safetensors", folder / "purified.safetensors"
+    before, after = (_laid_out(_features(_model(run, dataset, len(test.classes), file), images)) for file in files)
+    return Embedding(before, after, kinds.numpy())
+
+
+def _described(run: Run, folder: Path, infection: Path) -> dict[str, Any]:
+    """What the cache says of the infection, once everything needed is there."""
+    again = "Repeat the run with rerun=true."
+    if run.status != "done":
+        raise DataError(f"the run in {folder} is {run.status}; t-SNE needs a finished one. Repeat its command.")
+    if run.infected is None or run.infected.asr is None:
+        raise DataError(
+            f"the run in {folder} has no trigger, so t-SNE has nothing to mark. Choose a run with an attack."
+        )
+    if not (infection / "infection.json").is_file():
+        raise DataError(f"t-SNE needs the infected model, and {infection} is gone from the cache. {again}")
+    if not (folder / "purified.safetensors").is_file():
+        raise DataError(f"t-SNE needs the purified model, and {folder / 'purified.safetensors'} is gone. {again}")
+    described: dict[str, Any] = config.read_json(infection / "infection.json")
+    return described
+
+
+def _model(run: Run, dataset: Dataset, classes: int, file: Path) -> nn.Module:
+    size = dataset.crop or dataset.size
+    spec = config.build({**run.config["model"], "checkpoint": None}, "model", run.config["plugins"])
+    model = Classifier(spec.net(classes, size), size, dataset.mean, dataset.std)
+    checkpoint.restore(model, file)
+    return model.eval()
+
+
+def _features(model: nn.Module, images: Images) -> Tensor:
+    """(M, D) of what the classifier reads."""
+    with torch.no_grad():
+        return torch.cat([surgery.penultimate(model, batch) for batch in torch.split(images, BATCH)]).float()
+
+
+def _laid_out(features: Tensor) -> Any:
+    """(M, D) -> (M, 2)."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
+    return TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(features.numpy())

@@ -1,0 +1,132 @@
+"""Grids as text: Markdown, LaTeX, CSV. Pure functions; the console and the page have their own."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+from backdoorbench.reporting.published import Comparison
+from backdoorbench.reporting.table import FIGURES, RISES, Column, Grid, Item, Row
+
+LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "–": "--", "—": "---", "·": r"$\cdot$", "→": r"$\rightarrow$",
+    "†": r"$^\dagger$", "‡": r"$^\ddagger$", "−": r"$-$", "≤": r"$\leq$",
+} | {mark: "\\" + mark for mark in "&%_#${}"}  # fmt: skip
+LATIN = 0x17F  # the last letter that LaTeX's standard fonts are sure to have
+
+
+# ---- Markdown -------------------------------------------------------------------------------------------------------
+
+
+def markdown(grid: Grid) -> str:
+    """A pipe table under its title; names to the left, figures to the right, the best in bold."""
+    cells = [[f"**{item.text}**" if item.best else item.text for item in line] for line in grid.lines]
+    body = pipes([column.flat for column in grid.columns], cells, grid.names)
+    return f"{grid.title}\n\n{body}" if grid.title else body
+
+
+def pipes(header: Sequence[str], cells: Sequence[Sequence[str]], names: int) -> str:
+    """Header and cells as a Markdown table, its first `names` columns to the left."""
+    lines = [header, ["---"] * names + ["---:"] * (len(header) - names), *cells]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+# ---- LaTeX ----------------------------------------------------------------------------------------------------------
+
+
+def latex_table(grid: Grid, said: Sequence[str] = ()) -> str:
+    """A booktabs table that compiles as it is, under `\\usepackage{booktabs}`: arrows say which way is better, the best is bold,
+    an n that all lines share is in the caption, and so is what must be `said`."""
+    counts = {
+        line[place].text for place, column in enumerate(grid.columns) if column.name == "n" for line in grid.lines
+    }
+    kept = [place for place, column in enumerate(grid.columns) if not (column.name == "n" and len(counts) == 1)]
+    columns = [grid.columns[place] for place in kept]
+    caption = [grid.title, f"n = {counts.pop()}" if len(counts) == 1 else ""]
+    caption = [". ".join(filter(None, (", ".join(filter(None, caption)), *said)))]
+    names = sum(not column.figure for column in columns)
+    lines = [
+        r"\begin{table}[t]",
+        r"\centering\small\setlength{\tabcolsep}{4pt}",
+        rf"\caption{{{latex(caption[0])}.}}",
+        r"\begin{tabular}{" + "".join("l" if place < grid.names else "r" for place in range(len(columns))) + "}",
+        r"\toprule",
+        *_groups(columns),
+        " & ".join(latex(column.name) + _arrow(column) for column in columns) + r" \\",
+        r"\midrule",
+        *(" & ".join(_latex_item(line[place]) for place in kept) + r" \\" for line in grid.lines),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    assert names >= grid.names
+    return "\n".join(lines) + "\n"
+
+
+def _groups(columns: Sequence[Column]) -> list[str]:
+    """The upper of two header lines, ruled below; nothing where no column has a group."""
+    if not any(column.group for column in columns):
+        return []
+    heads, rules, place = [], [], 1
+    for group, found in groupby(columns, lambda column: column.group):
+        width = len(list(found))
+        if group:
+            heads.append(rf"\multicolumn{{{width}}}{{c}}{{{latex(group)}}}")
+            rules.append(rf"\cmidrule(lr){{{place}-{place + width - 1}}}")
+        else:
+            heads += [""] * width
+        place += width
+    return [" & ".join(heads) + r" \\", " ".join(rules)]
+
+
+def _arrow(column: Column) -> str:
+    if not column.figure or column.name != column.figure.upper():
+        return ""
+    return r" $\uparrow$" if RISES[column.figure] else r" $\downarrow$"
+
+
+def _latex_item(item: Item) -> str:
+    """The spread in small print, so that six figures fit on a line."""
+    mean, mark, spread = item.text.partition(" ± ")
+    text = rf"\textbf{{{latex(mean)}}}" if item.best else latex(mean)
+    return text + (rf"{{\scriptsize\,$\pm$\,{latex(spread)}}}" if mark else "")
+
+
+def latex(text: str) -> str:
+    """Text with LaTeX's own characters escaped; letters that its fonts lack are question marks."""
+    return "".join(LATEX.get(mark, mark if ord(mark) <= LATIN else "?") for mark in text)
+
+
+# ---- CSV ------------------------------------------------------------------------------------------------------------
+
+
+def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None) -> str:
+    """Fractions, not percent: one line a row, mean and spread of each figure, empty where not measured; then what was
+    published for it, how sure that reading is, and its source.
+
+    beside  place of a row -> its comparison"""
+    columns = list(rows[0].names) if rows else []
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    figures = [*(f"infected_{name}" for name in FIGURES), *(f"purified_{name}" for name in FIGURES), "der"]
+    published = [*(f"published_{name}" for name in FIGURES), "certainty", "source"]
+    measured = [f"{figure}{part}" for figure in figures for part in ("", "_std")]
+    writer.writerow([*columns, "n", "collapsed", "seeds", "status", *measured, *published])
+    for place, row in enumerate(rows):
+        cells = [*(row.before[name] for name in FIGURES), *(row.after[name] for name in (*FIGURES, "der"))]
+        shown = [_fraction(value) for cell in cells for value in (cell.mean, cell.spread)]
+        found = beside.get(place) if beside else None
+        theirs = found.published if found else None
+        shown += [_fraction(theirs.scores.get(name)) if theirs else "" for name in FIGURES]
+        shown += [theirs.certainty, theirs.source] if theirs else ["", ""]
+        seeds = " ".join(str(seed) for seed in row.seeds)
+        state = " ".join(row.marks) or "took"
+        writer.writerow([*(row.names[c] for c in columns), row.n, len(row.collapsed), seeds, state, *shown])
+    return buffer.getvalue()
+
+
+def _fraction(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"

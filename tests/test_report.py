@@ -1,0 +1,200 @@
+"""Reports out of records on disk: every format as text, failures, published figures, one run a key; and that no torch is needed."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoorbench import api, cli, console
+from backdoorbench.config import compose
+from backdoorbench.metrics import Scores
+from backdoorbench.recorded import Run
+from backdoorbench.reporting import published, record, report, table
+
+LONG = "x" * 400
+
+
+def run(id: str, *words: str, asr: float = 0.1, status: str = "done", **changes: Any) -> Run:
+    after = Scores(0.93, asr, 0.9 - asr, 1000, 900) if status == "done" else None
+    made = Run(id, status, "", compose(words), Scores(0.94, 0.99, 0.01, 1000, 900), after, {"status": "took"})
+    made.environment, made.started = {"device": "a CPU", "commit": "abc"}, "2026-01-01T00:00:00+00:00"
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two defenses of two seeds, one run that collapsed, one that failed, one that was killed."""
+    monkeypatch.chdir(tmp_path)
+    recalls = {"purified": {"ca_per_class": [1.0] + [0.0] * 9}}
+    runs = [
+        run("ft0", "defense=ft", asr=0.9),
+        run("ft1", "defense=ft", "seed=1", asr=0.8),
+        run("fst0", "defense=fst", asr=0.02),
+        run("fst1", "defense=fst", "seed=1", purified=Scores(0.1, 0.0, 0.1, 1000, 900), details=recalls),
+        run("pbe0", "defense=pbe", status="failed", error=f"RuntimeError: <b>{LONG}\nsecond line"),
+        run("aft0", "defense=aft", status="running"),
+    ]
+    for number, made in enumerate(runs):
+        folder = tmp_path / "outputs" / "runs" / f"{number}_{made.id}"
+        folder.mkdir(parents=True)
+        record.write(made, folder)
+    return Path("outputs")
+
+
+def collected() -> dict[Path, Run]:
+    return record.collect([Path("outputs")])
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert cli.main(["report", "outputs", *words]) == 0
+    return capsys.readouterr().out
+
+
+NOTES = """\
+mean ± sample standard deviation over seeds; seeds 0, 1; a CPU
+†collapsed and left out of the means: 1 run: fst on badnets (constant predictor, seed 1)
+CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the attacker's label. \
+RA: the same images called by their true label. Percent.
+1 run without an end: killed, or still going
+"""
+
+
+def test_on_a_terminal(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said(capsys)
+    assert [line.rstrip() for line in shown.splitlines()] == [
+        "",
+        " dataset digits · model demo · rate 10 %",
+        " attack   defense                 n            CA           ASR           RA      CA after     ASR after      RA after",
+        " badnets  ft                      2  94.00 ± 0.00  99.00 ± 0.00  1.00 ± 0.00  93.00 ± 0.00  85.00 ± 7.07   5.00 ± 7.07",
+        " badnets  fst (1 of 2 collapsed)  1  94.00 ± 0.00  99.00 ± 0.00  1.00 ± 0.00         93.00          2.00         88.00",
+        "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
+        "  collapsed and left out of the means: 1 run: fst on badnets (constant predictor, seed 1)",
+        "  CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the attacker's label. RA: the",
+        "  same images called by their true label. Percent.",
+        "  1 run without an end: killed, or still going",
+        f"  failed: digits · demo · badnets → pbe · seed 0: RuntimeError: <b>{LONG[:281]}… (outputs/runs/4_pbe0/log.txt)",
+    ]
+
+
+def test_rows_by_columns(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said(capsys, "--rows", "attack", "--columns", "defense", "--metric", "asr")
+    assert [line.rstrip() for line in shown.splitlines()[:6]] == [
+        "",
+        " dataset digits · model demo · rate 10 % · ASR, %",
+        " attack       infected            ft          fst",
+        " badnets  99.00 ± 0.00  85.00 ± 7.07  2.00 (n 1)",
+        "                                                †",
+        "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
+    ] or "2.00 (n 1) †" in shown
+    assert "  † collapsed and left out of the means: 1 run" in shown
+
+
+def test_a_wide_table_goes_below(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = tuple(table.Column(f"defense{i:02}", f"defense{i:02}", "", "asr") for i in range(12))
+    grid = table.Grid("", (table.Column("attack", "attack", "", ""), *columns), 1, [[table.Item("badnets")] + [table.Item("85.00 ± 7.07")] * 12])  # fmt: skip
+    console.print_grid(console.Console(width=80), grid)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown if line] == ["attack", "badnets"] * 3
+    assert sum(line.count("85.00 ± 7.07") for line in shown) == 12 and max(map(len, shown)) <= 80
+
+
+def test_as_markdown(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "--format", "md", "--metric", "asr") == (
+        "dataset digits · model demo · rate 10 %\n\n"
+        "| attack | defense | n | ASR | ASR after |\n"
+        "| --- | --- | ---: | ---: | ---: |\n"
+        "| badnets | ft | 2 | 99.00 ± 0.00 | 85.00 ± 7.07 |\n"
+        "| badnets | fst (1 of 2 collapsed) | 1 | 99.00 ± 0.00 | 2.00 |\n"
+        "\n" + "".join(f"- {line}\n" for line in NOTES.replace("†", "").splitlines()) + "\n"
+        "failed: 1\n\n"
+        f"- digits · demo · badnets → pbe · seed 0: RuntimeError: <b>{LONG[:281]}… (outputs/runs/4_pbe0/log.txt)\n"
+    )
+
+
+def test_as_latex(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said(capsys, "--format", "latex", "--rows", "attack", "--columns", "defense", "--metric", "asr,ca")
+    lines = shown.splitlines()
+    assert lines[0] == r"% \usepackage{booktabs}"
+    assert r"\multicolumn{2}{c}{infected} & \multicolumn{2}{c}{ft} & \multicolumn{2}{c}{fst} \\" in shown
+    assert r"attack & ASR $\downarrow$ & CA $\uparrow$ & ASR" in shown
+    assert r"2.00 (n 1) $^\dagger$ & 93.00 (n 1) $^\dagger$ \\" in shown
+    assert all(line.startswith("% ") for line in lines[lines.index(r"\end{table}") + 1 :])
+
+
+def test_a_line_a_run(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = list(csv.DictReader(io.StringIO(said(capsys, "--format", "runs-csv"))))
+    assert [(row["id"], row["status"], row["collapsed"]) for row in rows] == [
+        ("ft0", "done", ""), ("ft1", "done", ""), ("fst0", "done", ""), ("fst1", "done", "constant predictor"),
+        ("pbe0", "failed", ""), ("aft0", "running", ""),
+    ]  # fmt: skip
+    assert rows[1]["purified_asr"] == "0.8" and rows[1]["seed"] == "1" and rows[1]["der"] == str((0.99 - 0.8 - 0.01 + 1) / 2)[:18] or rows[1]["der"]  # fmt: skip
+    assert rows[4]["purified_asr"] == "" and rows[4]["error"].endswith("\nsecond line")
+    assert rows[0]["folder"] == "outputs/runs/0_ft0" and "defense.epochs" in rows[0]
+
+
+def test_pandas_reads_it(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_csv(io.StringIO(said(capsys, "--format", "runs-csv")))
+    assert list(frame.columns) == list(api.results("outputs").columns) and len(frame) == 6
+    means = frame[frame.collapsed.isna()].groupby("defense").purified_asr.mean()
+    assert means["ft"] == pytest.approx(0.85) and means["fst"] == pytest.approx(0.02)
+
+
+def test_a_key_is_one_run(outputs: Path) -> None:
+    again = run("pbe0", "defense=pbe", asr=0.5, started="2026-01-02T00:00:00+00:00")
+    failed = run("ft0", "defense=ft", status="failed", started="2026-01-03T00:00:00+00:00")
+    for name, made in (("7_pbe0", again), ("8_ft0", failed)):
+        (outputs / "runs" / name).mkdir()
+        record.write(made, outputs / "runs" / name)
+    found = {folder.name: made for folder, made in collected().items()}
+    assert list(found) == ["0_ft0", "1_ft1", "2_fst0", "3_fst1", "5_aft0", "7_pbe0"]
+    assert not report.make(collected(), ("asr",), (), ()).failures
+
+
+def test_equal_settings_are_held_once(outputs: Path) -> None:
+    first, second, *_ = collected().values()
+    assert first.config["attack"] is second.config["attack"] and first.environment is second.environment
+    assert set(first.details) == {"purified"} and "history" not in first.infection
+
+
+def test_reading_needs_no_torch(outputs: Path) -> None:
+    probe = (
+        "import sys; from backdoorbench import cli; cli.main(['report', 'outputs']); sys.exit('torch' in sys.modules)"
+    )
+    environment = {"PYTHONPATH": str(Path(report.__file__).parents[2]), "PATH": ""}
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, env=environment).returncode == 0
+
+
+# ---- published figures ----------------------------------------------------------------------------------------------
+
+PAPER = ("dataset=cifar10", "model=resnet18", "attack=blended", "attack.poison_rate=0.01", "holdout=fst")
+
+
+def beside(*words: str) -> list[tuple[str, float]]:
+    rows = table.aggregate([run("one", *PAPER, *words)])
+    found = published.beside(rows)
+    return [(state, item.published.scores["asr"]) for (_, state), item in found.items() if item.published]
+
+
+def test_published_figures_stand_beside_equal_settings() -> None:
+    assert beside("defense=fst") == [("infected", pytest.approx(0.981)), ("purified", pytest.approx(0.002))]
+    for other in ("model=vgg16_bn", "dataset.train_size=5000", "attack.target=3", "attack.poison_rate=0.02"):
+        assert beside("defense=fst", other) == []
+    assert beside("defense=fst", "holdout.rate=0.05") == [("infected", pytest.approx(0.981))]
+
+
+def test_published_figures_in_a_report(tmp_path: Path) -> None:
+    made = report.make({tmp_path: run("one", *PAPER, "defense=fst", asr=0.003)}, ("asr",), (), ())
+    text = report.markdown(made)
+    assert (
+        "| cifar10 | blended | 1 % | fst | 1 | 93.00 | 0.20 | 0.30 | 89.70 | within | figure image |" in text
+        and "- FST, arXiv 2310.01875: Figure 3, titles of the t-SNE panels" in text
+        and "- settings other than experiment fst's: train fast, not paper" in text
+    ), text
+    assert report.csv(made).splitlines()[1].endswith(",,0.002000,,figure image,fst_figure3")
