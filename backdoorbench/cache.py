@@ -48,6 +48,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_digest(path: Path) -> str:
+    """SHA-256 over the names and bytes of the files that lie in a folder itself, hexadecimal."""
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    listed = "".join(f"{file.name}\0{file_digest(file)}\n" for file in files)
+    return hashlib.sha256(os.fsencode(listed)).hexdigest()
+
+
 def obtain(folder: Path, make: Callable[[Path], None], waiting: str) -> bool:
     """`folder`, complete: found, or written by `make(temporary folder)` and renamed. Returns whether it was found.
 

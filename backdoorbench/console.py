@@ -129,7 +129,9 @@ def stage_line(run: Run, stage: str) -> str:
     """What a stage did, and what it cost."""
     if stage == "infect":
         attack = run.config["attack"]
-        said = f"poison rate {100 * attack['poison_rate']:g} %" if "poison_rate" in attack else "clean training"
+        said = "clean training" if attack["name"] == "none" else "every batch twice"  # LIRA, Blind: clean and triggered
+        if "poison_rate" in attack:
+            said = f"poison rate {100 * attack['poison_rate']:g} %"
         if run.infection["target"]:
             said += f", {run.infection['target']}"
         found = f"cached {run.infection['key']}" if run.infection["cached"] else clock(run.seconds["infect"])

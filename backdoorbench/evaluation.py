@@ -14,7 +14,7 @@ from backdoorbench.shapes import Images, Labels, Rows
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import autocast
 from backdoorbench.training.recipe import Precision
-from backdoorbench.triggers.base import Cover, Target, Trigger
+from backdoorbench.triggers.base import Cover, Stored, Target, Trigger
 
 BATCH = 500  # test images at a time
 
@@ -95,6 +95,21 @@ def trigger_change(trigger: Trigger, test: ImageSet) -> dict[str, float]:
     images = next(iter(test.subset(torch.arange(min(100, len(test)))).batches(100)))[0]
     change = (trigger(images) - images).abs()
     return {"share_changed": float((change > 1e-6).float().mean()), "largest_levels": float(change.max()) * 255}
+
+
+def after_storage(
+    model: nn.Module, trigger: Trigger, target: Target, test: ImageSet, precision: Precision
+) -> dict[str, float | None]:
+    """What becomes of a trigger that works in float when its images are stored as bytes.
+
+    asr_stored       ASR over the eligible test images, rounded to 1/255 after the trigger
+    lost_in_storage  of the values that it changes in the first 100 test images, the share that rounding gives back"""
+    stored = Stored(trigger)
+    images = next(iter(test.subset(torch.arange(min(100, len(test)))).batches(100)))[0]
+    changed = (trigger(images) - images).abs() > 1e-6
+    lost = metrics.share(stored(images)[changed] == images[changed]) if changed.any() else 0.0
+    scores = judge(predict(model, test, stored, precision), test, target, torch.arange(len(test)))
+    return {"asr_stored": scores.asr, "lost_in_storage": lost}
 
 
 def cover_accuracy(model: nn.Module, cover: Cover, test: ImageSet, precision: Precision) -> float:

@@ -33,6 +33,7 @@ from backdoorbench.training.recipe import Recipe, resolve_precision
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # rises when what the cache holds changes its meaning for every method at once
+SUB_LEVEL = 0.3  # share of a trigger's changes lost in storage from which it is worth a word
 NOT_SETTINGS = ("root", "download")  # of a data set: where it lies; the digest says what it is
 
 
@@ -141,7 +142,8 @@ def infection_settings(settings: Plain, holdout: Holdout) -> Plain:
 
 
 def with_file_digests(value: Any, where: str) -> Any:
-    """`value` with each file that a key `checkpoint` or `..._file` names replaced by the digest of its content."""
+    """`value` with each file that a key `checkpoint` or `..._file` names, and each folder that a key `..._folder` names,
+    replaced by the digest of its content."""
     if not isinstance(value, dict):
         return value
     found = {}
@@ -151,6 +153,8 @@ def with_file_digests(value: Any, where: str) -> Any:
             if not file.is_file():
                 raise ConfigError(f"{where}{key} is '{item}', which is no file; expected the path of an existing one.")
             found[key] = cache.file_digest(file)
+        elif isinstance(item, str) and key.endswith("_folder"):
+            found[key] = cache.folder_digest(Path(item).expanduser())  # the attack has checked that it is one
         else:
             found[key] = with_file_digests(item, f"{where}{key}.")
     return found
@@ -204,6 +208,16 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
             predictions = evaluation.predict(infection.model, test, infection.trigger, made.recipe.precision)
             if infection.trigger is not None:
                 infection.facts.update(evaluation.trigger_change(infection.trigger, test))
+            if infection.target is not None and infection.trigger is not None and infection.train is None:
+                figures = evaluation.after_storage(
+                    infection.model, infection.trigger, infection.target, test, made.recipe.precision
+                )
+                infection.facts.update(figures)
+                if (figures["lost_in_storage"] or 0) > SUB_LEVEL:
+                    log.warning(
+                        f"the trigger works below grey levels: storing its images as bytes undoes "
+                        f"{figures['lost_in_storage']:.0%} of its changes; the record's asr_stored is ASR after that."
+                    )
             if infection.cover is not None:
                 figure = evaluation.cover_accuracy(infection.model, infection.cover, test, made.recipe.precision)
                 infection.facts["cover_accuracy"] = figure

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench.attacks.base import Infection, Task
-from backdoorbench.attacks.loop import LoopAttack, shares
+from backdoorbench.attacks.loop import ShareAttack, shares
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.models.base import Classifier, evaluating
@@ -44,7 +44,7 @@ SHOWN = 100  # training images, at most, on which the mask's density is measured
 
 
 @dataclass(frozen=True)
-class InputAwareAttack(LoopAttack):
+class InputAwareAttack(ShareAttack):
     """The input-aware attack: mask, then generator and classifier."""
 
     mask_epochs: int

@@ -18,17 +18,11 @@ from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_tar
 
 @dataclass(frozen=True)
 class LoopAttack(Attack):
-    """The attacker trains and hands over the model alone. Batches are shuffled, so their first rows are random ones: these
-    are triggered and get the attacker's label, those after them are cover rows, the rest stays clean."""
+    """The attacker trains and hands over the model alone."""
 
     mapping: Literal["all_to_one", "all_to_all"]
     target: int
-    poison_rate: float
-    batch_count: Literal["unbiased", "floor"]
     quantise_test: bool
-
-    def __post_init__(self) -> None:
-        check_range("attack.poison_rate", self.poison_rate, 0, 1)
 
     def make_target(self, classes: int) -> Target:
         """The attack's rule from true label to its own."""
@@ -36,6 +30,22 @@ class LoopAttack(Attack):
 
     def check(self, train: ImageSet) -> None:
         self.make_target(len(train.classes))
+
+    def at_test(self, trigger: Any) -> Any:
+        """The trigger as test images meet it."""
+        return Stored(trigger) if self.quantise_test else trigger
+
+
+@dataclass(frozen=True)
+class ShareAttack(LoopAttack):
+    """Alters a share of each batch. Batches are shuffled, so their first rows are random ones: these are triggered and get
+    the attacker's label, those after them are cover rows, the rest stays clean."""
+
+    poison_rate: float
+    batch_count: Literal["unbiased", "floor"]
+
+    def __post_init__(self) -> None:
+        check_range("attack.poison_rate", self.poison_rate, 0, 1)
 
     def count(self, batch: int, stream: Stream) -> int:
         """How many of `batch` rows are triggered: floor(rate * batch + u), u uniform in [0, 1), which is the rate on
@@ -45,13 +55,9 @@ class LoopAttack(Attack):
             return int(wanted)
         return int(wanted + float(torch.rand((), dtype=torch.float64, generator=stream.generator())))
 
-    def at_test(self, trigger: Any) -> Any:
-        """The trigger as test images meet it."""
-        return Stored(trigger) if self.quantise_test else trigger
-
 
 @dataclass(frozen=True)
-class MixAttack(LoopAttack):
+class MixAttack(ShareAttack):
     """A fixed trigger, applied to each batch before its augmentation. Write `trigger` and `cover`."""
 
     cover_ratio: float  # cover rows to a triggered one
