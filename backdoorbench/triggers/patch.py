@@ -29,6 +29,7 @@ LC_CORNERS = {  # the label-consistent attack's: each side has one pattern, abov
     (29, 0): ("100", "010", "101"),
     (29, 29): ("001", "010", "101"),
 }
+BLIND = (("101", " 1 ", "  0", " 1 ", "101"), (3, 23))  # blanks are transparent
 STRIP = ("000", "101", "001", "110", "111", "011", "011", "100", "111")  # Trap-and-Replace's `l0_inv`: red, green, blue
 
 
@@ -92,6 +93,12 @@ def draw(rows: tuple[str, ...]) -> Tensor:
 def random_patch(side: int, generator: torch.Generator) -> Tensor:
     """(3, side, side) in [0, 1]: every pixel and channel a grey level of its own, uniform."""
     return torch.randint(0, 256, (3, side, side), generator=generator).float() / 255
+
+
+def cut_out(rows: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    """(3, h, w) in black and white and its opacity (1, h, w): the cells of `rows`, of which blanks are transparent."""
+    opaque = torch.tensor([[float(cell != " ") for cell in row] for row in rows])
+    return draw(tuple(row.replace(" ", "0") for row in rows)), opaque[None]
 
 
 def colour_strip() -> Tensor:
