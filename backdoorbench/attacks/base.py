@@ -224,9 +224,16 @@ class DataAttack(Attack):
     def infect(self, task: Task, stream: Stream) -> Infection:
         trigger, train, poisoned, counts = self.plant(task, stream)
         model = task.build(stream.child("init"))
-        history = fit(model, train, task.recipe, stream.child("train"), snapshots=task.snapshots)
+        history, facts = self.train(model, train, poisoned, task, stream.child("train"))
         target = self.make_target(len(train.classes))
-        return Infection(model, trigger, target, train, poisoned, history, {**counts, **self.facts()})
+        return Infection(model, trigger, target, train, poisoned, history, {**counts, **self.facts(), **facts})
+
+    def train(
+        self, model: nn.Module, train: ImageSet, poisoned: Mask, task: Task, stream: Stream
+    ) -> tuple[list[Epoch], dict[str, Any]]:
+        """Trains `model` in place on `train`, as the victim would; its history and what the record should say. An attacker
+        who has the training too overrides it: he knows which rows are `poisoned` (N,)."""
+        return fit(model, train, task.recipe, stream, snapshots=task.snapshots), {}
 
     def test_trigger(self, task: Task, stream: Stream) -> Stored | None:
         return self.stored(task, stream)
