@@ -38,10 +38,11 @@ def test_an_epoch_waits_for_nothing(images: ImageSet) -> None:
     assert steps == 8
 
 
-@pytest.mark.parametrize("name", ["wanet", "input_aware", "bpp"])
+@pytest.mark.parametrize("name", ["wanet", "input_aware", "bpp", "blind", "badnets_bypass"])
 def test_an_attackers_epoch_waits_for_nothing(name: str, images: ImageSet) -> None:
     fresh, recipe = api._victim(images.to("cuda"), ("model.width=8", "train.epochs=2", "train.batch_size=32"))
-    attack = api.build(f"attack/{name}", **({"mask_epochs": 1} if name == "input_aware" else {}))
+    shorter = {"input_aware": {"mask_epochs": 1}, "blind": {"history": 0}}
+    attack = api.build(f"attack/{name}", **shorter.get(name, {}))
     steps = 0
 
     def watch(*_: object) -> None:

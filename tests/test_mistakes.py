@@ -54,7 +54,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown option to show": (
         ["show", "attack=blend"],
-        "attack 'blend' is unknown. Did you mean 'blended'? All of them: {attacks}; bdx list attack describes them.",
+        "attack 'blend' is unknown. Did you mean 'blind' or 'blended'? All of them: {attacks}; bdx list attack describes them.",
     ),
     "no group": (
         ["defense=null"],

@@ -68,7 +68,7 @@ def test_preview_draws_and_measures(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "cache" / "infection").exists() and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("attack", ["badnets", "sig", "wanet", "bpp"])
+@pytest.mark.parametrize("attack", ["badnets", "sig", "wanet", "bpp", "blind", "refool", "blended_bypass"])
 def test_the_trigger_shown_is_the_one_an_infection_gets(attack: str, tmp_path: Path) -> None:
     made = plan(tmp_path, f"attack={attack}", "train.epochs=0")
     images = made.splits.test.subset(torch.arange(6))
@@ -83,10 +83,13 @@ def test_the_trigger_shown_is_the_one_an_infection_gets(attack: str, tmp_path: P
     ("attack", "said"),
     [
         ("none", "bdx: attack=none has no trigger to preview; choose an attack, such as attack=badnets.\n"),
-        (
-            "input_aware",
-            "bdx: attack=input_aware learns its trigger in training, and no infection with these settings is cached; run it "
-            "first, then preview it with the same settings.\n",
+        *(
+            (
+                name,
+                f"bdx: attack={name} learns its trigger in training, and no infection with these settings is cached; run it "
+                "first, then preview it with the same settings.\n",
+            )
+            for name in ("input_aware", "lira")
         ),
     ],
 )

@@ -48,6 +48,10 @@ ATTACKS = {
     "lc grid3": {"corners": "grid3"},
     "lc toolbox": {"corners": "toolbox", "amplitude": 0.5},
     "lf noise": {"pattern": "noise"},
+    "badnets_bypass": {},
+    "blended_bypass": {},
+    "refool": {"source": "scenes", "reflections": 20},
+    "refool paper": {"source": "scenes", "reflections": 20, "image_share": None, "work_size": 64},
 }
 
 
