@@ -1,4 +1,5 @@
-"""An infection in a folder: weights, trigger, target, predictions, and of the training set only the rows it changed."""
+"""An infection in a folder: weights, trigger, target, predictions, and of the training set only the rows it changed. And the
+network of a learned trigger in another, for the infections that share it."""
 
 import json
 from dataclasses import asdict
@@ -67,6 +68,21 @@ def load_infection(folder: Path, model: nn.Module, clean: ImageSet) -> tuple[Inf
     predictions = Predictions(calls["clean"], calls.get("triggered"))
     infection = Infection(model.eval(), trigger, target, train, poisoned, history, described["facts"])
     return infection, predictions
+
+
+def save_network(network: nn.Module, settings: Plain, seconds: float, folder: Path) -> None:
+    """Writes the network of a learned trigger into `folder`; settings: all it depends on."""
+    spec, tensors = triggers.dump(network)
+    with cache.storage_errors(folder):
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "network.safetensors")
+    cache.write_json(folder / "network.json", {"settings": settings, "seconds": seconds, "network": spec})
+
+
+def load_network(folder: Path, device: torch.device) -> nn.Module:
+    """What `save_network` wrote, in eval mode, on `device`."""
+    described = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+    network: nn.Module = triggers.load(described["network"], load_file(folder / "network.safetensors"))
+    return network.to(device)
 
 
 def changed_rows(infection: Infection, clean: ImageSet) -> dict[str, Tensor]:

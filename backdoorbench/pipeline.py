@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench import cache, config, device, evaluation, metrics
-from backdoorbench.attacks.base import Attack, Infection, Task, no_surrogate
+from backdoorbench.attacks.base import Attack, DataAttack, Infection, MakeNetwork, Task, no_surrogate
 from backdoorbench.config import Plain
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.holdout import Holdout, Parts, pick
@@ -20,7 +20,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Inspect, Scenario
 from backdoorbench.errors import ConfigError, TrainingError
 from backdoorbench.evaluation import Gates, Predictions
-from backdoorbench.infections import load_infection, save_infection
+from backdoorbench.infections import load_infection, load_network, save_infection, save_network
 from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier, ModelSpec
@@ -179,12 +179,15 @@ def build_network(made: Plan, stream: Stream) -> nn.Module:
     return model.to(made.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-def infect(made: Plan, snapshots: Snapshots | None, surrogate: Callable[[], nn.Module] = no_surrogate) -> Infection:
-    """Trains the infected model. surrogate: see `Task`."""
-    stream = made.stream.child("infect")
-    task = Task(
-        made.parts.train.to(made.device), lambda inner: build_network(made, inner), made.recipe, snapshots, surrogate
-    )
+def infect(
+    made: Plan,
+    snapshots: Snapshots | None,
+    surrogate: Callable[[], nn.Module] = no_surrogate,
+    network: Callable[[MakeNetwork], nn.Module] | None = None,
+) -> Infection:
+    """Trains the infected model. surrogate, network: see `Task`."""
+    stream, train = made.stream.child("infect"), made.parts.train.to(made.device)
+    task = Task(train, lambda inner: build_network(made, inner), made.recipe, snapshots, surrogate, network)
     with device.memory_errors("infect", "train.batch_size", made.recipe.batch_size):
         return made.attack.infect(task, stream)
 
@@ -199,11 +202,16 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
             clean = clean_plan(made)
             return obtain_infection(clean, test, Run("", "running", clean.label, {}))[0].model
 
+    def network(make: MakeNetwork) -> nn.Module:
+        with run.timed("network"):
+            return obtain_network(made, make)
+
     def make(partial: Path) -> None:
         file = made.outputs / "cache" / "snapshots" / f"{made.infection_key}.pt"
         with run.timed("infect"):
-            infection = infect(made, Snapshots(file, runtime["snapshot_seconds"]), surrogate)
-        run.seconds["infect"] = round(run.seconds["infect"] - run.seconds.get("surrogate", 0.0), 3)
+            infection = infect(made, Snapshots(file, runtime["snapshot_seconds"]), surrogate, network)
+        for part in ("surrogate", "network"):  # which other infections share
+            run.seconds["infect"] = round(run.seconds["infect"] - run.seconds.get(part, 0.0), 3)
         with run.timed("evaluate_infected"):
             predictions = evaluation.predict(infection.model, test, infection.trigger, made.recipe.precision)
             if infection.trigger is not None:
@@ -234,6 +242,38 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
     cost = config.read_json(folder / "infection.json")["seconds"]
     run.infection = {"key": made.infection_key, "cached": found, "seconds": cost}
     return infection, predictions
+
+
+def network_folder(made: Plan) -> tuple[Path, Plain]:
+    """Where the network of the attack's learned trigger lies or would lie, and all it depends on: the data set's bytes, the
+    precision, and what the attack adds to the settings of every data poisoning. No rate, no victim, no seed of the run."""
+    shared = {field.name for field in dataclasses.fields(DataAttack)} - {"name"}
+    settings = {
+        "format": FORMAT,
+        "digest": made.infection_settings["dataset"]["digest"],
+        "precision": made.recipe.precision,
+        "attack": {name: value for name, value in made.infection_settings["attack"].items() if name not in shared},
+    }
+    name = f"{made.attack.name}-{made.dataset.name}-{cache.key('network', settings)}"
+    return made.outputs / "cache" / "network" / name, settings
+
+
+def obtain_network(made: Plan, make: MakeNetwork) -> nn.Module:
+    """The network of the attack's learned trigger: from the cache, or trained by `make` into it, on the whole training split:
+    what a seed withholds for the defender, and another seed does not, would make it a network of one seed."""
+    folder, settings = network_folder(made)
+
+    def write(partial: Path) -> None:
+        key, start = folder.name.rpartition("-")[2], time.monotonic()
+        file = made.outputs / "cache" / "snapshots" / f"{key}.pt"
+        network = make(made.splits.train.to(made.device), Snapshots(file, made.config["runtime"]["snapshot_seconds"]))
+        save_network(network, settings, round(time.monotonic() - start, 3), partial)
+
+    found = cache.obtain(
+        folder, write, f"another process trains the network of {made.attack.name}'s trigger; waiting for it"
+    )
+    log.info(f"network of the trigger: {'cached' if found else 'trained'} {folder.name.rpartition('-')[2]}")
+    return load_network(folder, made.device)
 
 
 def clean_plan(made: Plan) -> Plan:

@@ -21,7 +21,7 @@ SHARED = {  # inside a folder, what its other files may import
     "models": {"base", "surgery", "checkpoint", "resnet"},
     "training": {"recipe", "fit"},
     "triggers": {"base", "patch", "blend", "picture"},
-    "attacks": {"base", "loop", "badnets", "blended"},  # bypass poisons as these two do
+    "attacks": {"base", "loop", "hidden", "badnets", "blended"},  # bypass poisons as the last two do
     "defenses": {"base"},
     "reporting": {"record", "table", "picture", "published", "formats", "frame", "report", "plot"},
     "tensors": {"augment"},

@@ -13,6 +13,7 @@ from backdoorbench import cli, config, export, pipeline, preview
 from backdoorbench.attacks.base import DataAttack
 from backdoorbench.data.images import ImageSet
 from backdoorbench.pipeline import Plan, Run
+from backdoorbench.tensors import similarity
 
 SMALL = ["runtime.threads=1", *QUICK]
 
@@ -29,12 +30,14 @@ def run(verb: str, outputs: Path, *words: str) -> int:
 
 
 def test_psnr_and_ssim_of_known_images(wave: torch.Tensor) -> None:
-    assert torch.isinf(preview.psnr(wave, wave)).all() and torch.allclose(preview.ssim(wave, wave), torch.ones(4))
+    assert torch.isinf(similarity.psnr(wave, wave)).all() and torch.allclose(similarity.ssim(wave, wave), torch.ones(4))
     grey = torch.full_like(wave, 0.5)
-    assert torch.allclose(preview.psnr(grey, grey + 0.1), torch.full((4,), 20.0), atol=1e-4)
+    assert torch.allclose(similarity.psnr(grey, grey + 0.1), torch.full((4,), 20.0), atol=1e-4)
     light = (2 * 0.5 * 0.6 + 1e-4) / (0.5**2 + 0.6**2 + 1e-4)  # flat images differ in brightness alone
-    assert torch.allclose(preview.ssim(grey, grey + 0.1), torch.full((4,), light), atol=1e-4)
-    assert torch.equal(preview.ssim(wave, 1 - wave) < preview.ssim(wave, 0.9 * wave), torch.ones(4, dtype=torch.bool))
+    assert torch.allclose(similarity.ssim(grey, grey + 0.1), torch.full((4,), light), atol=1e-4)
+    assert torch.equal(
+        similarity.ssim(wave, 1 - wave) < similarity.ssim(wave, 0.9 * wave), torch.ones(4, dtype=torch.bool)
+    )
 
 
 def test_ssim_equals_a_plain_loop(wave: torch.Tensor) -> None:
@@ -53,7 +56,7 @@ def test_ssim_equals_a_plain_loop(wave: torch.Tensor) -> None:
                     (window * x * y).sum() - mx * my,
                 )
                 found.append((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
-    assert float(preview.ssim(first.float(), second.float())) == pytest.approx(np.mean(found), abs=1e-5)
+    assert float(similarity.ssim(first.float(), second.float())) == pytest.approx(np.mean(found), abs=1e-5)
 
 
 # ---- preview --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_tar
 
 CHUNK = 128  # images triggered at a time: what a processor's cache holds, which halves the time of 1,024
 
+MakeNetwork = Callable[[ImageSet, Snapshots | None], nn.Module]  # trained on these images, its state kept there
+
 
 def no_surrogate() -> nn.Module:
     """Stands for the surrogate of a task that came without one."""
@@ -33,6 +35,8 @@ class Task:
     recipe     how the victim trains
     snapshots  where a long training saves its state; None: nowhere
     surrogate  a model of that kind, trained by that recipe on `train` as it is, in eval mode; a call may cost a training
+    network    what it is given makes the network of a learned trigger from the data set's whole training split; the network,
+               made or found again where attack and data are the same. None: nothing is kept, and `train` is the split
     """
 
     train: ImageSet
@@ -40,6 +44,7 @@ class Task:
     recipe: Recipe
     snapshots: Snapshots | None
     surrogate: Callable[[], nn.Module] = no_surrogate
+    network: Callable[[MakeNetwork], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
