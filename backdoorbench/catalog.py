@@ -11,7 +11,7 @@ from pathlib import Path
 from backdoorbench.config import conf_dir, option
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 
-GROUPS = ("attack", "defense", "dataset", "model", "train", "holdout", "experiment", "scale", "runtime")
+GROUPS = ("attack", "defense", "dataset", "model", "train", "holdout", "experiment", "scale", "runtime", "tracker")
 HEADINGS = ("Idea", "Paper", "Follows", "Departs", "Cost")
 
 

@@ -435,7 +435,7 @@ def _one(resolved: dict[str, Any]) -> Path:
     def announce(run: Any, stage: str) -> None:
         if stage == "planned":
             out.print(f"\n  {console.heading(run)}", style="bold", markup=False)
-        else:
+        elif stage != "curve":
             out.print(console.stage_line(run, stage), markup=False)
 
     try:

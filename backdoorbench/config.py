@@ -49,6 +49,17 @@ def option(group: str, name: str) -> Plain:
     return typing.cast(Plain, OmegaConf.to_container(node, resolve=False))
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> Plain:
+    """Nested settings by dotted keys."""
+    found: Plain = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
 def read_json(file: Path) -> Any:
     """The content of a JSON file."""
     return json.loads(file.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from backdoorbench.errors import BdxError
 from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import Outcome, Plan, Run
 from backdoorbench.reporting import formats, picture, record, table
+from backdoorbench.trackers.base import tracked
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def quiet(run: Run, stage: str) -> None:
 def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> Job:
     """Runs a resolved configuration, or finds its finished run.
 
-    announce  told (the run so far, stage) as a stage ends: planned, infect, purify
+    announce  told (the run so far, stage) as a stage ends (planned, infect, purify), and at each point of the curve (curve)
 
     A failure is recorded with its error and log, then raised."""
     made = pipeline.plan(resolved)
@@ -54,8 +55,13 @@ def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> 
             record.write(run, folder)
             announce(run, "planned")
             try:
-                outcome = pipeline.execute(made, run, lambda stage: announce(run, stage))
-                keep(outcome, run, folder, made)
+                with tracked(made.tracker, run, folder) as tell:
+
+                    def end(stage: str) -> None:
+                        tell(stage)
+                        announce(run, stage)
+
+                    keep(pipeline.execute(made, run, end), run, folder, made)
             except BaseException as error:
                 run.status, run.error = "failed", record.failure(error)
                 log.debug(traceback.format_exc())

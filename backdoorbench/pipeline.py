@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from backdoorbench.models.base import Classifier, ModelSpec
 from backdoorbench.recorded import Run as Run  # what this module fills, for those who import it from here
 from backdoorbench.shapes import Rows
 from backdoorbench.streams import Stream
+from backdoorbench.trackers.base import Tracker
 from backdoorbench.training.fit import Snapshots
 from backdoorbench.training.recipe import Recipe, resolve_precision
 
@@ -61,6 +63,7 @@ class Plan:
     infection_settings: Plain
     infection_key: str
     key: str
+    tracker: Tracker
 
     @property
     def label(self) -> str:
@@ -94,10 +97,11 @@ def plan(resolved: Plain) -> Plan:
     device.prepare(where, runtime["threads"])
     resolved = copy.deepcopy(resolved)
     resolved["train"]["precision"] = resolve_precision(resolved["train"]["precision"], where)
-    dataset, spec, recipe, holdout, attack, defense = (
+    dataset, spec, recipe, holdout, attack, defense, tracker = (
         config.build(resolved[group], group, plugins)
-        for group in ("dataset", "model", "train", "holdout", "attack", "defense")
+        for group in ("dataset", "model", "train", "holdout", "attack", "defense", "tracker")
     )
+    tracker.check()
     if not isinstance(resolved["seed"], int):
         raise ConfigError(f"seed is {resolved['seed']!r}; expected a whole number. Sweep several with -m seed=0,1,2.")
     gates = config.construct(Gates, resolved["gates"], "gates")
@@ -118,7 +122,7 @@ def plan(resolved: Plain) -> Plan:
     infection = infection_settings(settings, holdout)
     return Plan(
         resolved, dataset, spec, recipe, holdout, attack, defense, gates, resolved["seed"], where, splits, parts, outputs,
-        infection, cache.key("infection", infection), cache.key("run", settings),
+        infection, cache.key("infection", infection), cache.key("run", settings), tracker,
     )  # fmt: skip
 
 
@@ -318,7 +322,7 @@ def find_control(made: Plan, test: ImageSet, infection: Infection, run: Run) -> 
 def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
     """Carries out a plan, filling `run` as it goes, so that a failure leaves what was known.
 
-    announce  told the stage (infect, purify) as it ends"""
+    announce  told the stage (infect, purify) as it ends, and of each point of the learning curve (curve)"""
     with run.timed("load"):
         parts, test = made.parts, made.splits.test.to(made.device)
     infection, before = obtain_infection(made, test, run)
@@ -342,7 +346,7 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
             f"or add force=true to purify it all the same."
         )
     with run.timed("purify"):
-        purified = purify(made, infection, test, run)
+        purified = purify(made, infection, test, run, announce)
     run.seconds["purify"] = round(run.seconds["purify"] - run.seconds.get("curve", 0.0), 3)
     with run.timed("evaluate_purified"):
         after = evaluation.predict(purified, test, infection.trigger, made.recipe.precision)
@@ -357,7 +361,7 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
     return Outcome(purified, stored_predictions(before, after, len(test.classes)), gallery)
 
 
-def purify(made: Plan, infection: Infection, test: ImageSet, run: Run) -> nn.Module:
+def purify(made: Plan, infection: Infection, test: ImageSet, run: Run, announce: Callable[[str], None]) -> nn.Module:
     """The defense, given its own copy of what it may know; the model it returns, in eval mode."""
     scenario = Scenario(
         made.defense.needs,
@@ -368,7 +372,7 @@ def purify(made: Plan, infection: Infection, test: ImageSet, run: Run) -> nn.Mod
         recipe=made.recipe,
         stream=made.stream.child("purify"),
         device=made.device,
-        probe=probe(made, infection, test, run),
+        probe=probe(made, infection, test, run, announce),
         note=run.notes.__setitem__,
         inspect=inspection(infection, run),
     )
@@ -377,7 +381,9 @@ def purify(made: Plan, infection: Infection, test: ImageSet, run: Run) -> nn.Mod
         return made.defense.purify(scenario).eval()
 
 
-def probe(made: Plan, infection: Infection, test: ImageSet, run: Run) -> Callable[[nn.Module, int], None]:
+def probe(
+    made: Plan, infection: Infection, test: ImageSet, run: Run, announce: Callable[[str], None]
+) -> Callable[[nn.Module, int], None]:
     """Draws the learning curve: CA, ASR and RA over a stratified part of the test set, every so many epochs."""
     every, images = made.config["curve"]["every"], made.config["curve"]["images"]
     rows = made.parts.test_rows
@@ -390,7 +396,9 @@ def probe(made: Plan, infection: Infection, test: ImageSet, run: Run) -> Callabl
         if every and (epoch + 1) % every == 0:
             with run.timed("curve"):  # counted apart: a defense does not pay for being watched
                 scores = evaluation.evaluate(model, small, infection.trigger, infection.target, made.recipe.precision)
-            run.curve.append({"epoch": epoch + 1, "ca": scores.ca, "asr": scores.asr, "ra": scores.ra, "n": len(small)})
+                point = {"epoch": epoch + 1, "ca": scores.ca, "asr": scores.asr, "ra": scores.ra, "n": len(small)}
+                run.curve.append(point)
+                announce("curve")
 
     return draw
 

@@ -11,7 +11,7 @@ LEVELS = {
     1: ["config", "cache", "metrics", "catalog", "tensors", "device", "recorded"],
     2: ["data", "models"],
     3: ["training", "adversarial", "triggers"],
-    4: ["attacks", "defenses", "evaluation"],
+    4: ["attacks", "defenses", "evaluation", "trackers"],
     5: ["infections", "pipeline"],
     6: ["reporting", "job", "launchers", "console"],
     7: ["reproduce", "preview", "export", "api", "cli", "__init__", "__main__"],
@@ -26,6 +26,7 @@ SHARED = {  # inside a folder, what its other files may import
     "reporting": {"record", "table", "picture", "published", "formats", "frame", "report", "plot"},
     "tensors": {"augment"},
     "launchers": {"sweep"},
+    "trackers": {"base"},
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names}
 

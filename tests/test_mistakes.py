@@ -50,7 +50,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown group to list": (
         ["list", "atack"],
         "group 'atack' is unknown. Did you mean 'attack'? The groups are attack, defense, dataset, model, train, holdout, experiment, "
-        "scale and runtime.",
+        "scale, runtime and tracker.",
     ),
     "unknown option to show": (
         ["show", "attack=blend"],

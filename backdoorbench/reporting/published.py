@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from backdoorbench.config import compose, conf_dir
+from backdoorbench.config import compose, conf_dir, flat
 from backdoorbench.reporting.table import (
     DASH,
     FIGURES,
@@ -22,7 +22,6 @@ from backdoorbench.reporting.table import (
     Item,
     Row,
     aggregate,
-    flat,
     identity,
     look_up,
     percent,

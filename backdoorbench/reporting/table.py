@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from backdoorbench.config import flat
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 from backdoorbench.metrics import defense_effectiveness
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 DASH = "–"  # what was not measured, never 0
 FIGURES = ("ca", "asr", "ra")  # of one model
 RISES = {"ca": True, "asr": False, "ra": True, "der": True}  # a figure -> whether more is better
-NOT_COMPARED = {"runtime", "seed", "rerun", "force", "fail_fast", "plugins", "curve", "control"}  # change no figure
+NOT_COMPARED = {"runtime", "seed", "rerun", "force", "fail_fast", "plugins", "curve", "control", "tracker"}  # change no figure
 CHOICES = ("dataset", "model", "train", "holdout", "attack", "defense")
 BASES = ("dataset", "model", "attack", "rate", "defense")
 INFECTED = "infected"  # what stands for the model before any defense where defenses are told apart
@@ -255,17 +256,6 @@ def base_names(config: Mapping[str, Any]) -> dict[str, str]:
         "rate": DASH if rate is None else f"{100 * rate:g} %",
         "defense": config["defense"]["name"],
     }
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted keys."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
