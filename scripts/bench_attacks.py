@@ -12,11 +12,11 @@ Exit code 1 where WaNet's epoch takes more than 1.15, or Input-aware's victim's 
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from stopwatch import seconds
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -40,16 +40,6 @@ LIMITS = {"wanet": 1.15, "input_aware": 1.35}
 def network(width: int) -> Classifier:
     spec = PreActResNetSpec(name="preact_resnet18", checkpoint=None, depth=18, width=width)
     return Classifier(spec.net(10, 32), 32, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
-
-
-def seconds(work: Callable[[], object], where: torch.device) -> float:
-    if where.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if where.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def forward_cost(run: Callable[[], object]) -> float:

@@ -11,10 +11,10 @@ Exit code 1 where ranking all maps takes longer than the five epochs.
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
+from stopwatch import seconds
 from torch import nn
 
 from backdoorbench import device, progress
@@ -52,16 +52,6 @@ def ranking(data: ImageSet, maps: dict[str, range], images: int, precision: Prec
     model = network(data.device).eval()
     probe = fmp.draw(data, images, 1 / 255, Stream(0))
     return lambda: fmp.rank(model, maps, probe, 1 / 255, precision) and None
-
-
-def seconds(work: Callable[[], None], where: torch.device) -> float:
-    if where.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if where.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main() -> int:

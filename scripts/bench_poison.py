@@ -9,10 +9,10 @@ Interleaved; medians. Exit code 1 where an attack takes more than two seconds on
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import torch
+from stopwatch import seconds
 
 from backdoorbench import api, catalog, device
 from backdoorbench.attacks.base import DataAttack, Task, show
@@ -28,12 +28,6 @@ def attacks() -> list[DataAttack]:
     """Every data-poisoning attack at its defaults."""
     built = [api.build(f"attack/{name}") for name in catalog.names("attack")]
     return [attack for attack in built if isinstance(attack, DataAttack)]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def main() -> int:
@@ -67,7 +61,10 @@ def main() -> int:
             for row in range(SINGLE):
                 to_bytes(trigger(to_float(data.images[row : row + 1])))
 
-        times = [(seconds(batched), seconds(single) * len(data) / SINGLE) for _ in range(chosen.repeats)]
+        times = [
+            (seconds(batched, data.device), seconds(single, data.device) * len(data) / SINGLE)
+            for _ in range(chosen.repeats)
+        ]
         whole, each = (statistics.median(column) for column in zip(*times, strict=True))
         print(f"  {attack.name:<14}{whole:>8.2f} s{each:>10.1f} s{each / whole:>8.1f}")
         slow += [attack.name] * (whole > LIMIT)

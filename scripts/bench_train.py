@@ -12,11 +12,11 @@ Exit code 1 where fit is below 2x the plain loop, or below 0.95 of the bare one.
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from stopwatch import seconds
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -100,16 +100,6 @@ def bare(data: ImageSet) -> Callable[[], None]:
             optimizer.step()
 
     return epoch
-
-
-def seconds(work: Callable[[], None], where: torch.device) -> float:
-    if where.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if where.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def matrix_rate(where: torch.device) -> float:
