@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,10 @@ def obtain(folder: Path, make: Callable[[Path], None], waiting: str) -> bool:
     waiting  what to say, once, while another process makes it
     """
     if folder.is_dir():
+        with suppress(OSError):  # its own time says when it was last wanted, where one may write that
+            os.utime(folder)
         return True
-    with locked(folder.with_name(folder.name + ".lock"), waiting):
+    with locked(lock_of(folder), waiting):
         if folder.is_dir():
             return True
         for stale in folder.parent.glob(f".{folder.name}.*"):
@@ -92,6 +94,47 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
             lock.acquire()
     try:
         yield
+    finally:
+        lock.release()
+
+
+def lock_of(folder: Path) -> Path:
+    """The lock file of what `obtain` makes."""
+    return folder.with_name(folder.name + ".lock")
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the file lock at `path`; nothing is made where there is none."""
+    if not path.is_file():
+        return False
+    with _seized(path) as seized:
+        return not seized
+
+
+def discard(folder: Path, before: float) -> bool:
+    """Removes what `obtain` made, unless a process makes it now or wanted it after `before` (seconds since the epoch).
+
+    Returns whether it is gone. It is renamed first, so that nobody reads half of it."""
+    with _seized(lock_of(folder)) as seized:
+        if not seized or not folder.is_dir() or folder.stat().st_mtime > before:
+            return False
+        with storage_errors(folder.parent):
+            gone = folder.rename(folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}"))
+            shutil.rmtree(gone)
+    return True
+
+
+@contextmanager
+def _seized(path: Path) -> Iterator[bool]:
+    """The file lock at `path` without waiting: whether it is ours."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, PermissionError):  # what one may not lock may be in use
+        yield False
+        return
+    try:
+        yield True
     finally:
         lock.release()
 

@@ -58,6 +58,8 @@ def _verb(name: str, words: Sequence[str]) -> int:
         "preview": _preview,
         "export": _export,
         "reproduce": _reproduce,
+        "runs": _runs,
+        "cache": _cache,
     }
     if name not in verbs:
         raise ConfigError(
@@ -331,6 +333,20 @@ def _reproduce(words: Sequence[str]) -> int:
         "A paper's evaluation: runs what is missing, and prints its figures, ours, and the settings that differ."
     )
     return reproduce(words, _Parser("reproduce", description), _hydra)
+
+
+def _runs(words: Sequence[str]) -> int:
+    """bdx runs [DIR] [--status LIST]"""
+    from backdoorbench import housekeeping
+
+    return housekeeping.runs(words, _Parser("runs", "What was run: state, settings that differ, figures."))
+
+
+def _cache(words: Sequence[str]) -> int:
+    """bdx cache [list] | why KEY KEY | prune [--older-than AGE] [--unreferenced] [--max-size SIZE] [--yes]"""
+    from backdoorbench import housekeeping
+
+    return housekeeping.cached(words, _Parser)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,6 +2,7 @@
 
 import errno
 import multiprocessing
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,25 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
     for job in jobs:
         job.join()
     assert (tmp_path / "count").read_text() == "made\n"
+
+
+def test_what_is_wanted_is_young_again(tmp_path: Path) -> None:
+    cache.obtain(tmp_path / "thing", lambda folder: None, "")
+    os.utime(tmp_path / "thing", (1000.0, 1000.0))
+    assert cache.obtain(tmp_path / "thing", lambda folder: None, "")
+    assert time.time() - (tmp_path / "thing").stat().st_mtime < 60
+
+
+def test_only_what_nobody_wants_is_discarded(tmp_path: Path) -> None:
+    thing = tmp_path / "thing"
+    assert not cache.discard(thing, time.time())  # there is none
+    cache.obtain(thing, lambda folder: (folder / "whole").write_text("whole") and None, "")
+    assert not cache.discard(thing, thing.stat().st_mtime - 1) and (thing / "whole").is_file()  # too young
+    with cache.locked(cache.lock_of(thing), ""):
+        assert cache.is_held(cache.lock_of(thing)) and not cache.discard(thing, time.time() + 1)
+    assert not cache.is_held(cache.lock_of(thing)) and cache.discard(thing, time.time() + 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thing.lock"]
+    assert not cache.is_held(tmp_path / "other.lock") and not (tmp_path / "other.lock").exists()
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ sys.exit(main(sys.argv[1:]))
         (["show", "defense=fst"], 0, "defense.alpha"),
         (["--cfg", "job", "attack=blended"], 0, "poison_rate: 0.1"),
         (["--version"], 0, "bdx "),
+        (["runs"], 2, "'outputs' is no folder; expected one that holds runs"),
+        (["cache", "prune", "--help"], 0, "--unreferenced"),
         (["defense=fts"], 2, "defense 'fts' is unknown. Did you mean 'fst' or 'ft'?"),
         (["defense.lrr=1", "defense=fst"], 2, "defense has no setting 'lrr'. Did you mean 'lr'?"),
     ],

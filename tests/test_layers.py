@@ -13,8 +13,8 @@ LEVELS = {
     3: ["training", "adversarial", "triggers"],
     4: ["attacks", "defenses", "evaluation", "trackers"],
     5: ["infections", "pipeline"],
-    6: ["reporting", "job", "launchers", "console"],
-    7: ["reproduce", "preview", "export", "api", "cli", "__init__", "__main__"],
+    6: ["reporting", "job", "launchers", "console", "stock"],
+    7: ["housekeeping", "reproduce", "preview", "export", "api", "cli", "__init__", "__main__"],
 }
 SHARED = {  # inside a folder, what its other files may import
     "data": {"base", "images", "raw", "store", "archive", "holdout"},
@@ -23,7 +23,7 @@ SHARED = {  # inside a folder, what its other files may import
     "triggers": {"base", "patch", "blend", "picture"},
     "attacks": {"base", "loop", "hidden", "badnets", "blended"},  # bypass poisons as the last two do
     "defenses": {"base"},
-    "reporting": {"record", "table", "picture", "published", "formats", "frame", "report", "plot"},
+    "reporting": {"record", "table", "picture", "published", "formats", "frame", "report", "plot", "ledger"},
     "tensors": {"augment"},
     "launchers": {"sweep"},
     "trackers": {"base"},

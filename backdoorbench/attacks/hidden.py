@@ -151,7 +151,7 @@ class CodeAttack(HiddenAttack):
         for number in range(TRIES):
             own = stream if number == 0 else stream.child(f"try{number}")
             try:
-                pair = self.train(images, recipe, own, snapshots)
+                pair = self.attempt(images, recipe, own, snapshots)
                 break
             except Stuck:
                 log.info(f"{recipe.name}: no code was read within {PATIENCE} steps; starting anew from other weights")
@@ -169,7 +169,7 @@ class CodeAttack(HiddenAttack):
             )
         return pair.writer, self.measure(pair, held, stream.child("figures"))
 
-    def train(self, images: ImageSet, recipe: Recipe, stream: Stream, snapshots: Snapshots | None) -> Pair:
+    def attempt(self, images: ImageSet, recipe: Recipe, stream: Stream, snapshots: Snapshots | None) -> Pair:
         """Writer and reader, trained. Stuck where nothing is read after PATIENCE steps."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream.child("init").generator().initial_seed())

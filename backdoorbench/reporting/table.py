@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 DASH = "–"  # what was not measured, never 0
 FIGURES = ("ca", "asr", "ra")  # of one model
 RISES = {"ca": True, "asr": False, "ra": True, "der": True}  # a figure -> whether more is better
-NOT_COMPARED = {"runtime", "seed", "rerun", "force", "fail_fast", "plugins", "curve", "control", "tracker"}  # change no figure
+NOT_COMPARED = {
+    "runtime",
+    "seed",
+    "rerun",
+    "force",
+    "fail_fast",
+    "plugins",
+    "curve",
+    "control",
+    "tracker",
+}  # change no figure
 CHOICES = ("dataset", "model", "train", "holdout", "attack", "defense")
 BASES = ("dataset", "model", "attack", "rate", "defense")
 INFECTED = "infected"  # what stands for the model before any defense where defenses are told apart
