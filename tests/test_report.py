@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from backdoorbench import api, cli, console
 from backdoorbench.config import compose
 from backdoorbench.metrics import Scores
 from backdoorbench.recorded import Run
-from backdoorbench.reporting import published, record, report, table
+from backdoorbench.reporting import formats, frame, published, record, report, table
 
 LONG = "x" * 400
 
@@ -70,28 +71,27 @@ def test_on_a_terminal(outputs: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [line.rstrip() for line in shown.splitlines()] == [
         "",
         " dataset digits · model demo · rate 10 %",
-        " attack   defense                 n            CA           ASR           RA      CA after     ASR after      RA after",
-        " badnets  ft                      2  94.00 ± 0.00  99.00 ± 0.00  1.00 ± 0.00  93.00 ± 0.00  85.00 ± 7.07   5.00 ± 7.07",
-        " badnets  fst (1 of 2 collapsed)  1  94.00 ± 0.00  99.00 ± 0.00  1.00 ± 0.00         93.00          2.00         88.00",
+        " attack   defense                 n            CA           ASR           RA      CA after     ASR after     RA after",
+        " badnets  ft                      2  94.00 ± 0.00  99.00 ± 0.00  1.00 ± 0.00  93.00 ± 0.00  85.00 ± 7.07  5.00 ± 7.07",
+        " badnets  fst (1 of 2 collapsed)  1  94.00 ± 0.00  99.00 ± 0.00  1.00 ± 0.00         93.00          2.00        88.00",
         "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
         "  collapsed and left out of the means: 1 run: fst on badnets (constant predictor, seed 1)",
         "  CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the attacker's label. RA: the",
         "  same images called by their true label. Percent.",
         "  1 run without an end: killed, or still going",
-        f"  failed: digits · demo · badnets → pbe · seed 0: RuntimeError: <b>{LONG[:281]}… (outputs/runs/4_pbe0/log.txt)",
+        f"  failed: digits · demo · badnets → pbe · seed 0: RuntimeError: <b>{LONG[:282]}… (outputs/runs/4_pbe0/log.txt)",
     ]
 
 
 def test_rows_by_columns(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = said(capsys, "--rows", "attack", "--columns", "defense", "--metric", "asr")
-    assert [line.rstrip() for line in shown.splitlines()[:6]] == [
+    assert [line.rstrip() for line in shown.splitlines()[:5]] == [
         "",
         " dataset digits · model demo · rate 10 % · ASR, %",
-        " attack       infected            ft          fst",
-        " badnets  99.00 ± 0.00  85.00 ± 7.07  2.00 (n 1)",
-        "                                                †",
+        " attack       infected            ft           fst",
+        " badnets  99.00 ± 0.00  85.00 ± 7.07  2.00 (n 1) †",
         "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
-    ] or "2.00 (n 1) †" in shown
+    ]
     assert "  † collapsed and left out of the means: 1 run" in shown
 
 
@@ -113,7 +113,7 @@ def test_as_markdown(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "| badnets | fst (1 of 2 collapsed) | 1 | 99.00 ± 0.00 | 2.00 |\n"
         "\n" + "".join(f"- {line}\n" for line in NOTES.replace("†", "").splitlines()) + "\n"
         "failed: 1\n\n"
-        f"- digits · demo · badnets → pbe · seed 0: RuntimeError: <b>{LONG[:281]}… (outputs/runs/4_pbe0/log.txt)\n"
+        f"- digits · demo · badnets → pbe · seed 0: RuntimeError: <b>{LONG[:282]}… (outputs/runs/4_pbe0/log.txt)\n"
     )
 
 
@@ -127,15 +127,40 @@ def test_as_latex(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line.startswith("% ") for line in lines[lines.index(r"\end{table}") + 1 :])
 
 
+def test_wide_latex_goes_below_and_long_heads_wrap() -> None:
+    columns = tuple(table.Column(f"a rather long name {i}", "", "", "asr") for i in range(12))
+    items = [table.Item("badnets"), *[table.Item("85.00 ± 7.07")] * 12]
+    text = formats.latex_table(table.Grid("", (table.Column("attack", "", "", ""), *columns), 1, [items]))
+    assert text.count(r"\begin{tabular}{l") == 2 and text.count("badnets") == 2 and text.count("85.00") == 12
+    assert r"\begin{tabular}[b]{@{}r@{}}a rather long\\name 0\end{tabular}" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on the path")
+@pytest.mark.parametrize("words", [(), ("--rows", "attack", "--columns", "defense", "--metric", "asr,ca,der")])
+def test_latex_compiles(words: tuple[str, ...], outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "--format", "latex", *words)
+    page = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{text}\end{{document}}"
+    Path("page.tex").write_text(page.replace(r"\begin{table}", "\n\\begin{table}", 1), encoding="utf-8")
+    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"], capture_output=True)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+
+
 def test_a_line_a_run(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = list(csv.DictReader(io.StringIO(said(capsys, "--format", "runs-csv"))))
     assert [(row["id"], row["status"], row["collapsed"]) for row in rows] == [
         ("ft0", "done", ""), ("ft1", "done", ""), ("fst0", "done", ""), ("fst1", "done", "constant predictor"),
         ("pbe0", "failed", ""), ("aft0", "running", ""),
     ]  # fmt: skip
-    assert rows[1]["purified_asr"] == "0.8" and rows[1]["seed"] == "1" and rows[1]["der"] == str((0.99 - 0.8 - 0.01 + 1) / 2)[:18] or rows[1]["der"]  # fmt: skip
-    assert rows[4]["purified_asr"] == "" and rows[4]["error"].endswith("\nsecond line")
-    assert rows[0]["folder"] == "outputs/runs/0_ft0" and "defense.epochs" in rows[0]
+    assert (rows[1]["purified_asr"], rows[1]["seed"]) == ("0.8", "1") and float(rows[1]["der"]) == pytest.approx(0.59)
+    assert rows[4]["purified_asr"] == "" and rows[4]["error"].endswith("x second line")
+    assert rows[0]["folder"] == "outputs/runs/0_ft0" and list(rows[0])[-1] == "folder"
+
+
+def test_settings_that_differ_are_columns_of_a_line_a_run(outputs: Path) -> None:
+    tuned = run("ft9", "defense=ft", "seed=9", "defense.lr=0.5")
+    rows = frame.rows(collected() | {Path("elsewhere"): tuned})
+    assert [row["defense.lr"] for row in rows] == ["0.01"] * 6 + ["0.5"]
 
 
 def test_pandas_reads_it(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,11 +215,11 @@ def test_published_figures_stand_beside_equal_settings() -> None:
 
 
 def test_published_figures_in_a_report(tmp_path: Path) -> None:
-    made = report.make({tmp_path: run("one", *PAPER, "defense=fst", asr=0.003)}, ("asr",), (), ())
+    made = report.make({tmp_path: run("one", *PAPER, "defense=fst", "train.epochs=20", asr=0.003)}, ("asr",), (), ())
     text = report.markdown(made)
     assert (
         "| cifar10 | blended | 1 % | fst | 1 | 93.00 | 0.20 | 0.30 | 89.70 | within | figure image |" in text
         and "- FST, arXiv 2310.01875: Figure 3, titles of the t-SNE panels" in text
-        and "- settings other than experiment fst's: train fast, not paper" in text
+        and "- settings other than experiment fst's: train.epochs 20, not 100" in text
     ), text
     assert report.csv(made).splitlines()[1].endswith(",,0.002000,,figure image,fst_figure3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
@@ -15,6 +16,7 @@ LATEX = {
     "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "–": "--", "—": "---", "·": r"$\cdot$", "→": r"$\rightarrow$",
     "†": r"$^\dagger$", "‡": r"$^\ddagger$", "−": r"$-$", "≤": r"$\leq$",
 } | {mark: "\\" + mark for mark in "&%_#${}"}  # fmt: skip
+LINE, HEAD = 112, 16  # letters of a line of small print between margins of 2 cm; of a column's name, where it wraps
 LATIN = 0x17F  # the last letter that LaTeX's standard fonts are sure to have
 
 
@@ -39,31 +41,76 @@ def pipes(header: Sequence[str], cells: Sequence[Sequence[str]], names: int) -> 
 
 def latex_table(grid: Grid, said: Sequence[str] = ()) -> str:
     """A booktabs table that compiles as it is, under `\\usepackage{booktabs}`: arrows say which way is better, the best is bold,
-    an n that all lines share is in the caption, and so is what must be `said`."""
+    an n that all lines share is in the caption, and so is what must be `said`. Columns that a page has no room for stand
+    below, beside the names again."""
     counts = {
         line[place].text for place, column in enumerate(grid.columns) if column.name == "n" for line in grid.lines
     }
     kept = [place for place, column in enumerate(grid.columns) if not (column.name == "n" and len(counts) == 1)]
-    columns = [grid.columns[place] for place in kept]
-    caption = [grid.title, f"n = {counts.pop()}" if len(counts) == 1 else ""]
-    caption = [". ".join(filter(None, (", ".join(filter(None, caption)), *said)))]
-    names = sum(not column.figure for column in columns)
+    caption = ", ".join(filter(None, (grid.title, f"n = {counts.pop()}" if len(counts) == 1 else "")))
+    parts = [_tabular(grid, [*kept[: grid.names], *piece]) for piece in _pieces(grid, kept)]
     lines = [
         r"\begin{table}[t]",
         r"\centering\small\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{latex(caption[0])}.}}",
+        rf"\caption{{{latex('. '.join(filter(None, (caption, *said))))}.}}",
+        "\n\n\\medskip\n".join(parts),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _pieces(grid: Grid, kept: Sequence[int]) -> list[list[int]]:
+    """Columns beside the names, as many as a line of text has room for; groups stay together."""
+    widths = [
+        max(_width(column), *(_letters(line[place].text) for line in grid.lines)) + 1.5
+        for place, column in enumerate(grid.columns)
+    ]
+    room = LINE - sum(widths[: grid.names])
+    pieces: list[list[int]] = [[]]
+    for _, members in groupby(kept[grid.names :], lambda place: grid.columns[place].group or str(place)):
+        group = list(members)
+        if pieces[-1] and sum(widths[place] for place in (*pieces[-1], *group)) > room:
+            pieces.append([])
+        pieces[-1] += group
+    return pieces
+
+
+def _letters(text: str) -> float:
+    """The width of a cell, in letters of the table's size."""
+    mean, mark, spread = text.partition(" ± ")
+    return len(mean) + 0.7 * len(spread) + bool(mark)
+
+
+def _width(column: Column) -> float:
+    return max(map(len, _head(column).split("\n"))) + 2.0 * bool(_arrow(column))
+
+
+def _head(column: Column) -> str:
+    """The column's name, in lines."""
+    return "\n".join(textwrap.wrap(column.name, HEAD, break_long_words=False)) if column.figure else column.name
+
+
+def _tabular(grid: Grid, places: Sequence[int]) -> str:
+    """Some columns of a grid."""
+    columns = [grid.columns[place] for place in places]
+    lines = [
         r"\begin{tabular}{" + "".join("l" if place < grid.names else "r" for place in range(len(columns))) + "}",
         r"\toprule",
         *_groups(columns),
-        " & ".join(latex(column.name) + _arrow(column) for column in columns) + r" \\",
+        " & ".join(_latex_head(column) for column in columns) + r" \\",
         r"\midrule",
-        *(" & ".join(_latex_item(line[place]) for place in kept) + r" \\" for line in grid.lines),
+        *(" & ".join(_latex_item(line[place]) for place in places) + r" \\" for line in grid.lines),
         r"\bottomrule",
         r"\end{tabular}",
-        r"\end{table}",
     ]
-    assert names >= grid.names
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
+
+
+def _latex_head(column: Column) -> str:
+    lines = [latex(line) for line in _head(column).split("\n")]
+    if len(lines) > 1:
+        return r"\begin{tabular}[b]{@{}r@{}}" + r"\\".join(lines) + r"\end{tabular}"
+    return lines[0] + _arrow(column)
 
 
 def _groups(columns: Sequence[Column]) -> list[str]:

@@ -33,7 +33,8 @@ def _row(folder: Path, run: Run) -> dict[str, Any]:
     row |= {"infection": run.infection.get("status"), "collapsed": (collapse(run) if done else "") or None}
     row |= {f"seconds_{stage}": run.seconds.get(stage) for stage in ("infect", "purify")}
     row |= {name: run.environment.get(name) for name in ("device", "commit")}
-    return row | {"started": run.started, "error": run.error, "folder": str(folder)}
+    error = " ".join(run.error.split()) if run.error else None  # a line a run, whatever reads it
+    return row | {"started": run.started, "error": error, "folder": str(folder)}
 
 
 def as_csv(found: Mapping[Path, Run]) -> str:

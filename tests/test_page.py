@@ -1,0 +1,166 @@
+"""The HTML page: what it holds, what it escapes, what it leaves out; and how it behaves in a real browser.
+
+The browser test needs a Chromium (Debian: apt-get install chromium) and `pip install 'bdx[browser]'`; it is skipped without."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoorbench import cli
+from backdoorbench.config import compose
+from backdoorbench.metrics import Scores
+from backdoorbench.recorded import Run
+from backdoorbench.reporting import page, record
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def run(number: int, defense: str, asr: float, status: str = "done", **changes: Any) -> Run:
+    config = compose([f"defense={defense}", f"seed={number}"])
+    after = Scores(0.9, asr, 0.9 - asr, 360, 324) if status == "done" else None
+    made = Run(f"run{number}", status, "", config, Scores(0.95, 0.99, 0.01, 360, 324), after, {"status": "took"})
+    made.curve = [{"epoch": at, "ca": 0.9, "asr": asr, "ra": 0.9 - asr, "n": 100} for at in (1, 2)]
+    made.environment, made.started = {"device": "a CPU"}, "2026-01-01T00:00:00+00:00"
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.fixture
+def html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The page of 118 finished runs and a failed one whose error is hostile, beside their outputs folder."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    runs = [run(number, ("ft", "fst")[number % 2], 0.001 * (number * 37 % 118)) for number in range(118)]
+    runs.append(run(118, "pbe", 0.0, "failed", error=HOSTILE, notes={"long": "x" * 3000}))
+    for made in runs:
+        folder = tmp_path / "outputs" / "runs" / made.id
+        folder.mkdir(parents=True)
+        record.write(made, folder)
+    Image.new("RGB", (80, 30), (200, 30, 30)).save(tmp_path / "outputs" / "runs" / "run0" / "triggered.png")
+    assert cli.main(["report", "outputs", "--format", "html", "--output", "page.html"]) == 0
+    assert capsys.readouterr().out == "wrote page.html\n"
+    return tmp_path / "page.html"
+
+
+def embedded(html: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html.read_text(), re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def test_the_page_stands_alone(html: Path) -> None:
+    text = html.read_text()
+    assert re.findall(r'(?:src|href)="(?!data:|#|outputs/)([^"]*)"', text) == []  # nothing is fetched
+    assert "@import" not in text and "url(" not in re.sub(r"url\(#\w+\)", "", text)
+    assert (
+        text.count("<svg") == 3 and "data:image/png;base64," in text
+    )  # heat map, scatter, curves; no rates: one alone
+    assert '<td class="figure" data-v="0.99">' in text and "pbe" in text
+
+
+def test_nothing_of_a_record_is_markup(html: Path) -> None:
+    text = html.read_text()
+    assert "alert(1)</script>" not in text and "<img src=x" not in text
+    assert "&lt;/script&gt;&lt;script&gt;alert(1)" in text
+    assert embedded(html)["runs"][-1]["error"] == HOSTILE or HOSTILE in [
+        made["error"] for made in embedded(html)["runs"]
+    ]
+
+
+def test_settings_are_held_once_and_long_things_stay_in_the_record(html: Path) -> None:
+    data = embedded(html)
+    assert len(data["runs"]) == 119 and len(data["attack"]) == 1 and len(data["defense"]) == 3
+    failed = next(made for made in data["runs"] if made["status"] == "failed")
+    assert failed["notes"] == "3,012 characters, in record.json" and failed["folder"] == "outputs/runs/run118"
+    assert not {"curve", "details", "history"} & set(failed) and failed["epochs"] == 2
+    assert page.PANELS >= page.FEWER
+
+
+def test_equal_records_make_equal_pages(html: Path) -> None:
+    first = html.read_bytes()
+    assert cli.main(["report", "outputs", "--format", "html", "--output", "page.html"]) == 0
+    assert html.read_bytes() == first
+
+
+def test_links_are_relative_to_the_page(html: Path) -> None:
+    assert cli.main(["report", "outputs", "--format", "html", "--output", "deep/er/page.html"]) == 0
+    data = embedded(Path("deep/er/page.html"))
+    assert data["runs"][0]["folder"] == "../../outputs/runs/run0"
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_without_the_extra(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main(["report", str(tmp_path), "--format", "html", "--output", "page.html"]) == 2
+    assert capsys.readouterr().err == (
+        f"bdx: bdx report --format html needs {package}, which is not installed. Add it: pip install 'bdx[page]'.\n"
+    )
+
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path")
+@pytest.mark.filterwarnings("ignore")  # of the browser's driver, not ours
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(html: Path, width: int) -> None:
+    driver = pytest.importorskip("playwright.sync_api")
+    said: list[str] = []
+    with driver.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        tab.goto(html.as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
+
+        tables = "#tables table tbody tr td:nth-child(2)"
+        assert tab.locator(tables).all_inner_texts() == ["ft", "fst"]
+        tab.click("#tables thead tr:last-child th:nth-child(8) button")  # ASR after
+        ascending = tab.locator("#tables tbody tr td:nth-child(8)").all_inner_texts()
+        assert [float(text.split()[0]) for text in ascending] == sorted(float(text.split()[0]) for text in ascending)
+        tab.click("#tables thead tr:last-child th:nth-child(8) button")
+        assert tab.locator("#tables tbody tr td:nth-child(8)").all_inner_texts() == ascending[::-1]
+        assert tab.get_attribute("#tables thead tr:last-child th:nth-child(8)", "aria-sort") == "descending"
+
+        assert tab.inner_text("#shown") == "100 of 119 runs"
+        tab.click("#runs th:nth-child(10) button")  # ASR after, over all runs, not over those shown
+        figures = tab.locator("#runs tbody tr td:nth-child(10)").all_inner_texts()
+        assert figures == [f"{0.1 * place:.2f}" for place in range(100)]
+        tab.click("#more")
+        assert tab.locator("#runs tbody tr").count() == 119
+        assert (
+            tab.locator("#runs tbody tr:last-child td:nth-child(10)").inner_text() == "–"
+        )  # what is missing comes last
+
+        tab.fill("#filter", "pbe failed")
+        assert tab.inner_text("#shown") == "1 of 1 runs"
+        tab.click("#runs tbody tr")
+        drawer = tab.inner_text("dialog")
+        assert HOSTILE in drawer and "defense.name\npbe" in drawer and "seed 118" in drawer
+        tab.click("#close")
+        assert not tab.is_visible("dialog")
+
+        tab.emulate_media(color_scheme="light")
+        light = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        tab.emulate_media(color_scheme="dark")
+        dark = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert light != dark
+        tab.click("#theme")
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == light
+        browser.close()
+    assert said == []
