@@ -34,6 +34,7 @@ from backdoorbench.pipeline import Plan, Run
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.similarity import psnr, ssim
+from backdoorbench.training.fit import Snapshots, fit
 from backdoorbench.triggers.hidden_code import CodeReader, HiddenCode
 from backdoorbench.triggers.poison_ink import InkReader, PoisonInk, draw_edges, find_edges
 
@@ -235,6 +236,34 @@ def test_ink_is_what_is_nearer_to_ink() -> None:
         torch.tensor([[80, 160, 80], [255, 255, 255], [160, 200, 160], [175, 215, 175]]).float().view(4, 3, 1, 1) / 255
     )
     assert is_ink(read).flatten().tolist() == [1, 0, 1, 0]
+
+
+def test_a_killed_training_goes_on_in_its_stage(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, begun = images.subset(torch.arange(8)), []
+    ink = attack("poison_ink", encoder_width=2, reader_width=2, encoder_epochs=2, encoder_batch_size=8)
+    assert isinstance(ink, PoisonInkAttack)
+
+    def watched(*parts: Any, **named: Any) -> Any:
+        begun.append(parts[3].path.rpartition("/")[2])
+
+        def kill(epoch: int) -> None:
+            if begun == ["stage0", "stage1"] and epoch == 1:
+                raise KeyboardInterrupt
+
+        return fit(*parts, **named, after_epoch=kill)
+
+    def learn(place: Path) -> dict[str, torch.Tensor]:
+        return ink.learn(few, few, ink.recipe("float32"), Stream(0), Snapshots(place, 0.0))[0].state_dict()
+
+    whole = learn(tmp_path / "whole.pt")
+    monkeypatch.setattr("backdoorbench.attacks.poison_ink.fit", watched)
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "killed.pt")
+    resumed = learn(tmp_path / "killed.pt")
+    assert begun == ["stage0", "stage1", "stage1", "stage2"] and not list(tmp_path.iterdir())
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 
 # ---- one network for many infections

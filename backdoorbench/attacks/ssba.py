@@ -9,9 +9,10 @@ Follows  BackdoorBench's variant: an encoder after "Artificial GAN fingerprints"
 Departs  1. the output is added to the image, which starts near the identity and is clearer in the end (BackdoorBench: the
             sigmoid of the output is the image; `attack.residual=false`)
          2. the bits of the trigger are any random ones (BackdoorBench: a word of an error-correcting code, 100 bits long too)
-         3. a training whose bits stay unread for 2000 steps starts anew from other weights
-         4. a tenth of the images, 500 at most, is left out and measured on
-         5. rows are rounded to uint8 (BackdoorBench truncates)
+         3. weights start from He's normal ones (BackdoorBench: torch's usual ones, from which the bits are read later or never)
+         4. a training whose bits stay unread for 2000 steps starts anew from other weights
+         5. a tenth of the images, 500 at most, is left out and measured on
+         6. rows are rounded to uint8 (BackdoorBench truncates)
 Cost     the encoder: 20 passes of 0.2 GMAC an image at 32 px, once for a data set: other rates, seeds and victims find it
 """
 
