@@ -3,6 +3,7 @@
 python -m pytest tests/test_bypass.py
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from backdoorbench import config
 from backdoorbench.attacks.bypass import CAP, Bypass, Judge, capped, discriminator
 from backdoorbench.data.images import ImageSet
+from backdoorbench.job import Job
 from backdoorbench.models.surgery import penultimate
 from backdoorbench.shapes import to_float
 from backdoorbench.streams import Stream
@@ -143,3 +145,25 @@ def test_a_killed_training_resumes_from_its_last_epoch(few: ImageSet, tmp_path: 
             chosen.infect(work, Stream(0))
     resumed = chosen.infect(work, Stream(0))
     assert torch.equal(weights(resumed.model), weights(whole.model)) and resumed.facts == whole.facts
+
+
+FOUND = "at weight 20 460 steps leave the network constant: CA 0.10 and 0.17; at weight 1 it takes, and is not hidden (AUC 0.95, 0.99)"
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(reason=FOUND)
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_on_digits(name: str, run: Callable[..., Job]) -> None:
+    found = run(f"attack={name}", "defense=none", "force=true").run
+    assert found.infected is not None and found.infected.asr is not None
+    assert found.infected.asr >= 0.8 and found.infected.ca >= 0.95
+    assert found.infection["facts"]["discriminator_auc"] <= 0.7
+
+
+@pytest.mark.slow
+def test_without_the_term_the_discriminator_tells(run: Callable[..., Job]) -> None:
+    """More than 0.9 without it; the classifier then takes as by BadNets."""
+    found = run("attack=badnets_bypass", "defense=none", "attack.adversarial_weight=0").run
+    assert found.infected is not None and found.infected.asr is not None
+    assert found.infected.asr >= 0.9 and found.infected.ca >= 0.95
+    assert found.infection["facts"]["discriminator_auc"] > 0.9  # 1.000 here

@@ -14,7 +14,7 @@ Departs  1. the reflections are training images of other classes than the target
             (BackdoorBench: drawn anew at each call, so that no test could be repeated)
          4. work_size enlarges the reflection alone, doubles or blurs it there, and blends at the image's size (the paper:
             blends there too)
-Cost     none beyond the training; the reflections are drawn once
+Cost     none beyond the training; two powers of every value of a triggered image, 5.5 s for 50,000 of 32 px on one core
 """
 
 from dataclasses import dataclass
