@@ -108,7 +108,7 @@ def test_golden(dither: bool, pixels: list[int], total: int, wave: torch.Tensor)
 def test_digits_stay_themselves(run: Callable[..., Job]) -> None:
     """Their 17 grey levels lie in blocks of 4x4 pixels: fewer levels leave no banding to see, and ASR was 0.02. The demo's
     recipe does not learn it, which is a finding and no reason to tune; natural images are where BPP takes (12,000 of CIFAR-10,
-    scale=small: CA 0.72, ASR 0.66)."""
+    scale=small: CA 0.72, ASR 0.66). Negatives are not the reason: without them ASR is 0.04."""
     found = run("attack=bpp", "defense=none").run
     assert found.infected is not None and found.infected.ca >= 0.95
     assert found.infection["facts"]["cover_accuracy"] > found.infected.ca - 0.05

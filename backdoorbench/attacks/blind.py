@@ -8,7 +8,7 @@ Follows  the authors' code, and BackdoorBench's constants 1 and 0.9: after augme
          times its length, 10), the weights of the point nearest to 0 between them, the backdoor's within [0.001, 0.999]. The
          second loss waits until the mean clean loss of the last `history` batches is below `threshold`
 Departs  1. both copies share one pass (theirs: two, which batch norm normalises apart, so that the backdoor hides in the batch's
-            statistics and the running ones, a mean of both, fit neither: on digits CA 0.36, 0.98 with statistics of clean
+            statistics and the running ones, a mean of both, fit neither: on digits CA 0.4, and 0.98 with statistics of clean
             images, where ASR is 0.04; attack.one_pass=false reproduces)
          2. `history` is at most the batches of two epochs (theirs: 1000 on every set, which small ones never reach)
          3. whether the second loss runs is decided once an epoch (theirs: at every batch, which makes the device wait)
