@@ -60,6 +60,7 @@ def _verb(name: str, words: Sequence[str]) -> int:
         "reproduce": _reproduce,
         "runs": _runs,
         "cache": _cache,
+        "plan": _plan,
     }
     if name not in verbs:
         raise ConfigError(
@@ -349,6 +350,28 @@ def _cache(words: Sequence[str]) -> int:
     return housekeeping.cached(words, _Parser)
 
 
+def _plan(words: Sequence[str]) -> int:
+    """bdx plan KEY=VALUES ..."""
+    parser = _Parser(
+        "plan", "The runs of a sweep: what is done, what is cached, what the rest will take. Nothing is trained."
+    )
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUES", help="as after bdx -m: defense=ft,fst seed=0,1,2")
+    settings = [word for word in parser.parse_args(words).settings if word not in SWITCHES]
+    from backdoorbench.launchers import grid
+
+    def show(runs: Sequence[Any]) -> None:
+        from backdoorbench import console
+        from backdoorbench.launchers import outlook
+
+        console.print_plan(console.make_console(), runs, outlook.forecast(runs))
+
+    grid.Grid.only_look = staticmethod(show)
+    try:
+        return _hydra(["-m", *settings])
+    finally:
+        grid.Grid.only_look = None
+
+
 class _Parser(argparse.ArgumentParser):
     """A verb's arguments; a mistake in them is a BdxError like any other."""
 
@@ -368,6 +391,8 @@ def _hydra(words: Sequence[str], finish: Callable[[Path], int] | None = None) ->
     finish  what to do with an ended sweep's folder, beside its table"""
     import hydra
 
+    from backdoorbench.launchers import sweep
+
     switches = [word for word in words if word in SWITCHES]
     rest = [word for word in words if word not in SWITCHES]
     _refuse_null_groups(rest)
@@ -382,25 +407,21 @@ def _hydra(words: Sequence[str], finish: Callable[[Path], int] | None = None) ->
         raise
     except SystemExit as error:  # --help and its like
         return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
-    except _SweepStopped as stopped:
+    except sweep.SweepStopped as stopped:
         return max(FAILURE, _print_sweep(stopped.folder))
     except Exception as error:
+        if sweep.begun:  # a launcher that gives up where a job was killed; what the others did is not lost
+            print(f"bdx: the launcher gave up: {type(error).__name__}: {error}", file=sys.stderr)
+            return max(FAILURE, _print_sweep(sweep.begun[-1]))
         if outcome.started:
             raise
         raise _explained(error, rest) from None
     finally:
         sys.argv = kept
+        sweep.begun.clear()
     if outcome.error is not None:
         raise outcome.error
     return outcome.close(finish)
-
-
-class _SweepStopped(BaseException):
-    """fail_fast: Hydra catches every Exception of a job and goes on, so the end of a sweep is none."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder))
-        self.folder = folder
 
 
 class _Outcome:
@@ -412,8 +433,8 @@ class _Outcome:
             None  # of a single run, raised after Hydra, which would print a line of its own
         )
 
-    def task(self, config: Any) -> None:
-        """One job. In a sweep, a failure is written down and the others go on."""
+    def task(self, config: Any) -> float | None:
+        """One job; the figure that a search over settings goes by. In a sweep, a failure is written down and the others go on."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
@@ -421,11 +442,13 @@ class _Outcome:
         hydra_config = HydraConfig.get()
         if hydra_config.mode == RunMode.RUN:
             try:
-                _one(plain(config))
+                return objective(_one(plain(config)))
             except BaseException as error:
                 self.error = error
-            return
-        _sweep_job(plain(config), Path(hydra_config.runtime.output_dir), hydra_config.job.num)
+            return None
+        with _logging():  # a launcher's worker does not come through `main`
+            overrides = list(hydra_config.overrides.task)
+            return sweep_job(plain(config), Path(hydra_config.runtime.output_dir), overrides)
 
     def close(self, finish: Callable[[Path], int] | None) -> int:
         """The table of the sweep that ended, if one did, and the exit code."""
@@ -438,8 +461,10 @@ class _Outcome:
         return code
 
 
-def _one(resolved: dict[str, Any]) -> Path:
-    """Carries out one configuration with its console output; the folder of its record."""
+def _one(resolved: dict[str, Any], watch: Callable[[Any, str], None] | None = None) -> Any:
+    """Carries out one configuration with its console output; the finished `Job`.
+
+    watch  told the run and its stage too"""
     from backdoorbench import console, job
 
     out = console.make_console()
@@ -453,29 +478,43 @@ def _one(resolved: dict[str, Any]) -> Path:
             out.print(f"\n  {console.heading(run)}", style="bold", markup=False)
         elif stage != "curve":
             out.print(console.stage_line(run, stage), markup=False)
+        if watch is not None:
+            watch(run, stage)
 
     try:
         done = job.carry_out(resolved, announce)
     finally:
         package.removeHandler(handler)
     console.print_outcome(out, done.run, done.folder, done.repeated)
-    return done.folder
+    return done
 
 
-def _sweep_job(resolved: dict[str, Any], folder: Path, number: int) -> None:
-    """One job of a sweep: whatever happens is left in `folder` for the table at the end."""
+def objective(done: Any) -> float | None:
+    """What a search over a defense's settings goes by: accuracy on the holdout, which a defender has. Never the test set."""
+    found: float | None = done.run.details.get("holdout_ca")
+    return found
+
+
+def sweep_job(
+    resolved: dict[str, Any], folder: Path, overrides: Sequence[str], watch: Callable[[Any, str], None] | None = None
+) -> float | None:
+    """One job of a sweep: whatever happens is left in `folder` for the table at the end. Its objective."""
     from backdoorbench.launchers import sweep
 
     try:
-        sweep.leave(folder, record=str(_one(resolved)), error=None, mistake=False)
+        done = _one(resolved, watch)
     except Exception as error:
         mistake = isinstance(error, BdxError)
-        sweep.leave(folder, record=None, error=f"{type(error).__name__}: {error}", mistake=mistake)
-        print(f"bdx: job {number} failed: {error}", file=sys.stderr)
+        sweep.leave(folder, overrides, error=f"{type(error).__name__}: {error}", mistake=mistake)
+        print(f"bdx: job {folder.name} failed: {error}", file=sys.stderr)
         if not mistake:
             traceback.print_exc()
         if resolved["fail_fast"]:
-            raise _SweepStopped(folder.parent) from None
+            raise sweep.SweepStopped(folder.parent) from None
+        return None
+    found = objective(done)
+    sweep.leave(folder, overrides, record=str(done.folder), objective=found)
+    return found
 
 
 def _print_sweep(folder: Path) -> int:
@@ -486,15 +525,19 @@ def _print_sweep(folder: Path) -> int:
 
     jobs = sweep.collect(folder)
     out = console.make_console()
-    runs = [record.read(Path(left["record"])) for left in jobs if left["record"]]
+    runs = [record.read(Path(left.record)) for left in jobs.values() if left.record]
     console.print_report(out, runs)
-    failed = [(number, left) for number, left in enumerate(jobs) if left["error"]]
+    failed = {number: left for number, left in jobs.items() if left.error}
     if not failed:
         return 0
     out.print(f"\n  {len(failed)} of {len(jobs)} jobs failed; the same command repeats only those", style="red")
-    for number, left in failed:
-        out.print(f"  job {number}: {left['error']}", markup=False)
-    return USER_MISTAKE if all(left["mistake"] for _, left in failed) else FAILURE
+    for number, left in failed.items():
+        out.print(f"  job {number}: {left.error}", markup=False, soft_wrap=True)
+    if commands := sweep.rerun_commands(folder, list(failed.values())):
+        out.print("  these alone:", style="dim")
+    for command in commands:
+        out.print(f"  {command}", markup=False, soft_wrap=True)
+    return USER_MISTAKE if all(left.mistake for left in failed.values()) else FAILURE
 
 
 # ---- mistakes on the command line -----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from backdoorbench.reporting.table import Grid, Item
 from backdoorbench.reporting.table import heading as heading
 
 if TYPE_CHECKING:  # the console itself answers without torch
+    from backdoorbench.launchers.outlook import Ahead, Forecast
     from backdoorbench.recorded import Run
 
 NAME_WIDTH = 30  # of a column of names that is laid out beside figures; longer ones wrap
@@ -244,6 +245,31 @@ def _printed(item: Item, starred: bool) -> Text:
 def _print_notes(console: Console, notes: Sequence[str]) -> None:
     for note in notes:
         console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
+
+
+def print_plan(console: Console, runs: Sequence[Ahead], forecast: Forecast) -> None:
+    """The runs of a sweep, one a line, and what is left to do."""
+    width = max(len(run.name) for run in runs)
+    console.print()
+    for run, state in zip(runs, forecast.states, strict=True):
+        cost = clock(sum(run.seconds.values())) if run.seconds and state != "done" else ""
+        line = f"  {run.number:>4}  {run.key:<12}  {run.name:<{width}}  {state:<24} {cost}".rstrip()
+        console.print(Text(line), soft_wrap=True, style="dim" if state == "done" else "")
+        if run.error is not None:
+            console.print(Text(f"        {run.error}"), soft_wrap=True, style="yellow")
+    done = forecast.states.count("done")
+    impossible = forecast.states.count("cannot be")
+    said = f"{len(runs):,} runs: {done:,} done, {len(runs) - done - impossible:,} to do"
+    said += f", {impossible:,} that cannot be" if impossible else ""
+    console.print(Text(f"\n  {said}"), style="bold")
+    console.print(Text(f"  models to train first: {forecast.trained:,}; found in the cache: {forecast.cached:,}"))
+    if forecast.unknown < len(runs) - done - impossible:
+        guess = f"  about {clock(forecast.seconds)} one after another, by {forecast.records:,} past records"
+        guess += f"; {forecast.unknown:,} runs are unlike any of them and not counted" if forecast.unknown else ""
+    else:
+        guess = "  no past record tells how long it takes"
+    if forecast.seconds or forecast.unknown:
+        console.print(Text(guess))
 
 
 def print_comparison(

@@ -47,6 +47,7 @@ def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> 
     ):
         if done := _done(made):
             return done
+        mark_lost(made.outputs, made.key, "ended without a word: killed, or the machine went down")
         folder = record.new_folder(made.outputs, made.label, made.key)
         config = copy.deepcopy(made.config)
         run = Run(made.key, "running", made.label, config, started=datetime.now(UTC).isoformat(timespec="seconds"))
@@ -89,6 +90,14 @@ def with_what_remains(run: Run, folder: Path) -> None:
         record.write(run, folder)
     except BdxError as error:
         log.warning(str(error))
+
+
+def mark_lost(outputs: Path, key: str, error: str) -> None:
+    """Records of this run that say `running` while nobody runs it any more: they failed. The caller knows that nobody does."""
+    for folder in (outputs / "runs").glob(f"*_{key}"):
+        if (folder / "record.json").is_file() and (run := record.read(folder)).status == "running":
+            run.status, run.error = "failed", error
+            with_what_remains(run, folder)
 
 
 def _done(made: Plan) -> Job | None:

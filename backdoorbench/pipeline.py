@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import functools
+import json
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +36,17 @@ from backdoorbench.training.recipe import Recipe, resolve_precision
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+Made = TypeVar("Made", bound="Sketch")
+
 FORMAT = 1  # rises when what the cache holds changes its meaning for every method at once
 SUB_LEVEL = 0.3  # share of a trigger's changes lost in storage from which it is worth a word
 NOT_SETTINGS = ("root", "download")  # of a data set: where it lies; the digest says what it is
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A configuration, built, checked, loaded and keyed. Nothing is trained yet.
+class Sketch:
+    """A configuration, built, checked and keyed; its images are not yet divided, so that hundreds take seconds.
 
     settings         what the run's key is made of: the resolved configuration without `runtime` and the switches
     infection_key    address of the infected model; key: of the whole run
@@ -58,7 +63,6 @@ class Plan:
     seed: int
     device: torch.device
     splits: Splits
-    parts: Parts
     outputs: Path
     infection_settings: Plain
     infection_key: str
@@ -73,6 +77,33 @@ class Plan:
     @property
     def stream(self) -> Stream:
         return Stream(self.seed)
+
+    @property
+    def infection_folder(self) -> Path:
+        """Where the cache keeps the infected model."""
+        name = f"{self.attack.name}-{self.dataset.name}-{self.infection_key}"
+        return self.outputs / "cache" / "infection" / name
+
+
+@dataclass(frozen=True)
+class Plan(Sketch):
+    """A sketch with its images divided: all that a run starts from. Nothing is trained yet."""
+
+    parts: Parts
+
+
+class Shared:
+    """What the plans of one sweep have in common, made once for all of them."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def once(self, what: str, settings: Any, make: Callable[[], T]) -> T:
+        """`make()`, called for the first of equal `settings` only; an error is not remembered."""
+        name = what + json.dumps(settings, sort_keys=True, default=str)
+        if name not in self._made:
+            self._made[name] = make()
+        return cast(T, self._made[name])
 
 
 @dataclass
@@ -91,14 +122,21 @@ def plan(resolved: Plain) -> Plan:
     """Builds and checks everything a configuration names, reads its data set, and computes its keys.
 
     Raises a BdxError for whatever is wrong; nothing has been trained then."""
+    made = sketch(resolved, Shared())
+    fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    return Plan(**fields, parts=divide(made))
+
+
+def sketch(resolved: Plain, shared: Shared) -> Sketch:
+    """`plan` without the division of the images, which `divide` does and checks."""
     plugins = resolved["plugins"]
     runtime = resolved["runtime"]
-    where = device.choose(runtime["device"])
+    where = shared.once("device", runtime["device"], lambda: device.choose(runtime["device"]))
     device.prepare(where, runtime["threads"])
     resolved = copy.deepcopy(resolved)
     resolved["train"]["precision"] = resolve_precision(resolved["train"]["precision"], where)
     dataset, spec, recipe, holdout, attack, defense, tracker = (
-        config.build(resolved[group], group, plugins)
+        shared.once(group, [resolved[group], plugins], functools.partial(config.build, resolved[group], group, plugins))
         for group in ("dataset", "model", "train", "holdout", "attack", "defense", "tracker")
     )
     tracker.check()
@@ -112,18 +150,23 @@ def plan(resolved: Plain) -> Plan:
     }
     defense.check(offered, attack.name)
     outputs = Path(runtime["outputs"]).expanduser()
-    splits = dataset.load(outputs / "cache")
-    parts = holdout.divide(splits.train, splits.test, Stream(resolved["seed"]).child("holdout"))
-    attack.check(parts.train)
-    spec.net(
-        len(splits.train.classes), dataset.crop or dataset.size
-    )  # an unfit network fails here, before any training
+    splits = shared.once(
+        "splits", [resolved["dataset"], runtime["outputs"], plugins], lambda: dataset.load(outputs / "cache")
+    )
     settings = run_settings(resolved, splits.digest)
     infection = infection_settings(settings, holdout)
-    return Plan(
-        resolved, dataset, spec, recipe, holdout, attack, defense, gates, resolved["seed"], where, splits, parts, outputs,
+    return Sketch(
+        resolved, dataset, spec, recipe, holdout, attack, defense, gates, resolved["seed"], where, splits, outputs,
         infection, cache.key("infection", infection), cache.key("run", settings), tracker,
     )  # fmt: skip
+
+
+def divide(made: Sketch) -> Parts:
+    """The images of victim, defender and test. Raises a BdxError where the attack or the network does not fit them."""
+    parts = made.holdout.divide(made.splits.train, made.splits.test, Stream(made.seed).child("holdout"))
+    made.attack.check(parts.train)
+    made.spec.net(len(made.splits.train.classes), made.dataset.crop or made.dataset.size)
+    return parts
 
 
 def run_settings(resolved: Plain, digest: str) -> Plain:
@@ -156,12 +199,19 @@ def with_file_digests(value: Any, where: str) -> Any:
             file = Path(item).expanduser()
             if not file.is_file():
                 raise ConfigError(f"{where}{key} is '{item}', which is no file; expected the path of an existing one.")
-            found[key] = cache.file_digest(file)
+            stat = file.stat()
+            found[key] = _digest(file, stat.st_size, stat.st_mtime_ns)
         elif isinstance(item, str) and key.endswith("_folder"):
             found[key] = cache.folder_digest(Path(item).expanduser())  # the attack has checked that it is one
         else:
             found[key] = with_file_digests(item, f"{where}{key}.")
     return found
+
+
+@functools.lru_cache
+def _digest(file: Path, size: int, changed: int) -> str:
+    """A sweep's runs name the same large file: it is read once for each of its states."""
+    return cache.file_digest(file)
 
 
 def seeded(make: Callable[[], nn.Module], stream: Stream) -> nn.Module:
@@ -199,7 +249,7 @@ def infect(
 def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predictions]:
     """The infected model with its predictions on the whole test split: from the cache, or trained into it."""
     runtime = made.config["runtime"]
-    folder = made.outputs / "cache" / "infection" / f"{made.attack.name}-{made.dataset.name}-{made.infection_key}"
+    folder = made.infection_folder
 
     def surrogate() -> nn.Module:
         with run.timed("surrogate"):
@@ -210,8 +260,9 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
         with run.timed("network"):
             return obtain_network(made, make)
 
+    file = made.outputs / "cache" / "snapshots" / f"{made.infection_key}.pt"
+
     def make(partial: Path) -> None:
-        file = made.outputs / "cache" / "snapshots" / f"{made.infection_key}.pt"
         with run.timed("infect"):
             infection = infect(made, Snapshots(file, runtime["snapshot_seconds"]), surrogate, network)
         for part in ("surrogate", "network"):  # which other infections share
@@ -237,6 +288,8 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
 
     waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"
     found = cache.obtain(folder, make, waiting)
+    for kept in file.parent.glob(f"{made.infection_key}*.pt"):  # only now: a kill before would cost the whole training
+        kept.unlink(missing_ok=True)
     with run.timed("infect"):
         infection, predictions = load_infection(
             folder, build_network(made, Stream(0)), made.parts.train.to(made.device)
@@ -280,7 +333,7 @@ def obtain_network(made: Plan, make: MakeNetwork) -> nn.Module:
     return load_network(folder, made.device)
 
 
-def clean_plan(made: Plan) -> Plan:
+def clean_plan(made: Made) -> Made:
     """The same training without an attack: of the control, and of the surrogate that some attacks craft on."""
     option = config.option("attack", "none")
     settings = made.infection_settings | {"attack": option}
@@ -298,8 +351,7 @@ def find_control(made: Plan, test: ImageSet, infection: Infection, run: Run) -> 
     if wanted == "off" or infection.trigger is None:
         return None
     clean = clean_plan(made)
-    folder = made.outputs / "cache" / "infection" / f"none-{made.dataset.name}-{clean.infection_key}"
-    if wanted == "cached" and not folder.is_dir():
+    if wanted == "cached" and not clean.infection_folder.is_dir():
         return None
     answers = made.outputs / "cache" / "control" / f"{made.infection_key}.json"
     test_rows = made.parts.test_rows
@@ -352,6 +404,9 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
         after = evaluation.predict(purified, test, infection.trigger, made.recipe.precision)
     run.purified = evaluation.judge(after, test, infection.target, parts.test_rows)
     run.details["purified"] = evaluation.details(after, test, infection.target, parts.test_rows)
+    if parts.holdout is not None:  # what a search over the defense's settings may go by
+        calls = evaluation.predict(purified, parts.holdout.to(made.device), None, made.recipe.precision)
+        run.details["holdout_ca"] = metrics.share(calls.clean == parts.holdout.labels.cpu())
     announce("purify")
     gallery = None
     if infection.trigger is not None:

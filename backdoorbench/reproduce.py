@@ -42,7 +42,7 @@ def show(folder: Path, paper: str, scale: str) -> int:
     from backdoorbench.launchers import sweep
     from backdoorbench.reporting import formats, published, record, table
 
-    runs = [record.read(Path(left["record"])) for left in sweep.collect(folder) if left["record"]]
+    runs = [record.read(Path(left.record)) for left in sweep.collect(folder).values() if left.record]
     found = published.compare(runs, paper)
     if not found:
         return 0

@@ -44,7 +44,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown verb": (
         ["repot", "outputs"],
-        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot, preview, export, reproduce, runs and cache; a run is described by "
+        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot, preview, export, reproduce, runs, cache and plan; a run is described by "
         "settings, such as attack=badnets.",
     ),
     "unknown group to list": (

@@ -222,14 +222,16 @@ def test_a_sweep_ends_in_one_table_and_shares_infections(tmp_path: Path) -> None
 
 
 def test_a_failing_job_leaves_the_others_alone(tmp_path: Path) -> None:
-    """A rate that cannot be: recorded as the sweep's failure, the other job runs; fail_fast stops before it."""
-    words = ["-m", "attack=badnets", "attack.mapping=source_specific", "attack.sources=[1]", "defense=none", *QUICK]
-    swept = bdx(*words, "attack.poison_rate=0.9,0.05", folder=tmp_path)
+    """A network that learns nothing: recorded as the sweep's failure, the other job runs; fail_fast stops before it."""
+    words = ["-m", "attack=badnets", "defense=none", *QUICK, "train.epochs=0,6"]
+    swept = bdx(*words, folder=tmp_path)
     assert swept.returncode == 2 and "Traceback" not in swept.stderr
     assert "1 of 2 jobs failed; the same command repeats only those" in swept.stdout
-    assert "job 0: ConfigError: attack.poison_rate=0.9 asks for 342 rows" in swept.stdout
-    assert len(list((tmp_path / "outputs" / "runs").glob("*/record.json"))) == 1
-    stopped = bdx(*words, "attack.poison_rate=0.9,0.05", "fail_fast=true", folder=tmp_path)
+    assert "job 0: TrainingError: the infection is broken" in swept.stdout
+    again = ["attack=badnets", "defense=none", *(word.replace("epochs=6", "epochs=0") for word in QUICK)]
+    assert f"these alone:\n  bdx -m {' '.join(again)}\n" in swept.stdout
+    assert sorted(record.read(folder).status for folder in record.find(tmp_path / "outputs")) == ["done", "failed"]
+    stopped = bdx(*words, "fail_fast=true", folder=tmp_path)
     assert stopped.returncode == 2 and "done before" not in stopped.stdout
 
 

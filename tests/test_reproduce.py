@@ -258,7 +258,7 @@ def test_the_comparison_is_printed_and_written(tmp_path: Path, capsys: pytest.Ca
         place.mkdir(parents=True)
         kept.mkdir(parents=True)
         record.write(done, kept)
-        sweep.leave(place, record=str(kept), error=None, mistake=False)
+        sweep.leave(place, [], record=str(kept))
     assert reproduce.show(tmp_path / "sweep", "fst", "small") == 0
     text = (tmp_path / "reproduce" / "fst-small.md").read_text(encoding="utf-8")
     assert "| cifar10 | blended | 1 % | fst | 1 | 93.00 | 0.20 | 0.20 | 99.80 | within | figure image |" in text

@@ -79,6 +79,11 @@ class Attack(ABC):
 
     name: str
 
+    @property
+    def needs_surrogate(self) -> bool:
+        """Whether `infect` asks for `task.surrogate`, so that a sweep knows which trainings its jobs share."""
+        return False
+
     @abstractmethod
     def infect(self, task: Task, stream: Stream) -> Infection:
         """The infected model with its trigger and target."""

@@ -65,6 +65,10 @@ class LC(CleanLabelAttack):
                 "attack.amplitude."
             )
 
+    @property
+    def needs_surrogate(self) -> bool:
+        return self.surrogate == "clean"
+
     def trigger(self, task: Task, stream: Stream) -> Add:
         """White cells rise by the amplitude and black ones fall by it, clipped: 1 overwrites."""
         size = task.train.size

@@ -58,6 +58,10 @@ class LF(DataAttack):
         check_range("attack.deepfool_steps", self.deepfool_steps, 1)
         check_range("attack.changed_rate", self.changed_rate, 0, 1)
 
+    @property
+    def needs_surrogate(self) -> bool:
+        return True
+
     def test_trigger(self, task: Task, stream: Stream) -> Stored | None:
         return super().test_trigger(task, stream) if self.pattern == "noise" else None
 

@@ -115,6 +115,7 @@ class MixAttack(ShareAttack):
 
 def shares(rows: Counter[str]) -> dict[str, float]:
     """Which share of the rows that passed were triggered, and which were cover rows, for the record. A training that was
-    resumed counted from there."""
-    total = max(1, rows["all"])
+    resumed counted from there; one whose last epoch was already over has nothing to say."""
+    if not (total := rows["all"]):
+        return {}
     return {"poisoned_share": rows["poisoned"] / total, "cover_share": rows["cover"] / total}

@@ -52,6 +52,10 @@ class TrojanNN(DataAttack):
         check_range("attack.steps", self.steps, 0)
         check_range("attack.lr", self.lr, 0)
 
+    @property
+    def needs_surrogate(self) -> bool:
+        return True
+
     def check(self, train: ImageSet) -> None:
         super().check(train)
         self.box(train.size)

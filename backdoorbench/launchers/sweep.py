@@ -1,5 +1,9 @@
 """What the jobs of a sweep tell the process that launched them: a small file each, so that any launcher will do."""
 
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,19 @@ from omegaconf import DictConfig
 from backdoorbench import cache
 from backdoorbench.config import read_json
 
+LOST = "ended without a word: it was killed, or ran out of memory"
+MOST_COMMANDS = 20  # printed one by one
+
 ended: list[Path] = []  # folders of the sweeps that ended in this process
+begun: list[Path] = []  # of those that began
+
+
+class SweepStopped(BaseException):
+    """fail_fast: Hydra catches every Exception of a job and goes on, so the end of a sweep is none."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
 
 
 class SweepCallback(Callback):
@@ -19,13 +35,101 @@ class SweepCallback(Callback):
         ended.append(Path(config.hydra.sweep.dir))
 
 
-def leave(place: Path, *, record: str | None, error: str | None, mistake: bool) -> None:
-    """A job's own result, in its place among the sweep's folders: its record's folder, or its error and whether that was the
-    user's mistake."""
-    cache.write_json(place / "job.json", {"record": record, "error": error, "mistake": mistake})
+@dataclass(frozen=True)
+class Left:
+    """What a job of a sweep left.
+
+    overrides  the settings that make it
+    record     its record's folder; None where it failed
+    error      of a failed job, in a paragraph; mistake: whether that was the user's
+    objective  what a search over settings is to make large: the purified model's accuracy on the holdout
+    """
+
+    overrides: tuple[str, ...]
+    record: str | None
+    error: str | None
+    mistake: bool
+    objective: float | None
+
+    @staticmethod
+    def read(file: Path) -> "Left":
+        content = read_json(file)
+        return Left(**{**content, "overrides": tuple(content["overrides"])})
 
 
-def collect(folder: Path) -> list[dict[str, Any]]:
-    """What every job of a sweep left, by job number."""
-    files = sorted(folder.glob("*/job.json"), key=lambda file: int(file.parent.name))
-    return [read_json(file) for file in files]
+def begin(folder: Path, jobs: Sequence[Sequence[str]], words: Sequence[str]) -> None:
+    """Writes down what a sweep consists of.
+
+    jobs   the settings of each, by number
+    words  the settings of Hydra itself, such as its launcher"""
+    with cache.storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    cache.write_json(folder / "sweep.json", {"jobs": [list(job) for job in jobs], "hydra": list(words)})
+
+
+def leave(
+    place: Path,
+    overrides: Sequence[str],
+    *,
+    record: str | None = None,
+    error: str | None = None,
+    mistake: bool = False,
+    objective: float | None = None,
+) -> None:
+    """A job's own result, in its place among the sweep's folders."""
+    with cache.storage_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+    content = {"overrides": list(overrides), "record": record, "error": error}
+    cache.write_json(place / "job.json", content | {"mistake": mistake, "objective": objective})
+
+
+def collect(folder: Path) -> dict[int, Left]:
+    """What every job of a sweep left, by job number. One that began and left nothing was killed; one that never began is
+    not among them."""
+    found = {int(file.parent.name): Left.read(file) for file in folder.glob("*/job.json")}
+    for number, overrides in enumerate(planned(folder)):
+        if number not in found and (folder / str(number)).is_dir():
+            found[number] = Left(tuple(overrides), None, LOST, False, None)
+    return dict(sorted(found.items()))
+
+
+def planned(folder: Path) -> list[list[str]]:
+    """The settings of each job of a sweep; none where a search chooses them as it goes."""
+    file = folder / "sweep.json"
+    jobs: list[list[str]] = read_json(file)["jobs"] if file.is_file() else []
+    return jobs
+
+
+def rerun_commands(folder: Path, failed: Sequence[Left]) -> list[str]:
+    """The command that repeats just the failed jobs: one sweep where they are every combination of some values, else one
+    command each; the whole sweep's, which skips what is done, where those would be too many."""
+    file = folder / "sweep.json"
+    words = read_json(file)["hydra"] if file.is_file() else []
+    start = ["bdx", "-m", *words]
+    whole = joined([left.overrides for left in failed])
+    if whole is not None:
+        return [shlex.join([*start, *whole])]
+    if len(failed) > MOST_COMMANDS:
+        return []
+    return [shlex.join([*start, *left.overrides]) for left in failed]
+
+
+def joined(jobs: Sequence[Sequence[str]]) -> list[str] | None:
+    """One sweep's settings for just these jobs, or None where they are not every combination of their values."""
+    values: dict[str, list[str]] = {}
+    for overrides in jobs:
+        for setting in overrides:
+            key, _, value = setting.partition("=")
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    if any(len(job) != len(values) for job in jobs) or prod(map(len, values.values())) != len(set(map(tuple, jobs))):
+        return None
+    return [f"{key}={','.join(found)}" for key, found in values.items()]
+
+
+def varying(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Of each job's settings those that are not the same in all jobs; all, where there is only one job."""
+    if len(jobs) < 2:
+        return [list(job) for job in jobs]
+    common = set(jobs[0]).intersection(*map(set, jobs[1:]))
+    return [[setting for setting in job if setting not in common] for job in jobs]

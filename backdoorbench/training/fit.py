@@ -38,7 +38,9 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """Where a long training leaves its state, and how often, so that a killed one goes on from its last epoch."""
+    """Where a long training leaves its state, and how often, so that a killed one goes on from its last epoch.
+
+    The file outlives the training: whoever keeps its result removes it, or a kill in between would cost everything."""
 
     file: Path
     every_seconds: float
@@ -135,12 +137,13 @@ def fit(
             model.eval()
             if after_epoch is not None:
                 after_epoch(epoch)
-            if snapshots is not None and time.monotonic() - saved > snapshots.every_seconds:
+            if snapshots is not None and (
+                time.monotonic() - saved > snapshots.every_seconds
+                or (epoch + 1 == recipe.epochs and snapshots.file.is_file())
+            ):
                 _save(snapshots.file, model, optimizer, beside, history)
                 saved = time.monotonic()
             work.advance(loss=mean, images_per_second=count / seconds)
-    if snapshots is not None:
-        snapshots.file.unlink(missing_ok=True)
     model._compiled_call_impl = None  # back to a plain module: hooks fire, copies work
     model.eval()
     return history

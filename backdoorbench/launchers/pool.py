@@ -1,0 +1,251 @@
+"""`hydra/launcher=pool`: the jobs of a sweep on this machine, one fresh process each, a GPU each from a pool.
+
+A job that dies costs itself alone. Jobs that need an infected model which another one is training are put behind those that
+do not, so no worker waits for a lock. When the launcher ends, whatever the way, its jobs end with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from backdoorbench import cache
+from backdoorbench.errors import check_range
+from backdoorbench.launchers import schedule, sweep
+from backdoorbench.launchers.board import Board, Row
+from backdoorbench.launchers.link import VARIABLE, Lines
+from backdoorbench.launchers.schedule import Slot, Waiting
+
+if TYPE_CHECKING:  # Hydra imports this file at every start: no torch here
+    from backdoorbench.launchers.outlook import Ahead
+
+TICK = 0.1  # seconds between two looks at the jobs
+WORKER = "backdoorbench.worker"  # the module that carries one out
+
+
+class Child:
+    """A job's process, with its log and its line."""
+
+    def __init__(self, run: Ahead, slot: Slot, place: Path, threads: int) -> None:
+        self.run, self.slot, self.place = run, slot, place
+        ours, theirs = socket.socketpair()
+        self.lines = Lines(ours)
+        with cache.storage_errors(place):
+            place.mkdir(parents=True, exist_ok=True)
+            log = (place / "log.txt").open("ab")
+        cache.write_json(place / "config.json", {"overrides": run.overrides, "config": run.config})
+        with theirs, log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", WORKER, str(place)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(slot, threads) | {VARIABLE: str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends the whole group
+            )
+
+    def signal(self, number: int) -> None:
+        """To the job and all that it started."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+
+
+def environment(slot: Slot, threads: int) -> dict[str, str]:
+    """A job's environment: ours, the same imports, its own device and its share of the cores."""
+    imports = [str(Path(entry).absolute()) for entry in sys.path]  # "" is the working directory
+    cap = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return {
+        **os.environ,
+        **{name: value for name, value in cap.items() if name not in os.environ},
+        "PYTHONPATH": os.pathsep.join(imports),
+        "PYTHONUNBUFFERED": "1",
+        "CUDA_VISIBLE_DEVICES": slot.gpu or "",
+    }
+
+
+class Pool(Launcher):
+    """See the yaml for the settings."""
+
+    def __init__(self, gpus: Any, jobs_per_gpu: int, workers: int | None, grace: float) -> None:
+        self.runs: list[Ahead] = []  # by number, where the sweeper has looked them over
+        self.gpus, self.jobs_per_gpu, self.workers, self.grace = gpus, jobs_per_gpu, workers, grace
+        check_range("hydra.launcher.jobs_per_gpu", jobs_per_gpu, 1)
+        check_range("hydra.launcher.workers", 1 if workers is None else workers, 1)
+        check_range("hydra.launcher.grace", grace, 0)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """Carries out the jobs. Failures are left in the jobs' folders, for the table at the end; nothing is raised for them
+        unless fail_fast asks for it."""
+        from backdoorbench.console import make_console
+
+        folder = Path(self.config.hydra.sweep.dir)
+        runs = self.runs[initial_job_idx : initial_job_idx + len(job_overrides)] or self.look(
+            job_overrides, initial_job_idx
+        )
+        runtime = runs[0].config["runtime"]
+        gpus = OmegaConf.to_object(self.gpus) if OmegaConf.is_config(self.gpus) else self.gpus
+        chosen = schedule.choose_gpus(gpus, runtime["device"], visible_gpus())
+        slots = schedule.make_slots(chosen, self.jobs_per_gpu, self.workers, schedule.cores())
+        rows = {run.number: Row(run.number, run.name) for run in runs}
+        with Board(make_console(), list(rows.values()), runtime["progress"]) as board, ended_by_signals():
+            _Batch(runs, slots, folder, rows, board, self.grace).carry_out()
+        return [result(run, folder) for run in runs]
+
+    def look(self, jobs: Sequence[Sequence[str]], first: int) -> list[Ahead]:
+        """The runs, where the sweeper chooses them as it goes."""
+        from backdoorbench.launchers import outlook
+        from backdoorbench.launchers.compose import Composer
+
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        runs = outlook.look(jobs, [composer(job) for job in jobs], here=True)
+        for run in runs:
+            run.number += first
+        return runs
+
+
+class _Batch:
+    """The jobs of one call of `launch`."""
+
+    def __init__(
+        self, runs: Sequence[Ahead], slots: list[Slot], folder: Path, rows: dict[int, Row], board: Board, grace: float
+    ) -> None:
+        self.runs = {run.number: run for run in runs}
+        self.free, self.folder, self.rows, self.board, self.grace = slots, folder, rows, board, grace
+        self.threads = schedule.threads_each(schedule.cores(), len(slots))
+        self.children: dict[Waiting, Child] = {}
+
+    def carry_out(self) -> None:
+        waiting = [job for run in self.runs.values() if (job := self.begin(run)) is not None]
+        try:
+            while waiting or self.children:
+                while self.free and (job := schedule.next_job(waiting, self.children, Path.is_dir)) is not None:
+                    waiting.remove(job)
+                    self.start(job)
+                time.sleep(TICK)
+                for job, child in list(self.children.items()):
+                    ended = child.process.poll() is not None
+                    for message in child.lines.read():
+                        if said := self.rows[job.number].hear(message):
+                            self.board.say(self.rows[job.number], said)
+                    if ended:
+                        del self.children[job]
+                        self.free.insert(0, child.slot)
+                        self.end(child)
+        finally:
+            self.stop()
+
+    def begin(self, run: Ahead) -> Waiting | None:
+        """The job to wait for a slot; None where there is nothing to do for it."""
+        place, row = self.folder / str(run.number), self.rows[run.number]
+        if run.error is not None:
+            sweep.leave(place, run.overrides, error=f"{type(run.error).__name__}: {run.error}", mistake=True)
+            row.end("failed", str(run.error))
+            self.board.say(row, f"failed: {run.error}")
+            self.fail(run)
+            return None
+        if run.done is not None:
+            from backdoorbench.reporting import record
+
+            objective = record.read(run.done).details.get("holdout_ca")
+            sweep.leave(place, run.overrides, record=str(run.done), objective=objective)
+            row.end("found")
+            self.board.say(row, "done before; rerun=true repeats it")
+            return None
+        return Waiting(run.number, run.key, tuple(run.trainings()))
+
+    def start(self, job: Waiting) -> None:
+        run, slot = self.runs[job.number], self.free.pop(0)
+        row = self.rows[job.number]
+        row.start()
+        self.children[job] = Child(run, slot, self.folder / str(job.number), self.threads)
+        self.board.say(row, f"starts on {slot.name}")
+
+    def end(self, child: Child) -> None:
+        """Takes note of how a job ended."""
+        from backdoorbench import job
+
+        child.lines.close()
+        run, row, code = child.run, self.rows[child.run.number], child.process.returncode
+        if not (child.place / "job.json").is_file():
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            hint = "; memory may have run out" if code == -signal.SIGKILL else ""
+            error = f"the process {how} before its run was over{hint}. Its log: {child.place / 'log.txt'}"
+            sweep.leave(child.place, run.overrides, error=error)
+            job.mark_lost(run.outputs, run.key, error)
+        left = sweep.Left.read(child.place / "job.json")
+        if left.error is None:
+            row.end("done")
+            self.board.say(row, f"done in {row.seconds:.0f} s{row.figures()}")
+            return
+        row.end("failed", left.error)
+        self.board.say(row, f"failed: {left.error}; log {child.place / 'log.txt'}")
+        self.fail(run)
+
+    def fail(self, run: Ahead) -> None:
+        if run.config["fail_fast"]:
+            raise sweep.SweepStopped(self.folder)
+
+    def stop(self) -> None:
+        """Ends the jobs that still run: SIGTERM, and SIGKILL after `grace` seconds, or at once when asked again."""
+        try:
+            for child in self.children.values():
+                child.signal(signal.SIGTERM)
+            deadline = time.monotonic() + self.grace
+            while any(child.process.poll() is None for child in self.children.values()):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(TICK)
+        finally:
+            for child in self.children.values():
+                child.signal(signal.SIGKILL)
+                child.process.wait()
+
+
+def result(run: Ahead, folder: Path) -> JobReturn:
+    """What Hydra's sweepers want to know of a job. A failed one counts as completed: its folder tells the rest."""
+    left = sweep.Left.read(folder / str(run.number) / "job.json")
+    done = JobReturn(overrides=run.overrides, cfg=OmegaConf.create(run.config), status=JobStatus.COMPLETED)
+    done.return_value = left.objective
+    return done
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process sees, as CUDA_VISIBLE_DEVICES names them; no context is made on any."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.replace(" ", "").split(",") if name and name != "-1"]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())] if torch.version.cuda else []
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the pool as Ctrl-C does, its jobs first."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    kept = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -1,0 +1,219 @@
+"""hydra/launcher=pool with real processes: killed at random moments and repeated, a plugin that raises, Ctrl-C."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backdoorbench.reporting import record, table
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+TINY = (
+    "dataset.train_size=300", "dataset.test_size=60", "model.width=8", "train.epochs=4", "train.batch_size=32", "control=off",
+    "runtime.threads=1", "force=true",
+)  # fmt: skip
+POOL = ("-m", "hydra/launcher=pool", "hydra.launcher.workers=2")
+SWEEP = (
+    *POOL, "attack=badnets,blended", "attack.poison_rate=0.05,0.1,0.2", "defense=none,ft", "seed=0,1", *TINY,
+    "runtime.snapshot_seconds=0",
+)  # fmt: skip
+
+RAISES = """
+from dataclasses import dataclass
+from backdoorbench.defenses.base import Defense
+
+@dataclass(frozen=True)
+class Raises(Defense):
+    version_of_the_day: int
+
+    def purify(self, scenario):
+        if self.version_of_the_day == 1:
+            raise RuntimeError("the plugin broke")
+        return scenario.model
+"""
+
+
+def start(*words: str, folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{folder}"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "backdoorbench", *words], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def bdx(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    process = start(*words, folder=folder)
+    out, err = process.communicate(timeout=1500)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def workers(folder: Path) -> list[int]:
+    """Processes of jobs whose folders lie below `folder`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                said = (entry / "cmdline").read_bytes()
+                if b"backdoorbench.worker" in said and os.readlink(entry / "cwd") == str(folder):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def wait_until_gone(folder: Path) -> None:
+    deadline = time.monotonic() + 10
+    while workers(folder):
+        assert time.monotonic() < deadline, "jobs outlived their launcher"
+        time.sleep(0.05)
+
+
+def statuses(outputs: Path) -> list[str]:
+    return [record.read(folder).status for folder in record.find(outputs)]
+
+
+def done(outputs: Path) -> dict[str, float]:
+    """Key of every finished run, and when its record was written."""
+    folders = [folder for folder in record.find(outputs) if record.read(folder).status == "done"]
+    assert len({folder.name.rpartition("_")[2] for folder in folders}) == len(folders)  # no run done twice
+    return {folder.name.rpartition("_")[2]: (folder / "record.json").stat().st_mtime for folder in folders}
+
+
+def logs(outputs: Path) -> str:
+    return "\n".join(file.read_text(errors="replace") for file in sorted(outputs.glob("sweeps/*/*/log.txt")))
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_five_times_finishes(tmp_path: Path) -> None:
+    """SIGKILL to the launcher, and with it to its workers or not, at five random moments; then the same command once more."""
+    outputs, draw = tmp_path / "outputs", random.Random(5)
+    interrupted: set[str] = set()
+    finished: dict[str, float] = {}
+    for attempt in range(5):
+        process = start(*SWEEP, folder=tmp_path)
+        time.sleep(12 + 25 * draw.random())
+        assert process.poll() is None, process.communicate()
+        victims = workers(tmp_path) if attempt % 2 == 0 else []  # else they must notice by themselves
+        process.kill()
+        for victim in victims:
+            os.kill(victim, signal.SIGKILL)
+        process.communicate()
+        wait_until_gone(tmp_path)
+        now = done(outputs) if (outputs / "runs").is_dir() else {}
+        assert {key: now[key] for key in finished} == finished  # what was done is not touched
+        finished = now
+        trained = {folder.name.rpartition("-")[2] for folder in outputs.glob("cache/infection/*[0-9a-f]/")}
+        snapshots = {file.stem for file in outputs.glob("cache/snapshots/*.pt") if not file.name.startswith(".")}
+        interrupted |= snapshots - trained
+    swept = bdx(*SWEEP, folder=tmp_path)
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    assert swept.stdout.count("done before; rerun=true repeats it") == len(finished)
+    after = done(outputs)
+    assert len(after) == 24 and {key: after[key] for key in finished} == finished
+    runs = [run for folder in record.find(outputs) if (run := record.read(folder)).status == "done"]
+    assert sum(row.n for row in table.aggregate(runs)) == 24
+    assert "running" not in statuses(outputs)
+
+    said = logs(outputs)
+    assert len(list(outputs.glob("cache/infection/*[0-9a-f]/"))) == 12
+    trainings = re.findall(r"infected model: trained (\w+)", said)
+    assert len(trainings) == len(set(trainings))
+    assert interrupted, "no kill fell into a training: choose another seed"
+    assert said.count("training resumes after epoch") >= len(interrupted)
+    assert not list(outputs.glob("cache/snapshots/*.pt")) and not list(outputs.glob("cache/infection/.*"))
+    assert "waiting for it" not in said  # no worker stood at a lock
+
+    again = bdx(*SWEEP, folder=tmp_path)
+    assert again.returncode == 0 and again.stdout.count("done before") == 24
+
+
+@pytest.mark.slow
+def test_a_plugin_that_raises_costs_itself_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(RAISES)
+    option = tmp_path / "conf" / "defense"
+    option.mkdir(parents=True)
+    (option / "raises.yaml").write_text("_target_: mine.Raises\nversion: 1\nname: raises\nversion_of_the_day: 0\n")
+    words = [
+        f"--config-dir={tmp_path / 'conf'}", *POOL, "attack=badnets", "attack.poison_rate=0.1", "plugins=[mine]", *TINY,
+        "defense=raises", "defense.version_of_the_day=0,1", "seed=0,1",
+    ]  # fmt: skip
+    swept = bdx(*words, folder=tmp_path)
+    assert swept.returncode == 1, swept.stdout + swept.stderr
+    assert "2 of 4 jobs failed; the same command repeats only those" in swept.stdout
+    assert sorted(statuses(tmp_path / "outputs")) == ["done", "done", "failed", "failed"]
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    failed = [file for file in sweep.glob("*/log.txt") if "RuntimeError: the plugin broke" in file.read_text()]
+    assert len(failed) == 2 and all("Traceback (most recent call last)" in file.read_text() for file in failed)
+    for folder in record.find(tmp_path / "outputs"):
+        run = record.read(folder)
+        if run.status == "failed":
+            assert run.error == "RuntimeError: the plugin broke"
+            assert "Traceback" in (folder / "log.txt").read_text()
+    command = next(line.strip() for line in swept.stdout.splitlines() if line.startswith("  bdx -m"))
+    assert command.endswith("defense.version_of_the_day=1 seed=0,1")
+    (tmp_path / "mine.py").write_text(RAISES.replace("== 1", "== 2"))
+    repeated = bdx(f"--config-dir={tmp_path / 'conf'}", *command.split()[1:], folder=tmp_path)
+    assert repeated.returncode == 0, repeated.stdout + repeated.stderr
+    assert statuses(tmp_path / "outputs").count("done") == 4
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_jobs(tmp_path: Path) -> None:
+    process = start(*POOL, "attack=badnets", "defense=none", "seed=0,1", *TINY, "train.epochs=2000", folder=tmp_path)
+    deadline = time.monotonic() + 120
+    while statuses(tmp_path / "outputs").count("running") < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "bdx: interrupted; the same command goes on where it stopped\n"
+    assert not workers(tmp_path)
+    assert statuses(tmp_path / "outputs") == ["failed", "failed"]
+    assert [json.loads(file.read_text())["error"] for file in (tmp_path / "outputs/runs").glob("*/record.json")] == [
+        "KeyboardInterrupt", "KeyboardInterrupt",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_job_costs_itself_alone(tmp_path: Path) -> None:
+    process = start(*POOL, "attack=badnets", "defense=none", "seed=0,1", *TINY, "train.epochs=4,2000", folder=tmp_path)
+    outputs, killed = tmp_path / "outputs", 0
+    deadline = time.monotonic() + 300
+    while killed < 2 and process.poll() is None and time.monotonic() < deadline:
+        for victim in workers(tmp_path):
+            place = Path((Path("/proc") / str(victim) / "cmdline").read_bytes().split(b"\0")[-2].decode())
+            settings = json.loads((tmp_path / place / "config.json").read_text())["overrides"]
+            if "train.epochs=2000" in settings and "running" in statuses(outputs):
+                os.kill(victim, signal.SIGKILL)
+                killed += 1
+        time.sleep(0.5)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, out + err
+    assert killed == 2 and "2 of 4 jobs failed" in out
+    assert "the process was killed by SIGKILL before its run was over; memory may have run out. Its log: " in out
+    assert "running" not in statuses(outputs) and statuses(outputs).count("done") == 2
+
+
+@pytest.mark.slow
+def test_a_thousand_runs_are_planned_in_seconds(tmp_path: Path) -> None:
+    import resource
+
+    words = [
+        "plan", "attack=badnets,blended,sig,wanet,ftrojan", "attack.poison_rate=0.002,0.005,0.01,0.02,0.05",
+        "defense=none,ft,fst,aft", "seed=range(0,10)",
+    ]  # fmt: skip
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    planned = bdx(*words, folder=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert planned.returncode == 0 and "1,000 runs: 0 done, 1,000 to do" in planned.stdout
+    assert (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 15
+    )  # of one core; others may use it too

@@ -1,0 +1,283 @@
+"""Sweeps before and around their runs: composition, mistakes, plans, schedules, rerun commands, what a pool shows."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import QUICK
+from rich.console import Console
+
+from backdoorbench import cli, config, job, pipeline
+from backdoorbench.errors import ConfigError, PairingError
+from backdoorbench.job import Job
+from backdoorbench.launchers import link, outlook, schedule, sweep
+from backdoorbench.launchers.board import Board, Row
+from backdoorbench.launchers.schedule import Slot, Waiting
+from backdoorbench.reporting import record
+
+NOWHERE = Path("nowhere")
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[outlook.Ahead]]:
+    """The runs that `bdx plan <words>` looks over."""
+
+    def look(*words: str) -> list[outlook.Ahead]:
+        from backdoorbench import console
+
+        kept: list[list[outlook.Ahead]] = []
+        monkeypatch.setattr(console, "print_plan", lambda _, runs, forecast: kept.append(list(runs)))
+        assert cli.main(["plan", *words]) == 0
+        return kept[-1]
+
+    return look
+
+
+# ---- composition and mistakes ---------------------------------------------------------------------------------------
+
+
+def test_jobs_compose_as_hydra_would(looked: Callable[..., list[outlook.Ahead]], tmp_path: Path) -> None:
+    """Values that are put in afterwards and those that need the whole composition: floats, texts, null, interpolations."""
+    words = [
+        f"runtime.outputs={tmp_path}", "defense=ft,fst", "seed=0,3", "train.lr=1e-3", "attack.position=null,[1,2]", "runtime.data_root=/x",
+        "dataset.augment.crop_padding=1", "attack.pattern='white4'", "train.epochs=${seed}", "+holdout.extra=1",
+    ]  # fmt: skip
+    runs = looked(*words)
+    assert len(runs) == 8
+    for run in runs:
+        assert run.config == config.compose(list(run.overrides))
+    assert runs[0].config["train"]["augment"]["crop_padding"] == 1  # an interpolation of the data set's
+    assert str(runs[0].error) == ("holdout has no setting 'extra'. It knows draw, name, rate, root and source.")
+
+
+def test_the_runs_of_an_experiment(looked: Callable[..., list[outlook.Ahead]], tmp_path: Path) -> None:
+    runs = looked("experiment=fst", "scale=digits", "defense=ft,fst", f"runtime.outputs={tmp_path}", "seed=0")
+    able = [run for run in runs if run.error is None]
+    assert len(able) > 4 and len({run.key for run in able}) == len(able)
+    assert all(
+        "asks for" in str(run.error) for run in runs if run not in able
+    )  # a rate that the digits' classes cannot fill
+    assert able[0].key == pipeline.plan(config.compose(list(able[0].overrides))).key
+    outlook.refuse_mistakes(runs)
+
+
+def test_a_mistake_anywhere_stops_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", "attack=badnets", "attack.poison_rate=0.05,10,20", "seed=0", "defense=ft", *QUICK]
+    assert cli.main([*words, f"runtime.outputs={tmp_path}"]) == 2
+    assert capsys.readouterr().err == (
+        "bdx: attack.poison_rate is 10; expected a number between 0 and 1. Change attack.poison_rate. This is run 1 of the sweep "
+        "(attack.poison_rate=10) and 1 more of its runs; none of the 3 was started.\n"
+    )
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "sweeps").exists()
+
+
+def test_an_impossible_pair_does_not_stop_the_sweep(looked: Callable[..., list[outlook.Ahead]], tmp_path: Path) -> None:
+    runs = looked("attack=badnets,wanet", "defense=trap_and_replace", f"runtime.outputs={tmp_path}", *QUICK)
+    outlook.refuse_mistakes(runs)
+    assert [run.error is None for run in runs] == [True, False]
+    assert outlook.forecast(runs).states == ["trains its infection", "cannot be"]
+    with pytest.raises(PairingError, match="none of the 2 was started.$"):
+        outlook.refuse_mistakes([runs[1], runs[1]])
+
+
+def test_a_device_elsewhere_is_not_looked_for(tmp_path: Path) -> None:
+    composed = config.compose(["runtime.device=cuda:77", f"runtime.outputs={tmp_path}", *QUICK])
+    assert outlook.look([["seed=0"]], [composed], here=False)[0].error is None
+    assert "cuda:77" in str(outlook.look([["seed=0"]], [composed], here=True)[0].error)
+
+
+# ---- plans ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_says_what_is_done_and_cached(
+    run: Callable[..., Job], outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run("attack=badnets", "defense=ft", *QUICK)
+    words = [
+        "plan",
+        "attack=badnets",
+        "defense=ft,none",
+        "seed=0,7",
+        *QUICK,
+        f"runtime.outputs={outputs}",
+        "attack.target=0",
+    ]
+    assert cli.main([*words, "attack.poison_rate=0.1"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    lines = [" ".join(line.split()) for line in shown if line.strip()]
+    assert lines[0] == f"0 {done.run.id} defense=ft seed=0 done"
+    assert lines[1].startswith("1 ") and "defense=ft seed=7 trains its infection 0:" in lines[1]
+    assert "defense=none seed=0" in lines[2] and ("infection cached" in lines[2] or lines[2].endswith("done"))
+    assert "defense=none seed=7 infection of run 1" in lines[3]
+    assert lines[4].startswith("4 runs: ") and lines[5].startswith("models to train first: 1; found in the cache: ")
+    assert lines[6].startswith("about 0:") and " one after another, by " in lines[6]
+
+
+def test_an_estimate_goes_by_runs_alike(tmp_path: Path) -> None:
+    base = config.compose(["attack=badnets", "defense=ft"])
+    for number, seconds in enumerate((10.0, 20.0, 60.0)):
+        folder = tmp_path / "runs" / f"2026010{number}-000000_x_{number}"
+        folder.mkdir(parents=True)
+        done = pipeline.Run(str(number), "done", "x", base, infection={"seconds": {"infect": seconds}})
+        done.seconds = {"purify": seconds / 10}
+        record.write(done, folder)
+    past = outlook.Past(tmp_path)
+    assert past.estimate(config.compose(["attack=badnets", "defense=ft", "seed=5"])) == {"infect": 20.0, "purify": 2.0}
+    other = past.estimate(config.compose(["attack=blended", "defense=ft", "defense.epochs=99"]))
+    assert other == {"infect": 20.0, "purify": 2.0}  # the same recipe; the same defense
+    assert past.estimate(config.compose(["train.epochs=99", "defense=fst"])) == {}
+    assert "purify" in past.estimate(config.compose(["train.epochs=99", "defense=ft"]))
+
+
+def test_a_record_of_a_killed_run_says_so(run: Callable[..., Job], tmp_path: Path) -> None:
+    done = run("attack=badnets", "defense=ft", *QUICK)
+    folder = tmp_path / "runs" / f"20260101-000000_x_{done.run.id}"
+    folder.mkdir(parents=True)
+    killed = record.read(done.folder)
+    killed.status = "running"
+    record.write(killed, folder)
+    job.mark_lost(tmp_path, done.run.id, "gone")
+    assert (record.read(folder).status, record.read(folder).error) == ("failed", "gone")
+
+
+# ---- schedule -------------------------------------------------------------------------------------------------------
+
+
+def waiting(number: int, *trains: str, key: str = "") -> Waiting:
+    return Waiting(number, key or str(number), tuple(Path(name) for name in trains))
+
+
+def test_a_job_that_would_wait_is_put_behind() -> None:
+    queue = [waiting(0, "a"), waiting(1, "a"), waiting(2, "b"), waiting(3, "clean", "c"), waiting(4, "clean", "d")]
+    ready: set[Path] = set()
+
+    def chosen(*running: Waiting) -> int | None:
+        left = [one for one in queue if one not in running]
+        found = schedule.next_job(left, running, ready.__contains__)
+        return None if found is None else found.number
+
+    assert chosen() == 0
+    assert chosen(queue[0]) == 2  # not 1: job 0 trains its infection
+    assert chosen(queue[0], queue[2]) == 3
+    assert chosen(queue[0], queue[2], queue[3]) is None  # the clean model of 4 is being trained too
+    ready.add(Path("a"))
+    assert chosen(queue[0], queue[2], queue[3]) == 1  # trained by now, though job 0 goes on
+    ready.update({Path("clean"), Path("c")})
+    assert chosen(queue[0], queue[1], queue[2], queue[3]) == 4
+
+
+def test_the_same_run_twice_waits_for_itself() -> None:
+    twin = waiting(1, key="0")
+    assert schedule.next_job([twin, waiting(2)], [waiting(0)], lambda _: True) == waiting(2)
+    assert schedule.next_job([twin], [], lambda _: True) is twin
+
+
+def test_slots_and_threads() -> None:
+    assert [slot.gpu for slot in schedule.make_slots(["0", "2"], 2, None, 16)] == ["0", "2", "0", "2"]
+    assert schedule.make_slots([], 1, 2, 16) == [Slot("worker 0", None), Slot("worker 1", None)]
+    assert len(schedule.make_slots([], 1, None, 2)) == 2 and len(schedule.make_slots([], 1, None, 64)) == 8
+    assert [schedule.threads_each(*pair) for pair in ((16, 4), (2, 8))] == [4, 1]
+
+
+def test_gpus_of_a_pool() -> None:
+    assert schedule.choose_gpus("auto", "auto", ["0", "1"]) == ["0", "1"]
+    assert schedule.choose_gpus([1], "cuda", ["0", "1"]) == ["1"]
+    assert schedule.choose_gpus("auto", "cpu", ["0"]) == schedule.choose_gpus([], "auto", ["0"]) == []
+    for wanted, device, said in (
+        ([3], "auto", "hydra.launcher.gpus names 3, but this process sees 0. Name those, or leave auto."),
+        ("all", "auto", "hydra.launcher.gpus is 'all'; expected auto or a list such as [0,1]."),
+        ("auto", "cuda:1", "runtime.device is cuda:1, but a pool hands each job its own device. Leave it at auto, and choose GPUs "
+         "with hydra.launcher.gpus=[1]."),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            schedule.choose_gpus(wanted, device, ["0"])
+        assert str(caught.value) == said
+
+
+# ---- what is left and repeated --------------------------------------------------------------------------------------
+
+
+def test_jobs_leave_word_and_the_lost_are_counted(tmp_path: Path) -> None:
+    jobs = [["a=1", "seed=0"], ["a=1", "seed=1"], ["a=2", "seed=0"]]
+    sweep.begin(tmp_path, jobs, ["hydra/launcher=pool"])
+    sweep.leave(tmp_path / "0", jobs[0], record="somewhere", objective=0.5)
+    (tmp_path / "1").mkdir()  # began, and never said a word
+    found = sweep.collect(tmp_path)
+    assert list(found) == [0, 1]  # the third was never begun
+    assert found[0] == sweep.Left(("a=1", "seed=0"), "somewhere", None, False, 0.5)
+    assert found[1].error == "ended without a word: it was killed, or ran out of memory"
+    assert sweep.rerun_commands(tmp_path, [found[1]]) == ["bdx -m hydra/launcher=pool a=1 seed=1"]
+
+
+def test_rerun_commands_cover_just_the_failed(tmp_path: Path) -> None:
+    def left(*overrides: str) -> sweep.Left:
+        return sweep.Left(overrides, None, "x", False, None)
+
+    grid = [left("d=ft", "seed=0", "m=[1,2]"), left("d=ft", "seed=1", "m=[1,2]")]
+    assert sweep.rerun_commands(tmp_path, grid) == ["bdx -m d=ft seed=0,1 'm=[1,2]'"]
+    ragged = [left("d=ft", "seed=0"), left("d=fst", "seed=1")]
+    assert sweep.rerun_commands(tmp_path, ragged) == ["bdx -m d=ft seed=0", "bdx -m d=fst seed=1"]
+    many = [left(f"d={number}", f"seed={number}") for number in range(21)]
+    assert sweep.rerun_commands(tmp_path, many) == []
+
+
+def test_what_varies() -> None:
+    assert sweep.varying([["a=1", "b=1"], ["a=1", "b=2"]]) == [["b=1"], ["b=2"]]
+    assert sweep.varying([["a=1"]]) == [["a=1"]]
+
+
+# ---- the pool's line and table --------------------------------------------------------------------------------------
+
+
+def test_messages_arrive_whole() -> None:
+    ours, theirs = socket.socketpair()
+    lines, told = link.Lines(ours), link.Link(theirs)
+    assert lines.read() == []
+    told.send(stage="infect")
+    theirs.sendall(b'{"part": "demo')
+    assert lines.read() == [{"stage": "infect"}]
+    theirs.sendall(b' epoch 1/2"}\n')
+    assert lines.read() == [{"part": "demo epoch 1/2"}]
+    lines.close()
+    told.send(stage="purify")  # nobody listens any more
+    theirs.close()
+
+
+def test_the_table_of_a_pool() -> None:
+    rows = [Row(number, f"seed={number}") for number in range(6)]
+    out = Console(width=100, height=10, force_terminal=True, color_system=None, highlight=False)
+    board = Board(out, rows, "auto")
+    rows[0].end("found")
+    rows[1].start()
+    assert rows[1].hear({"stage": "infect", "scores": {}}) == "infect"
+    assert rows[1].hear({"part": "demo epoch 3/20", "left": 61.0}) is None
+    rows[2].start()
+    rows[2].hear({"stage": "purify", "scores": {"ca": 0.97, "asr": 0.5, "ra": None}})
+    rows[3].end("failed", "it broke")
+    with out.capture() as captured:
+        out.print(board.render())
+    lines = [" ".join(line.split()) for line in captured.get().splitlines()]
+    assert lines == [
+        "1 of 6 done, 1 failed, 2 running, 0:00",
+        "run settings stage left CA ASR RA",
+        "1 seed=1 infect demo epoch 3/20 1:01",
+        "2 seed=2 purify 97.00 50.00 –",
+        "3 seed=3 failed",
+        "0 seed=0 done before",
+        "… and 2 more",
+    ]
+
+
+def test_lines_in_pipes(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Row(0, "seed=0"), Row(1, "seed=1")]
+    with Board(Console(width=100), rows, "auto") as board:
+        board.say(rows[0], rows[0].hear({"stage": "purify", "scores": {"ca": 0.97, "asr": 0.5, "ra": 0.4}}) or "")
+        rows[0].end("done")
+        board.say(rows[0], "done")
+    with Board(Console(width=100), rows, "off") as board:
+        board.say(rows[0], "nothing")
+    assert capsys.readouterr().out.splitlines() == [
+        "  0/2  run 0  seed=0: purify, CA 97.00 ASR 50.00 RA 40.00",
+        "  1/2  run 0  seed=0: done",
+    ]
