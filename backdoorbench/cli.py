@@ -396,6 +396,7 @@ def _hydra(words: Sequence[str], finish: Callable[[Path], int] | None = None) ->
     switches = [word for word in words if word in SWITCHES]
     rest = [word for word in words if word not in SWITCHES]
     _refuse_null_groups(rest)
+    sweep.flags[:] = _flags(rest)
     outcome = _Outcome()
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(outcome.task)
     kept = sys.argv
@@ -424,6 +425,15 @@ def _hydra(words: Sequence[str], finish: Callable[[Path], int] | None = None) ->
     return outcome.close(finish)
 
 
+def _flags(words: Sequence[str]) -> list[str]:
+    """Hydra's own flags among the words, such as `--config-dir DIR`: part of any command that repeats a job."""
+    flags: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if word.startswith("-") or (before.startswith("-") and "=" not in before + word):
+            flags.append(word)
+    return flags
+
+
 class _Outcome:
     """What the task function saw, for the exit code and the sweep's table."""
 
@@ -446,9 +456,8 @@ class _Outcome:
             except BaseException as error:
                 self.error = error
             return None
-        with _logging():  # a launcher's worker does not come through `main`
-            overrides = list(hydra_config.overrides.task)
-            return sweep_job(plain(config), Path(hydra_config.runtime.output_dir), overrides)
+        overrides = list(hydra_config.overrides.task)
+        return sweep_job(plain(config), Path(hydra_config.runtime.output_dir), overrides)
 
     def close(self, finish: Callable[[Path], int] | None) -> int:
         """The table of the sweep that ended, if one did, and the exit code."""
@@ -502,7 +511,8 @@ def sweep_job(
     from backdoorbench.launchers import sweep
 
     try:
-        done = _one(resolved, watch)
+        with _logging():  # a launcher's worker does not come through `main`
+            done = _one(resolved, watch)
     except Exception as error:
         mistake = isinstance(error, BdxError)
         sweep.leave(folder, overrides, error=f"{type(error).__name__}: {error}", mistake=mistake)

@@ -1,19 +1,26 @@
-"""One job of a pool, in a process of its own: `python -m backdoorbench.worker FOLDER`, started by the launcher.
+"""The jobs of a pool, each in a process of its own: `python -m backdoorbench.worker`, started by the launcher.
 
-FOLDER holds config.json, the resolved configuration; the job leaves job.json there. What it prints is its log.
+It imports what every job needs, five to ten seconds of work, touches no device and starts no thread, and then forks a child
+for each job it is told of. A job's folder holds config.json, the resolved configuration; the job leaves job.json there. What
+it prints is its log.
 """
 
+import json
 import os
+import select
 import shlex
 import signal
+import socket
 import sys
 import time
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from backdoorbench import cli, progress
 from backdoorbench.config import read_json
-from backdoorbench.launchers.link import VARIABLE, Link, attach
+from backdoorbench.launchers.link import VARIABLE, Link
+from backdoorbench.launchers.sweep import SweepStopped
 
 if TYPE_CHECKING:
     from backdoorbench.pipeline import Run
@@ -62,13 +69,12 @@ class Told:
         self.inner.close()
 
 
-def main(folder: Path) -> int:
+def carry_out(folder: Path, link: Link) -> int:
     """Carries out the job in `folder`; 0 if it succeeded."""
-    link = attach()
     link.watch()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as by Ctrl-C: the record says so
     job = read_json(folder / "config.json")
-    print(f"bdx {shlex.join(job['overrides'])}")
+    print(f"process {os.getpid()}: bdx {shlex.join(job['overrides'])}")
     following = {"planned": "infect", "infect": "purify", "purify": "store"}
     reporter: Reporter | None = None
 
@@ -81,13 +87,74 @@ def main(folder: Path) -> int:
         link.send(stage=following[stage], scores=reporter.scores())
 
     try:
-        return int(cli.sweep_job(job["config"], folder, job["overrides"], watch) is None)
+        cli.sweep_job(job["config"], folder, job["overrides"], watch)
     except KeyboardInterrupt:
         print("bdx: interrupted", file=sys.stderr)
         return cli.INTERRUPTED
+    except SweepStopped:
+        return cli.FAILURE
+    return 0
+
+
+def child(wanted: dict[str, Any], descriptor: int) -> NoReturn:
+    """The forked process: one job, and the end."""
+    code = cli.FAILURE
+    try:
+        os.setsid()  # a group of its own, which ends as one
+        os.environ.update(wanted["environment"])
+        folder = Path(wanted["place"])
+        with (folder / "log.txt").open("ab") as log:
+            for standard in (1, 2):
+                os.dup2(log.fileno(), standard)
+        code = carry_out(folder, Link(socket.socket(fileno=descriptor)))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def warm_up() -> None:
+    """Imports what a job will, down to what torch itself puts off until the first optimiser."""
+    import torch
+
+    from backdoorbench import console, job  # noqa: F401
+
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+
+
+def serve(control: socket.socket) -> None:
+    """Forks a child for each job that the launcher names, and tells it how they end, until the launcher is gone."""
+    numbers: dict[int, int] = {}
+    while True:
+        if select.select([control], [], [], SECONDS / 5)[0]:
+            said, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 1)  # one at a time: it waits for our answer
+            if not said:
+                return
+            wanted = json.loads(said)
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                child(wanted, descriptors[0])
+            os.close(descriptors[0])
+            numbers[pid] = wanted["number"]
+            tell(control, number=wanted["number"], pid=pid, code=None)
+        while numbers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            tell(control, number=numbers.pop(pid), pid=pid, code=os.waitstatus_to_exitcode(status))
+
+
+def tell(control: socket.socket, **facts: Any) -> None:
+    Link(control).send(**facts)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or VARIABLE not in os.environ:
+    if VARIABLE not in os.environ:
         sys.exit("bdx: this module is started by hydra/launcher=pool, not by hand")
-    sys.exit(main(Path(sys.argv[1])))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = socket.socket(fileno=int(os.environ.pop(VARIABLE)))
+    warm_up()
+    serve(line)

@@ -16,7 +16,7 @@ from backdoorbench.reporting import record, table
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TINY = (
-    "dataset.train_size=300", "dataset.test_size=60", "model.width=8", "train.epochs=4", "train.batch_size=32", "control=off",
+    "dataset.train_size=300", "dataset.test_size=60", "model.width=8", "train.epochs=8", "train.batch_size=32", "control=off",
     "runtime.threads=1", "force=true",
 )  # fmt: skip
 POOL = ("-m", "hydra/launcher=pool", "hydra.launcher.workers=2")
@@ -41,7 +41,7 @@ class Raises(Defense):
 
 
 def start(*words: str, folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{folder}"}
+    environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{folder}", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "backdoorbench", *words], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
@@ -54,22 +54,22 @@ def bdx(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-def workers(folder: Path) -> list[int]:
-    """Processes of jobs whose folders lie below `folder`."""
-    found = []
+def workers(folder: Path) -> dict[int, Path]:
+    """Processes of jobs whose outputs lie below `folder`, template included (its folder is the sweeps')."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 said = (entry / "cmdline").read_bytes()
                 if b"backdoorbench.worker" in said and os.readlink(entry / "cwd") == str(folder):
-                    found.append(int(entry.name))
+                    found[int(entry.name)] = Path(os.readlink(entry / "fd" / "1")).parent
             except OSError:
                 continue
     return found
 
 
 def wait_until_gone(folder: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60  # a template notices when its imports are over
     while workers(folder):
         assert time.monotonic() < deadline, "jobs outlived their launcher"
         time.sleep(0.05)
@@ -98,9 +98,14 @@ def test_a_sweep_killed_five_times_finishes(tmp_path: Path) -> None:
     finished: dict[str, float] = {}
     for attempt in range(5):
         process = start(*SWEEP, folder=tmp_path)
-        time.sleep(12 + 25 * draw.random())
+        assert process.stdout is not None
+        for _ in range(draw.randint(3, 14)):  # that many lines of progress, of a hundred
+            process.stdout.readline()
+        time.sleep(draw.random())
+        while attempt == 0 and not list(outputs.glob("cache/snapshots/*.pt")):  # one of them surely in a training
+            time.sleep(0.01)
         assert process.poll() is None, process.communicate()
-        victims = workers(tmp_path) if attempt % 2 == 0 else []  # else they must notice by themselves
+        victims = list(workers(tmp_path)) if attempt % 2 == 0 else []  # else they must notice by themselves
         process.kill()
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
@@ -159,7 +164,7 @@ def test_a_plugin_that_raises_costs_itself_alone(tmp_path: Path) -> None:
     command = next(line.strip() for line in swept.stdout.splitlines() if line.startswith("  bdx -m"))
     assert command.endswith("defense.version_of_the_day=1 seed=0,1")
     (tmp_path / "mine.py").write_text(RAISES.replace("== 1", "== 2"))
-    repeated = bdx(f"--config-dir={tmp_path / 'conf'}", *command.split()[1:], folder=tmp_path)
+    repeated = bdx(*command.split()[1:], folder=tmp_path)
     assert repeated.returncode == 0, repeated.stdout + repeated.stderr
     assert statuses(tmp_path / "outputs").count("done") == 4
 
@@ -184,13 +189,12 @@ def test_an_interrupt_ends_the_jobs(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_job_costs_itself_alone(tmp_path: Path) -> None:
-    process = start(*POOL, "attack=badnets", "defense=none", "seed=0,1", *TINY, "train.epochs=4,2000", folder=tmp_path)
+    process = start(*POOL, "attack=badnets", "defense=none", "seed=0,1", *TINY, "train.epochs=8,2000", folder=tmp_path)
     outputs, killed = tmp_path / "outputs", 0
     deadline = time.monotonic() + 300
     while killed < 2 and process.poll() is None and time.monotonic() < deadline:
-        for victim in workers(tmp_path):
-            place = Path((Path("/proc") / str(victim) / "cmdline").read_bytes().split(b"\0")[-2].decode())
-            settings = json.loads((tmp_path / place / "config.json").read_text())["overrides"]
+        for victim, place in workers(tmp_path).items():
+            settings = json.loads(file.read_text())["overrides"] if (file := place / "config.json").is_file() else []
             if "train.epochs=2000" in settings and "running" in statuses(outputs):
                 os.kill(victim, signal.SIGKILL)
                 killed += 1

@@ -51,7 +51,7 @@ class Grid(BasicSweeper):
             return Grid.only_look(runs)
         outlook.refuse_mistakes(runs)
         folder = Path(self.config.hydra.sweep.dir)
-        words = [word for word in self.config.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
+        words = sweep.flags + [word for word in self.config.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
         sweep.begin(folder, jobs, words)
         sweep.begun.append(folder)
         self.launcher = Plugins.instance().instantiate_launcher(

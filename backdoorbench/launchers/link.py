@@ -1,17 +1,19 @@
 """The line between a pool and one of its jobs: a socket that carries JSON lines up, and whose end is the end of the job.
 
-A job whose launcher is gone, SIGKILL included, reads the end of the line and takes its process group with it.
+A job whose launcher is gone, SIGKILL included, reads the end of the line and takes its process group with it. Between the
+pool and the template that its jobs are forked from (see `backdoorbench.worker`) runs a line of the same kind.
 """
 
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import threading
 from typing import Any
 
-VARIABLE = "BDX_POOL"  # file descriptor of a job's end
+VARIABLE = "BDX_POOL"  # file descriptor of a template's end
 
 
 class Link:
@@ -37,25 +39,25 @@ class Link:
         threading.Thread(target=wait, name="launcher watch", daemon=True).start()
 
 
-def attach() -> Link:
-    """This process's end of the line to the pool that started it; taken once, so that its own children do not."""
-    return Link(socket.socket(fileno=int(os.environ.pop(VARIABLE))))
-
-
 class Lines:
-    """The launcher's end: what has arrived, line by line."""
+    """The launcher's end: what has arrived, line by line. `closed` once the other end is."""
 
     def __init__(self, end: socket.socket) -> None:
-        self.end, self.rest = end, b""
+        self.end, self.rest, self.closed = end, b"", False
         end.setblocking(False)
 
-    def read(self) -> list[dict[str, Any]]:
-        """The messages that have arrived since the last call."""
+    def read(self, wait: float = 0.0) -> list[dict[str, Any]]:
+        """The messages that have arrived since the last call; waits up to `wait` seconds where there are none."""
+        if wait:
+            select.select([self.end], [], [], wait)
         try:
             while part := self.end.recv(1 << 16):
                 self.rest += part
-        except OSError:  # nothing more yet, or the job is gone
+            self.closed = True
+        except BlockingIOError:
             pass
+        except OSError:  # reset: the other end died with words unread
+            self.closed = True
         *lines, self.rest = self.rest.split(b"\n")
         return [json.loads(line) for line in lines]
 

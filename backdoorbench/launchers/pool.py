@@ -1,11 +1,14 @@
 """`hydra/launcher=pool`: the jobs of a sweep on this machine, one fresh process each, a GPU each from a pool.
 
-A job that dies costs itself alone. Jobs that need an infected model which another one is training are put behind those that
-do not, so no worker waits for a lock. When the launcher ends, whatever the way, its jobs end with it.
+The processes are forked from a template that has imported torch and done nothing else: a job starts at once, and its
+libraries lie in memory once. A job that dies costs itself alone. Jobs that need an infected model which another one is
+training are put behind those that do not, so no worker waits for a lock. When the launcher ends, whatever the way, its jobs
+end with it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,39 +36,79 @@ if TYPE_CHECKING:  # Hydra imports this file at every start: no torch here
     from backdoorbench.launchers.outlook import Ahead
 
 TICK = 0.1  # seconds between two looks at the jobs
-WORKER = "backdoorbench.worker"  # the module that carries one out
+WORKER = "backdoorbench.worker"  # the module that carries them out
 
 
 class Child:
-    """A job's process, with its log and its line."""
+    """A job's process, with its line.
 
-    def __init__(self, run: Ahead, slot: Slot, place: Path, threads: int) -> None:
+    code  how it ended, as subprocess tells it; None while it runs, or where nobody could tell"""
+
+    def __init__(self, run: Ahead, slot: Slot, place: Path) -> None:
         self.run, self.slot, self.place = run, slot, place
-        ours, theirs = socket.socketpair()
+        self.pid, self.ended = 0, False
+        self.code: int | None = None
+        ours, self.theirs = socket.socketpair()
         self.lines = Lines(ours)
-        with cache.storage_errors(place):
-            place.mkdir(parents=True, exist_ok=True)
-            log = (place / "log.txt").open("ab")
-        cache.write_json(place / "config.json", {"overrides": run.overrides, "config": run.config})
-        with theirs, log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", WORKER, str(place)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment(slot, threads) | {VARIABLE: str(theirs.fileno())},
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends the whole group
-            )
 
     def signal(self, number: int) -> None:
         """To the job and all that it started."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, number)
+        if self.pid and not self.ended:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
 
 
-def environment(slot: Slot, threads: int) -> dict[str, str]:
-    """A job's environment: ours, the same imports, its own device and its share of the cores."""
+class Template:
+    """The process that the jobs are forked from."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.log = folder / "template.txt"
+        ours, theirs = socket.socketpair()
+        self.end, self.lines = ours, Lines(ours)
+        self.children: dict[int, Child] = {}
+        with theirs, self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", WORKER],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(threads) | {VARIABLE: str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends the jobs
+            )
+
+    def start(self, child: Child) -> None:
+        """Forks a job; returns when it has a process."""
+        with cache.storage_errors(child.place):
+            child.place.mkdir(parents=True, exist_ok=True)
+        cache.write_json(child.place / "config.json", {"overrides": child.run.overrides, "config": child.run.config})
+        self.children[child.run.number] = child
+        devices = {"CUDA_VISIBLE_DEVICES": child.slot.gpu or ""}
+        wanted = {"number": child.run.number, "place": str(child.place), "environment": devices}
+        with child.theirs, suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self.end, [json.dumps(wanted).encode() + b"\n"], [child.theirs.fileno()])
+        while not child.pid:
+            self.hear(wait=1.0)
+            if self.lines.closed and not child.pid:
+                raise RuntimeError(f"the pool's template ended before it started a job; its log: {self.log}")
+
+    def hear(self, wait: float = 0.0) -> None:
+        """Takes in which jobs were started, and how others ended."""
+        for message in self.lines.read(wait):
+            child = self.children[message["number"]]
+            child.pid, child.code = message["pid"], message["code"]
+
+    def stop(self) -> None:
+        self.lines.close()  # it ends when its line does
+        try:
+            self.process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The environment of jobs: ours, the same imports, their share of the cores."""
     imports = [str(Path(entry).absolute()) for entry in sys.path]  # "" is the working directory
     cap = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return {
@@ -73,7 +116,6 @@ def environment(slot: Slot, threads: int) -> dict[str, str]:
         **{name: value for name, value in cap.items() if name not in os.environ},
         "PYTHONPATH": os.pathsep.join(imports),
         "PYTHONUNBUFFERED": "1",
-        "CUDA_VISIBLE_DEVICES": slot.gpu or "",
     }
 
 
@@ -130,6 +172,7 @@ class _Batch:
         self.free, self.folder, self.rows, self.board, self.grace = slots, folder, rows, board, grace
         self.threads = schedule.threads_each(schedule.cores(), len(slots))
         self.children: dict[Waiting, Child] = {}
+        self.template: Template | None = None
 
     def carry_out(self) -> None:
         waiting = [job for run in self.runs.values() if (job := self.begin(run)) is not None]
@@ -139,17 +182,25 @@ class _Batch:
                     waiting.remove(job)
                     self.start(job)
                 time.sleep(TICK)
-                for job, child in list(self.children.items()):
-                    ended = child.process.poll() is not None
-                    for message in child.lines.read():
-                        if said := self.rows[job.number].hear(message):
-                            self.board.say(self.rows[job.number], said)
-                    if ended:
-                        del self.children[job]
-                        self.free.insert(0, child.slot)
-                        self.end(child)
+                self.hear()
         finally:
             self.stop()
+
+    def hear(self) -> None:
+        """Takes in what the jobs said, and which of them have ended."""
+        assert self.template is not None
+        self.template.hear()
+        for job, child in list(self.children.items()):
+            for message in child.lines.read():
+                if said := self.rows[job.number].hear(message):
+                    self.board.say(self.rows[job.number], said)
+            if child.lines.closed and child.code is None:
+                self.template.hear(wait=1.0)  # the template has not looked yet
+            if child.lines.closed or child.code is not None:
+                child.ended = True
+                del self.children[job]
+                self.free.insert(0, child.slot)
+                self.end(child)
 
     def begin(self, run: Ahead) -> Waiting | None:
         """The job to wait for a slot; None where there is nothing to do for it."""
@@ -174,7 +225,13 @@ class _Batch:
         run, slot = self.runs[job.number], self.free.pop(0)
         row = self.rows[job.number]
         row.start()
-        self.children[job] = Child(run, slot, self.folder / str(job.number), self.threads)
+        if self.template is not None and self.template.lines.closed:
+            self.template.stop()
+            self.template = None
+        if self.template is None:
+            self.template = Template(self.folder, self.threads)
+        self.children[job] = Child(run, slot, self.folder / str(job.number))
+        self.template.start(self.children[job])
         self.board.say(row, f"starts on {slot.name}")
 
     def end(self, child: Child) -> None:
@@ -182,9 +239,11 @@ class _Batch:
         from backdoorbench import job
 
         child.lines.close()
-        run, row, code = child.run, self.rows[child.run.number], child.process.returncode
+        run, row, code = child.run, self.rows[child.run.number], child.code
         if not (child.place / "job.json").is_file():
-            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            how = "ended" if code is None else f"ended with exit code {code}"
+            if code is not None and code < 0:
+                how = f"was killed by {signal.Signals(-code).name}"
             hint = "; memory may have run out" if code == -signal.SIGKILL else ""
             error = f"the process {how} before its run was over{hint}. Its log: {child.place / 'log.txt'}"
             sweep.leave(child.place, run.overrides, error=error)
@@ -204,18 +263,23 @@ class _Batch:
 
     def stop(self) -> None:
         """Ends the jobs that still run: SIGTERM, and SIGKILL after `grace` seconds, or at once when asked again."""
+        if self.template is None:
+            return
         try:
             for child in self.children.values():
                 child.signal(signal.SIGTERM)
             deadline = time.monotonic() + self.grace
-            while any(child.process.poll() is None for child in self.children.values()):
-                if time.monotonic() > deadline:
-                    break
+            left = list(self.children.values())
+            while left and time.monotonic() < deadline:
                 time.sleep(TICK)
+                for child in left:
+                    child.lines.read()
+                    child.ended = child.lines.closed
+                left = [child for child in left if not child.ended]
         finally:
             for child in self.children.values():
                 child.signal(signal.SIGKILL)
-                child.process.wait()
+            self.template.stop()
 
 
 def result(run: Ahead, folder: Path) -> JobReturn:

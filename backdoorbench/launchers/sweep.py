@@ -18,6 +18,7 @@ MOST_COMMANDS = 20  # printed one by one
 
 ended: list[Path] = []  # folders of the sweeps that ended in this process
 begun: list[Path] = []  # of those that began
+flags: list[str] = []  # of Hydra, on this process's command line
 
 
 class SweepStopped(BaseException):
@@ -61,7 +62,7 @@ def begin(folder: Path, jobs: Sequence[Sequence[str]], words: Sequence[str]) -> 
     """Writes down what a sweep consists of.
 
     jobs   the settings of each, by number
-    words  the settings of Hydra itself, such as its launcher"""
+    words  Hydra's own flags and settings, such as its launcher"""
     with cache.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     cache.write_json(folder / "sweep.json", {"jobs": [list(job) for job in jobs], "hydra": list(words)})
