@@ -20,6 +20,12 @@ from backdoorbench.errors import BdxError, ConfigError, check_range, did_you_mea
 
 USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
 SWITCHES = ("-m", "--multirun")
+PLUGINS = {
+    "submitit": "slurm",
+    "joblib": "joblib",
+    "ray": "ray",
+    "optuna": "optuna",
+}  # of Hydra: the extra that brings it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -569,10 +575,14 @@ def _explained(error: Exception, words: Sequence[str]) -> Exception:
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
     cause = error.__cause__ or error
+    if isinstance(cause, BdxError):  # of a launcher's settings, wrapped by Hydra
+        return cause
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        if group.startswith("hydra/launcher"):
-            return ConfigError(f"hydra launcher '{name}' is not installed. Those here: {', '.join(error.options)}.")
+        if group.startswith("hydra/"):
+            return _missing_plugin(name, f"{group}={name}") or ConfigError(
+                f"{group}={name} is not there. Those here: {', '.join(sorted(error.options))}."
+            )
         return ConfigError(catalog.unknown_option(group, name, sorted(error.options)))
     if isinstance(error, OverrideParseException):
         said = str(error).splitlines()[0]
@@ -590,6 +600,8 @@ def _explained(error: Exception, words: Sequence[str]) -> Exception:
         )
         return ConfigError(f"{place} has no setting '{key}'.{did_you_mean(key, known)} Correct the name{inside}.")
     text = str(error).splitlines()
+    if text and "plugin class" in text[0] and (missing := _missing_plugin(text[0], "the sweep")):
+        return missing
     if isinstance(error, ConfigCompositionException) and text and text[0].startswith("Could not override"):
         key = text[0].split("'")[1]
         from_groups = [*catalog.GROUPS, "seed", "control", "force", "rerun", "fail_fast", "plugins", "curve", "gates"]
@@ -610,6 +622,17 @@ def _explained(error: Exception, words: Sequence[str]) -> Exception:
     if isinstance(error, ValueError) and "override" in str(error).lower():
         return ConfigError(f"the settings cannot be read: {error}. Write KEY=VALUE for each.")
     return error
+
+
+def _missing_plugin(said: str, what: str) -> ConfigError | None:
+    """Hydra's word for a launcher or sweeper of another package that is not there, with the extra that brings it."""
+    for plugin, extra in PLUGINS.items():
+        if plugin in said:
+            return ConfigError(
+                f"{what} needs Hydra's {plugin} plugin, which is not installed. Add it: pip install 'bdx[{extra}]'; or take "
+                f"hydra/launcher=pool, which needs nothing more."
+            )
+    return None
 
 
 @contextmanager

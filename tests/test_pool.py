@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def test_a_plugin_that_raises_costs_itself_alone(tmp_path: Path) -> None:
     command = next(line.strip() for line in swept.stdout.splitlines() if line.startswith("  bdx -m"))
     assert command.endswith("defense.version_of_the_day=1 seed=0,1")
     (tmp_path / "mine.py").write_text(RAISES.replace("== 1", "== 2"))
-    repeated = bdx(*command.split()[1:], folder=tmp_path)
+    repeated = bdx(*shlex.split(command)[1:], folder=tmp_path)
     assert repeated.returncode == 0, repeated.stdout + repeated.stderr
     assert statuses(tmp_path / "outputs").count("done") == 4
 
@@ -182,9 +183,8 @@ def test_an_interrupt_ends_the_jobs(tmp_path: Path) -> None:
     assert err == "bdx: interrupted; the same command goes on where it stopped\n"
     assert not workers(tmp_path)
     assert statuses(tmp_path / "outputs") == ["failed", "failed"]
-    assert [json.loads(file.read_text())["error"] for file in (tmp_path / "outputs/runs").glob("*/record.json")] == [
-        "KeyboardInterrupt", "KeyboardInterrupt",
-    ]  # fmt: skip
+    errors = {record.read(folder).error for folder in record.find(tmp_path / "outputs")}
+    assert errors <= {"KeyboardInterrupt", "interrupted"}  # the latter where it took longer than `grace`
 
 
 @pytest.mark.slow

@@ -39,9 +39,13 @@ class Grid(BasicSweeper):
         self.hydra_context, self.config, self.task_function = hydra_context, config, task_function
 
     def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None and self.hydra_context is not None
+        if Grid.only_look is None:  # first, for it may not be installed
+            self.launcher = Plugins.instance().instantiate_launcher(
+                hydra_context=self.hydra_context, task_function=self.task_function, config=self.config
+            )
         from backdoorbench.launchers import outlook  # torch is imported only when a sweep begins
 
-        assert self.config is not None and self.hydra_context is not None
         jobs = self.jobs(arguments)
         composer = Composer(self.hydra_context.config_loader, self.config)
         composed = [composer(job) for job in jobs]
@@ -54,9 +58,6 @@ class Grid(BasicSweeper):
         words = sweep.flags + [word for word in self.config.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
         sweep.begin(folder, jobs, words)
         sweep.begun.append(folder)
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self.hydra_context, task_function=self.task_function, config=self.config
-        )
         if isinstance(self.launcher, Pool):
             self.launcher.runs = runs
         return super().sweep(arguments)

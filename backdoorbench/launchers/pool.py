@@ -263,6 +263,8 @@ class _Batch:
 
     def stop(self) -> None:
         """Ends the jobs that still run: SIGTERM, and SIGKILL after `grace` seconds, or at once when asked again."""
+        from backdoorbench import job
+
         if self.template is None:
             return
         try:
@@ -280,6 +282,10 @@ class _Batch:
             for child in self.children.values():
                 child.signal(signal.SIGKILL)
             self.template.stop()
+            for child in self.children.values():
+                child.lines.close()
+                if not child.ended:  # its record had no time to say so
+                    job.mark_lost(child.run.outputs, child.run.key, "interrupted")
 
 
 def result(run: Ahead, folder: Path) -> JobReturn:
