@@ -6,6 +6,7 @@ A bare first word is a verb; anything else goes to Hydra. torch is imported only
 import argparse
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -363,6 +364,11 @@ def _plan(words: Sequence[str]) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUES", help="as after bdx -m: defense=ft,fst seed=0,1,2")
     settings = [word for word in parser.parse_args(words).settings if word not in SWITCHES]
+    if any(word.startswith("hydra/sweeper=") for word in settings):
+        raise ConfigError(
+            "bdx plan lists the runs of a grid, and a search chooses its runs as it goes. Leave hydra/sweeper out, and list "
+            "values."
+        )
     from backdoorbench.launchers import grid
 
     def show(runs: Sequence[Any]) -> None:
@@ -543,6 +549,11 @@ def _print_sweep(folder: Path) -> int:
     out = console.make_console()
     runs = [record.read(Path(left.record)) for left in jobs.values() if left.record]
     console.print_report(out, runs)
+    tried = [left for left in jobs.values() if left.objective is not None]
+    if tried and not sweep.planned(folder):  # a search
+        best = max(tried, key=lambda left: left.objective or 0.0)
+        out.print(f"\n  best accuracy on the holdout, {100 * (best.objective or 0):.2f} %, of {len(tried)} runs:")
+        out.print(f"  bdx {shlex.join(best.overrides)}", markup=False, soft_wrap=True)
     failed = {number: left for number, left in jobs.items() if left.error}
     if not failed:
         return 0
