@@ -321,9 +321,12 @@ def obtain_network(made: Plan, make: MakeNetwork) -> nn.Module:
     folder, settings = network_folder(made)
 
     def write(partial: Path) -> None:
-        key, start = folder.name.rpartition("-")[2], time.monotonic()
-        file = made.outputs / "cache" / "snapshots" / f"{key}.pt"
-        network = make(made.splits.train.to(made.device), Snapshots(file, made.config["runtime"]["snapshot_seconds"]))
+        file = made.outputs / "cache" / "snapshots" / f"{folder.name.rpartition('-')[2]}.pt"
+        batch, start = getattr(made.attack, "encoder_batch_size", made.recipe.batch_size), time.monotonic()
+        with device.memory_errors("infect", "attack.encoder_batch_size", batch):
+            network = make(
+                made.splits.train.to(made.device), Snapshots(file, made.config["runtime"]["snapshot_seconds"])
+            )
         save_network(network, settings, round(time.monotonic() - start, 3), partial)
 
     found = cache.obtain(

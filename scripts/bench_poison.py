@@ -17,6 +17,7 @@ from stopwatch import seconds
 
 from backdoorbench import api, catalog, device
 from backdoorbench.attacks.base import DataAttack, Task, show
+from backdoorbench.attacks.hidden import HiddenAttack
 from backdoorbench.config import build, compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.shapes import Images, to_bytes, to_float
@@ -52,8 +53,8 @@ def main() -> int:
     slow = []
     for attack in attacks():
         task = Task(data, lambda _: torch.nn.Identity(), recipe, None)
-        if attack.test_trigger(task, Stream(0)) is None:
-            continue  # its trigger is optimised on a trained network
+        if isinstance(attack, HiddenAttack) or attack.test_trigger(task, Stream(0)) is None:
+            continue  # its trigger is a trained network, or optimised on one
         made = attack.trigger(task, Stream(0))
 
         def batched(trigger: Callable[[Images], Images] = made) -> None:

@@ -28,7 +28,7 @@ from backdoorbench.attacks.issba import ISSBA
 from backdoorbench.attacks.poison_ink import Couple, PoisonInkAttack, is_ink, vary
 from backdoorbench.attacks.ssba import SSBA
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import ConfigError, TrainingError
+from backdoorbench.errors import ConfigError, DeviceError, TrainingError
 from backdoorbench.job import Job
 from backdoorbench.pipeline import Plan, Run
 from backdoorbench.shapes import to_bytes, to_float
@@ -320,6 +320,20 @@ def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not torch.equal(codes[0], codes[1]) and torch.equal(codes[0], codes[2])  # the run's seed draws the code
 
 
+def test_memory_that_runs_out_names_the_encoders_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nDetails.")
+
+    monkeypatch.setattr(CodeAttack, "learn", full)
+    planned = plan(tmp_path, "attack=ssba")
+    with pytest.raises(DeviceError) as caught:
+        pipeline.obtain_infection(planned, planned.splits.test, Run("", "running", "", {}))
+    assert str(caught.value) == (
+        "memory ran out during 'infect' (CUDA out of memory.). Lower attack.encoder_batch_size (now 32), or choose a narrower "
+        "model; what was finished before is kept."
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_preview_and_export_find_the_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = untrained(monkeypatch)
@@ -403,10 +417,9 @@ def test_takes_on_digits(name: str, run: Callable[..., Job]) -> None:
     clean (2.14); and the victim learns it."""
     found = run(f"attack={name}", "defense=none").run
     facts = found.infection["facts"]
-    assert facts["encoder_psnr"] >= 25
     if name == "poison_ink":
         assert facts["ink_read"] >= 0.8 and facts["ink_imagined"] <= 0.2
     else:
-        assert facts["bit_accuracy"] >= 0.95
+        assert facts["bit_accuracy"] >= 0.95 and facts["encoder_psnr"] >= 25
     assert found.infected is not None and found.infected.asr is not None
     assert found.infected.asr >= 0.8 and found.infected.ca >= 0.95
