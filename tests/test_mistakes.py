@@ -10,7 +10,7 @@ from conftest import QUICK
 from PIL import Image
 from safetensors.torch import save_file
 
-from backdoorbench import catalog, cli
+from backdoorbench import catalog, cli, config
 
 SMALL = [*QUICK, "train.epochs=1"]
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -46,6 +46,18 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["repot", "outputs"],
         "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot, preview, export, reproduce, runs, cache and plan; a run is described by "
         "settings, such as attack=badnets.",
+    ),
+    "plan of a search": (
+        ["plan", "hydra/sweeper=tune", "seed=0,1"],
+        "bdx plan lists the runs of a grid, and a search chooses its runs as it goes. Leave hydra/sweeper out, and list values.",
+    ),
+    "unknown launcher": (
+        ["-m", "hydra/launcher=pol", "seed=0,1"],
+        "hydra/launcher=pol is not there. Those here: {launchers}.",
+    ),
+    "pool without workers": (
+        ["-m", "hydra/launcher=pool", "hydra.launcher.workers=0", "seed=0,1"],
+        "hydra.launcher.workers is 0; expected a number at least 1. Change hydra.launcher.workers.",
     ),
     "unknown group to list": (
         ["list", "atack"],
@@ -246,6 +258,15 @@ def devices() -> str:
     return ", ".join(["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])])
 
 
+def launchers() -> str:
+    """Ours, Hydra's own, and those of plugins that happen to be installed."""
+    from hydra.core.config_store import ConfigStore
+
+    ours = {file.stem for file in (config.conf_dir() / "hydra" / "launcher").glob("*.yaml")}
+    stored = ConfigStore.instance().list("hydra/launcher")
+    return ", ".join(sorted(ours | {name.removesuffix(".yaml") for name in stored}))
+
+
 def formats() -> str:
     """argparse quotes its choices up to Python 3.11."""
     names = ["terminal", "csv", "runs-csv", "md", "latex", "html"]
@@ -266,7 +287,8 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
         "{terminal,csv,runs-csv,md,latex,html}] [--output FILE] [--tsne DIR] DIR [DIR ...]."
     )
     known = {f"{group}s": ", ".join(catalog.names(group)) for group in ("attack", "defense")}
-    assert shown == f"bdx: {said.format(tmp=place, devices=devices(), formats=formats(), report=usage, **known)}\n"
+    known |= {"launchers": launchers(), "report": usage}
+    assert shown == f"bdx: {said.format(tmp=place, devices=devices(), formats=formats(), **known)}\n"
     assert code == 2 and "Traceback" not in shown
 
 

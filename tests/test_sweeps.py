@@ -87,6 +87,16 @@ def test_a_device_elsewhere_is_not_looked_for(tmp_path: Path) -> None:
     assert "cuda:77" in str(outlook.look([["seed=0"]], [composed], here=True)[0].error)
 
 
+def test_a_missing_plugin_names_its_extra() -> None:
+    unknown = RuntimeError(
+        "Unknown plugin class : 'hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher'"
+    )
+    assert str(cli._explained(unknown, [])) == (
+        "the sweep needs Hydra's joblib plugin, which is not installed. Add it: pip install 'bdx[joblib]'; or take "
+        "hydra/launcher=pool, which needs nothing more."
+    )
+
+
 # ---- plans ----------------------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,8 @@ class Template:
     """The process that the jobs are forked from."""
 
     def __init__(self, folder: Path, threads: int) -> None:
+        with cache.storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "template.txt"
         ours, theirs = socket.socketpair()
         self.end, self.lines = ours, Lines(ours)
