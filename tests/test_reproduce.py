@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backdoorbench import catalog, cli, config, reproduce
+from backdoorbench import catalog, cli, config, reproduce, verbs
 from backdoorbench.launchers import sweep
 from backdoorbench.metrics import Scores
 from backdoorbench.recorded import Run
@@ -230,7 +230,7 @@ def test_the_verb_turns_lists_into_a_sweep() -> None:
         "0,1",
         "runtime.threads=1",
     ]
-    assert reproduce.reproduce(words, cli._Parser("reproduce", ""), swept) == 0
+    assert reproduce.reproduce(words, verbs.Parser("reproduce", ""), swept) == 0
     assert asked == [
         ["experiment=fst", "scale=small", "dataset.root=/data", "runtime.threads=1", "attack.poison_rate=0.1,0.01", "seed=0,1"]
     ]  # fmt: skip

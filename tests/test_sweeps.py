@@ -8,7 +8,7 @@ import pytest
 from conftest import QUICK
 from rich.console import Console
 
-from backdoorbench import cli, config, job, pipeline
+from backdoorbench import cli, config, job, mistakes, pipeline
 from backdoorbench.errors import ConfigError, PairingError
 from backdoorbench.job import Job
 from backdoorbench.launchers import link, outlook, schedule, sweep
@@ -91,7 +91,7 @@ def test_a_missing_plugin_names_its_extra() -> None:
     unknown = RuntimeError(
         "Unknown plugin class : 'hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher'"
     )
-    assert str(cli._explained(unknown, [])) == (
+    assert str(mistakes.explained(unknown, [])) == (
         "the sweep needs Hydra's joblib plugin, which is not installed. Add it: pip install 'bdx[joblib]'; or take "
         "hydra/launcher=pool, which needs nothing more."
     )
