@@ -154,6 +154,8 @@ FOUND = "at weight 20 460 steps leave the network constant: CA 0.10 and 0.17; at
 @pytest.mark.xfail(reason=FOUND)
 @pytest.mark.parametrize("name", NAMES)
 def test_takes_on_digits(name: str, run: Callable[..., Job]) -> None:
+    """An open finding: nor does it on 12,000 images of CIFAR-10 (scale=small, 1,880 steps, train.lr=0.02: hidden, AUC 0.49, but
+    CA 0.31 and ASR 0.27; at the recipe's lr of 0.2 the loss leaves the numbers). FST trains 39,100 steps."""
     found = run(f"attack={name}", "defense=none", "force=true").run
     assert found.infected is not None and found.infected.asr is not None
     assert found.infected.asr >= 0.8 and found.infected.ca >= 0.95
