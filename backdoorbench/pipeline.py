@@ -288,8 +288,7 @@ def obtain_infection(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, P
 
     waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"
     found = cache.obtain(folder, make, waiting)
-    for kept in file.parent.glob(f"{made.infection_key}*.pt"):  # only now: a kill before would cost the whole training
-        kept.unlink(missing_ok=True)
+    forget(file)
     with run.timed("infect"):
         infection, predictions = load_infection(
             folder, build_network(made, Stream(0)), made.parts.train.to(made.device)
@@ -319,6 +318,8 @@ def obtain_network(made: Plan, make: MakeNetwork) -> nn.Module:
     """The network of the attack's learned trigger: from the cache, or trained by `make` into it, on the whole training split:
     what a seed withholds for the defender, and another seed does not, would make it a network of one seed."""
     folder, settings = network_folder(made)
+    key = folder.name.rpartition("-")[2]
+    file = made.outputs / "cache" / "snapshots" / f"{key}.pt"
 
     def write(partial: Path) -> None:
         file = made.outputs / "cache" / "snapshots" / f"{folder.name.rpartition('-')[2]}.pt"
@@ -332,8 +333,15 @@ def obtain_network(made: Plan, make: MakeNetwork) -> nn.Module:
     found = cache.obtain(
         folder, write, f"another process trains the network of {made.attack.name}'s trigger; waiting for it"
     )
-    log.info(f"network of the trigger: {'cached' if found else 'trained'} {folder.name.rpartition('-')[2]}")
+    forget(file)
+    log.info(f"network of the trigger: {'cached' if found else 'trained'} {key}")
     return load_network(folder, made.device)
+
+
+def forget(file: Path) -> None:
+    """Removes a training's snapshots, once what it made is kept: a kill before would cost the whole training."""
+    for snapshot in file.parent.glob(f"{file.stem}*.pt"):
+        snapshot.unlink(missing_ok=True)
 
 
 def clean_plan(made: Made) -> Made:

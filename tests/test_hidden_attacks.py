@@ -262,7 +262,7 @@ def test_a_killed_training_goes_on_in_its_stage(
     with pytest.raises(KeyboardInterrupt):
         learn(tmp_path / "killed.pt")
     resumed = learn(tmp_path / "killed.pt")
-    assert begun == ["stage0", "stage1", "stage1", "stage2"] and not list(tmp_path.iterdir())
+    assert begun == ["stage0", "stage1", "stage1", "stage2"]
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 

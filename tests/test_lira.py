@@ -181,7 +181,6 @@ def test_a_killed_training_resumes_from_its_last_epoch(
     assert (tmp_path / "state.generator.pt").exists()
     resumed = chosen.infect(task(few, snapshots), Stream(0))
     assert torch.equal(weights(resumed.model, resumed.trigger), weights(whole.model, whole.trigger))  # type: ignore[arg-type]
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

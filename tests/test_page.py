@@ -2,6 +2,8 @@
 
 The browser test needs a Chromium (Debian: apt-get install chromium) and `pip install 'bdx[browser]'`; it is skipped without."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -31,22 +33,23 @@ def run(number: int, defense: str, asr: float, status: str = "done", **changes: 
     return made
 
 
-@pytest.fixture
-def html(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of 118 finished runs and a failed one whose error is hostile, beside their outputs folder."""
     from PIL import Image
 
-    monkeypatch.chdir(tmp_path)
+    place = tmp_path_factory.mktemp("page")
     runs = [run(number, ("ft", "fst")[number % 2], 0.001 * (number * 37 % 118)) for number in range(118)]
     runs.append(run(118, "pbe", 0.0, "failed", error=HOSTILE, notes={"long": "x" * 3000}))
     for made in runs:
-        folder = tmp_path / "outputs" / "runs" / made.id
+        folder = place / "outputs" / "runs" / made.id
         folder.mkdir(parents=True)
         record.write(made, folder)
-    Image.new("RGB", (80, 30), (200, 30, 30)).save(tmp_path / "outputs" / "runs" / "run0" / "triggered.png")
-    assert cli.main(["report", "outputs", "--format", "html", "--output", "page.html"]) == 0
-    assert capsys.readouterr().out == "wrote page.html\n"
-    return tmp_path / "page.html"
+    Image.new("RGB", (80, 30), (200, 30, 30)).save(place / "outputs" / "runs" / "run0" / "triggered.png")
+    with contextlib.chdir(place), contextlib.redirect_stdout(io.StringIO()) as said:
+        assert cli.main(["report", "outputs", "--format", "html", "--output", "page.html"]) == 0
+    assert said.getvalue() == "wrote page.html\n"
+    return place / "page.html"
 
 
 def embedded(html: Path) -> dict[str, Any]:
@@ -84,13 +87,15 @@ def test_settings_are_held_once_and_long_things_stay_in_the_record(html: Path) -
     assert page.PANELS >= page.FEWER
 
 
-def test_equal_records_make_equal_pages(html: Path) -> None:
+def test_equal_records_make_equal_pages(html: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(html.parent)
     first = html.read_bytes()
     assert cli.main(["report", "outputs", "--format", "html", "--output", "page.html"]) == 0
     assert html.read_bytes() == first
 
 
-def test_links_are_relative_to_the_page(html: Path) -> None:
+def test_links_are_relative_to_the_page(html: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(html.parent)
     assert cli.main(["report", "outputs", "--format", "html", "--output", "deep/er/page.html"]) == 0
     data = embedded(Path("deep/er/page.html"))
     assert data["runs"][0]["folder"] == "../../outputs/runs/run0"
