@@ -322,7 +322,6 @@ def obtain_network(made: Plan, make: MakeNetwork) -> nn.Module:
     file = made.outputs / "cache" / "snapshots" / f"{key}.pt"
 
     def write(partial: Path) -> None:
-        file = made.outputs / "cache" / "snapshots" / f"{folder.name.rpartition('-')[2]}.pt"
         batch, start = getattr(made.attack, "encoder_batch_size", made.recipe.batch_size), time.monotonic()
         with device.memory_errors("infect", "attack.encoder_batch_size", batch):
             network = make(
