@@ -84,7 +84,8 @@ def carry_out(folder: Path, link: Link) -> int:
             reporter = Reporter(progress.LogReporter(), link)
             reporter.inner = progress.install(reporter)
             reporter.run = run
-        link.send(stage=following[stage], scores=reporter.scores())
+        begins = {"stage": following[stage]} if stage in following else {}  # a point of the curve begins none
+        link.send(**begins, scores=reporter.scores())
 
     try:
         cli.sweep_job(job["config"], folder, job["overrides"], watch)

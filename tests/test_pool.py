@@ -28,14 +28,14 @@ SWEEP = (
 
 RAISES = """
 from dataclasses import dataclass
+from pathlib import Path
 from backdoorbench.defenses.base import Defense
 
 @dataclass(frozen=True)
 class Raises(Defense):
-    version_of_the_day: int
-
     def purify(self, scenario):
-        if self.version_of_the_day == 1:
+        if not Path("raised").exists():
+            Path("raised").touch()
             raise RuntimeError("the plugin broke")
         return scenario.model
 """
@@ -125,6 +125,8 @@ def test_a_sweep_killed_five_times_finishes(tmp_path: Path) -> None:
     assert len(after) == 24 and {key: after[key] for key in finished} == finished
     runs = [run for folder in record.find(outputs) if (run := record.read(folder)).status == "done"]
     assert sum(row.n for row in table.aggregate(runs)) == 24
+    rows = bdx("report", "outputs", "--format", "runs-csv", folder=tmp_path).stdout.splitlines()[1:]
+    assert len(rows) == 24 and all(",done," in row for row in rows)
     assert "running" not in statuses(outputs)
 
     said = logs(outputs)
@@ -145,29 +147,25 @@ def test_a_plugin_that_raises_costs_itself_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(RAISES)
     option = tmp_path / "conf" / "defense"
     option.mkdir(parents=True)
-    (option / "raises.yaml").write_text("_target_: mine.Raises\nversion: 1\nname: raises\nversion_of_the_day: 0\n")
-    words = [
-        f"--config-dir={tmp_path / 'conf'}", *POOL, "attack=badnets", "attack.poison_rate=0.1", "plugins=[mine]", *TINY,
-        "defense=raises", "defense.version_of_the_day=0,1", "seed=0,1",
-    ]  # fmt: skip
-    swept = bdx(*words, folder=tmp_path)
+    (option / "raises.yaml").write_text("_target_: mine.Raises\nversion: 1\nname: raises\n")
+    sweep_words = [word.replace("defense=none,ft", "defense=none,raises") for word in SWEEP]
+    swept = bdx(f"--config-dir={tmp_path / 'conf'}", *sweep_words, "plugins=[mine]", folder=tmp_path)
     assert swept.returncode == 1, swept.stdout + swept.stderr
-    assert "2 of 4 jobs failed; the same command repeats only those" in swept.stdout
-    assert sorted(statuses(tmp_path / "outputs")) == ["done", "done", "failed", "failed"]
+    assert "1 of 24 jobs failed; the same command repeats only those" in swept.stdout
+    assert sorted(statuses(tmp_path / "outputs")) == ["done"] * 23 + ["failed"]
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
-    failed = [file for file in sweep.glob("*/log.txt") if "RuntimeError: the plugin broke" in file.read_text()]
-    assert len(failed) == 2 and all("Traceback (most recent call last)" in file.read_text() for file in failed)
-    for folder in record.find(tmp_path / "outputs"):
-        run = record.read(folder)
-        if run.status == "failed":
-            assert run.error == "RuntimeError: the plugin broke"
-            assert "Traceback" in (folder / "log.txt").read_text()
-    command = next(line.strip() for line in swept.stdout.splitlines() if line.startswith("  bdx -m"))
-    assert command.endswith("defense.version_of_the_day=1 seed=0,1")
-    (tmp_path / "mine.py").write_text(RAISES.replace("== 1", "== 2"))
+    logs_of_jobs = [file.read_text() for file in sweep.glob("*/log.txt")]
+    (failed,) = [text for text in logs_of_jobs if "RuntimeError: the plugin broke" in text]
+    assert "Traceback (most recent call last)" in failed
+    (broken,) = [folder for folder in record.find(tmp_path / "outputs") if record.read(folder).status == "failed"]
+    assert record.read(broken).error == "RuntimeError: the plugin broke"
+    assert "Traceback" in (broken / "log.txt").read_text()
+    told = bdx("report", "outputs", folder=tmp_path)
+    assert told.returncode == 0 and "RuntimeError: the plugin broke" in told.stdout and broken.name in told.stdout
+    command = next(line.strip() for line in swept.stdout.splitlines() if line.startswith("  bdx "))
     repeated = bdx(*shlex.split(command)[1:], folder=tmp_path)
     assert repeated.returncode == 0, repeated.stdout + repeated.stderr
-    assert statuses(tmp_path / "outputs").count("done") == 4
+    assert statuses(tmp_path / "outputs").count("done") == 24
 
 
 @pytest.mark.slow
