@@ -106,8 +106,7 @@ def test_the_trigger_is_the_same_in_every_precision_and_in_parts(
     plain = trigger(wave)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(trigger(wave), plain)
-    for module in ("hidden_code", "poison_ink"):
-        monkeypatch.setattr(f"backdoorbench.triggers.{module}.PIXELS", 32 * 32 + 1)  # one image at a time
+    monkeypatch.setattr("backdoorbench.triggers.hidden.PIXELS", 32 * 32 + 1)  # one image at a time
     assert torch.allclose(trigger(wave), plain, atol=1e-5)
 
 

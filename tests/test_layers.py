@@ -20,7 +20,7 @@ SHARED = {  # inside a folder, what its other files may import
     "data": {"base", "images", "raw", "store", "archive", "holdout"},
     "models": {"base", "surgery", "checkpoint", "resnet"},
     "training": {"recipe", "fit"},
-    "triggers": {"base", "patch", "blend", "picture"},
+    "triggers": {"base", "patch", "blend", "picture", "hidden"},
     "attacks": {"base", "loop", "hidden", "badnets", "blended"},  # bypass poisons as the last two do
     "defenses": {"base"},
     "reporting": {"record", "table", "picture", "published", "formats", "frame", "report", "plot", "ledger"},

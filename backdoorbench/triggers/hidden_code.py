@@ -1,21 +1,21 @@
 """A bit string that one network hides in every image, and the network that reads it back."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoorbench.shapes import Images
+from backdoorbench.triggers.hidden import Hidden
 
 Variant = Literal["ssba", "issba"]
 
 MULTIPLE = 32  # an image's side must be one of it
 PLANE = 16  # side of the map that SSBA's encoder makes of the bits
-PIXELS = 2**20  # of all images that pass the encoder together
 
 
-class HiddenCode(nn.Module):
+class HiddenCode(Hidden):
     """clip(x + E(x, code)), or sigmoid(E(x, code)) where `residual` is false: each image gets a residual of its own.
 
     variant  ssba: the bits become 3 maps of 16x16, enlarged, and two convolutions follow the last shortcut; issba: the bits
@@ -37,25 +37,15 @@ class HiddenCode(nn.Module):
         figures: dict[str, float],
     ) -> None:
         super().__init__()
-        self.settings: dict[str, Any] = {
+        self.settings = {
             "variant": variant, "size": size, "bits": bits, "width": width, "residual": residual, "figures": figures,
         }  # fmt: skip
         self.residual = residual
         self.register_buffer("code", torch.zeros(bits))  # 0 or 1
         self.encoder = Encoder(variant, size, bits, width)
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """What the training found out."""
-        found: dict[str, float] = self.settings["figures"]
-        return found
-
-    def forward(self, images: Images) -> Images:
-        """In float32 whatever the autocast: the trigger is the same function in every precision."""
-        together = max(1, PIXELS // (images.shape[-2] * images.shape[-1]))
-        with torch.autocast(images.device.type, enabled=False):
-            parts = [self.write(part, self.code.expand(len(part), -1)) for part in torch.split(images, together)]
-        return torch.cat(parts).clamp(0, 1)
+    def paint(self, images: Images) -> Images:
+        return self.write(images, self.code.expand(len(images), -1))
 
     def write(self, images: Images, codes: Tensor) -> Images:
         """(N, 3, H, W) float32, images with `codes` (N, bits) in them; with a residual they may leave [0, 1] a little."""

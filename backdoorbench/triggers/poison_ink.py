@@ -1,22 +1,21 @@
 """An image's own edges in a secret colour, hidden in the image by one network and shown again by another."""
 
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoorbench.shapes import Images
+from backdoorbench.triggers.hidden import Hidden
 
 MULTIPLE = 16  # an image's side must be one of it
 GREY = (0.299, 0.587, 0.114)  # shares of red, green and blue
 EDGE = 28  # grey levels a pixel, from which a slope is an edge
 INK = (80, 160, 80)  # grey levels of the secret colour
 DILATIONS = (2, 2, 2, 4, 4, 4, 1)  # of the reader's blocks
-PIXELS = 2**20  # of all images that pass the network together
 
 
-class PoisonInk(nn.Module):
+class PoisonInk(Hidden):
     """clip(H(x, S(x))) with a U-Net H and the edges S(x) in ink on white. Sides are multiples of 16.
 
     width    channels of the U-Net's first map, 64 in the paper
@@ -25,21 +24,11 @@ class PoisonInk(nn.Module):
 
     def __init__(self, width: int, figures: dict[str, float]) -> None:
         super().__init__()
-        self.settings: dict[str, Any] = {"width": width, "figures": figures}
+        self.settings = {"width": width, "figures": figures}
         self.hider = UNet(width)
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """What the training found out."""
-        found: dict[str, float] = self.settings["figures"]
-        return found
-
-    def forward(self, images: Images) -> Images:
-        """In float32 whatever the autocast: the trigger is the same function in every precision."""
-        together = max(1, PIXELS // (images.shape[-2] * images.shape[-1]))
-        with torch.autocast(images.device.type, enabled=False):
-            parts = [self.hide(part, draw_edges(find_edges(part))) for part in torch.split(images, together)]
-        return torch.cat(parts).clamp(0, 1)
+    def paint(self, images: Images) -> Images:
+        return self.hide(images, draw_edges(find_edges(images)))
 
     def hide(self, images: Images, secret: Images) -> Images:
         """(N, 3, H, W) float32: the images with the secret in them; they may leave [0, 1] a little."""
