@@ -8,6 +8,7 @@ draws a hundred runs at a time. Plots show the settings with most runs, and say 
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
 from collections import Counter
@@ -141,7 +142,12 @@ def _triggers(report: Report) -> dict[str, Any]:
 
 def _link(target: Path, here: str) -> str:
     """The way from the page's folder to a file, as an address."""
-    return quote(os.path.relpath(os.path.realpath(target), here).replace(os.sep, "/"))
+    return quote(f"{_way(target.parent, here)}/{target.name}")
+
+
+@functools.cache
+def _way(folder: Path, here: str) -> str:
+    return os.path.relpath(os.path.realpath(folder), here).replace(os.sep, "/")
 
 
 # ---- the runs -------------------------------------------------------------------------------------------------------

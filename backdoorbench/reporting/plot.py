@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
@@ -291,9 +293,13 @@ def write(figure: Figure, file: Path) -> None:
 
 @style.context([*STYLE, {"svg.fonttype": "none"}])
 def as_svg(figure: Figure) -> str:
-    """The figure as an element to put into a page: text stays text, and no two elements of a page get the same name."""
+    """The figure as an element to put into a page: text stays text, and no two elements of a page get the same name.
+
+    Printed by its canvas: `savefig` draws a figure twice, the first time for its layout alone."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=UNDATED[".svg"], transparent=True)
+    for part in (figure, *figure.axes):
+        part.patch.set_facecolor("none")
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=UNDATED[".svg"])
     text = buffer.getvalue()
     return re.sub(r' id="[A-Za-z0-9]+_\d+"', "", text[text.index("<svg") :])
 
@@ -378,8 +384,8 @@ def _arrange(
     groups: dict[str, dict[str, list[Run]]] = {}
     for _, members in sorted(alike.items(), key=lambda item: (*order(item[1][0]), item[0])):
         config = compared(members[0])
-        lines = groups.setdefault(identity(_without_defense(config)), {})
-        lines.setdefault(identity(config), []).extend(members)
+        lines = groups.setdefault(identify(_without_defense(config)), {})
+        lines.setdefault(identify(config), []).extend(members)
     total = len(groups)
     sizes = []
     for lines in groups.values():
@@ -486,7 +492,8 @@ def _draw_map(axes: Axes, grid: table.Grid) -> None:
             dark = item.value is not None and item.value < 0.55
             marks = "".join(mark for mark in item.text if mark in (table.LEFT_OUT, table.WEAK))
             text = item.text.split(" ")[0] + marks
-            axes.text(x, y, text, ha="center", va="center", fontsize=7, color="#ffffff" if dark else "#010101")
+            colour = "#ffffff" if dark else "#010101"
+            axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour, in_layout=False)
     heads = [textwrap.fill(column.flat, 18, break_long_words=False) for column in grid.columns[grid.names :]]
     axes.set_xticks(range(len(heads)), heads, rotation=35, ha="left", rotation_mode="anchor")
     names = [" · ".join(item.text for item in line[: grid.names] if item.text != DASH) for line in grid.lines]
@@ -572,12 +579,8 @@ def _wrapped(figure: Figure, said: Iterable[str]) -> str:
 
 def _seeds(panels: Iterable[Panel], curve: bool) -> str:
     """`Mean over seeds, band from smallest to largest, n = 1 to 3`."""
-    counts = {
-        sum(_rate(run) == rate for run in members)
-        for panel in panels
-        for members in panel.lines.values()
-        for rate in map(_rate, members)
-    }
+    lines = [members for panel in panels for members in panel.lines.values()]
+    counts = {count for members in lines for count in Counter(map(_rate, members)).values()}
     spread = "band from the smallest to the largest" if curve else "bars of one sample standard deviation"
     return (f"Mean over seeds, {spread}, " if max(counts) > 1 else "") + f"n = {_span(counts)}"
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.02  # of CA, ASR or RA, between a published mean of unknown spread and ours
 GROUPS = ("dataset", "model", "train", "holdout", "attack", "defense")
-MOST_COMPOSED = 6  # pairs of attack and defense whose settings a report looks up; each costs a tenth of a second
+MOST_COMPOSED = 4  # pairs of attack and defense whose settings a report looks up; each costs a sixth of a second
 NOT_SETTINGS = {"root", "download", "name", "_target_", "version"}  # of an option: where it lies, what it is called
 
 

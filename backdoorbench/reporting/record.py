@@ -6,6 +6,7 @@ Reading needs no torch, so that a report of many runs starts at once.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import platform
@@ -90,7 +91,8 @@ def collect(folders: Iterable[Path]) -> dict[Path, Run]:
     """The runs below `folders` by the folder of their record: of each key one, the latest finished one, else the latest.
 
     What fills a record and no table needs is left out (per-class scores, the history of the infection's training), and equal
-    settings are held once, so that 10,000 runs fit into memory."""
+    settings are held once, so that 10,000 runs fit into memory. What was read lives as long as the report: the garbage
+    collector, which would go through all of it again and again, is told so."""
     shared: dict[str, dict[str, Any]] = {}
     latest: dict[str, tuple[tuple[bool, str], Path, Run]] = {}
     for entry in (entry for folder in folders for entry in find(folder)):
@@ -98,16 +100,18 @@ def collect(folders: Iterable[Path]) -> dict[Path, Run]:
         order = (run.status == "done", run.started)
         if run.id not in latest or order >= latest[run.id][0]:
             latest[run.id] = (order, entry, run)
-    return {entry: run for _, entry, run in sorted(latest.values(), key=lambda item: str(item[1]))}
+    found = {entry: run for _, entry, run in sorted(latest.values(), key=lambda item: str(item[1]))}
+    gc.freeze()
+    return found
 
 
 def _slim(run: Run, shared: dict[str, dict[str, Any]]) -> Run:
     run.infection.pop("history", None)
     for name, value in run.config.items():
         if isinstance(value, dict):
-            run.config[name] = shared.setdefault(json.dumps(value), value)
-    run.infection = shared.setdefault(json.dumps(run.infection), run.infection)
-    run.environment = shared.setdefault(json.dumps(run.environment), run.environment)
+            run.config[name] = shared.setdefault(repr(value), value)
+    run.infection = shared.setdefault(repr(run.infection), run.infection)
+    run.environment = shared.setdefault(repr(run.environment), run.environment)
     purified = run.details.get("purified", {})
     run.details = {"purified": {name: purified[name] for name in ("largest_share", "ca_per_class") if name in purified}}
     return run
