@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SWEEP = ["attack=badnets,blended", "defense=none,ft", "seed=0,1"]
+SWEEP = ["attack=badnets,blended", "attack.poison_rate=0.05,0.1,0.2", "defense=ft,fst", "seed=0,1"]  # 24 runs
 SMALL = [
     "dataset.train_size=400", "dataset.test_size=120", "model.width=8", "train.epochs=6", "train.batch_size=32",
     "control=off", "force=true", "runtime.threads=1",

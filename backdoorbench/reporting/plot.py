@@ -297,9 +297,9 @@ def as_svg(figure: Figure) -> str:
 
     Printed by its canvas: `savefig` draws a figure twice, the first time for its layout alone."""
     buffer = io.StringIO()
-    for part in (figure, *figure.axes):
-        part.patch.set_facecolor("none")
-    FigureCanvasSVG(figure).print_svg(buffer, metadata=UNDATED[".svg"])
+    for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+        patch.set_facecolor("none")
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=UNDATED[".svg"])  # type: ignore[no-untyped-call]
     text = buffer.getvalue()
     return re.sub(r' id="[A-Za-z0-9]+_\d+"', "", text[text.index("<svg") :])
 
