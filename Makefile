@@ -33,7 +33,7 @@ $(PAPERS:%=reproduce-%): reproduce-%: setup
 	$(BIN)/bdx reproduce $* --scale $(SCALE) $(SETTINGS)
 
 test: setup      ## the quick tests, minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: setup ## the slow tests
 	$(BIN)/python -m pytest -m slow

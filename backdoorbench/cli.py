@@ -24,7 +24,8 @@ USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `bdx` with the given arguments (those of the process by default) and returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads that spin slow a shared machine down sixty-fold
+    if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait spin shortly: for ever slows a shared machine down
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # sixty-fold, not at all costs small networks a third
     try:
         with _logging():
             if words and words[0] == "--version":

@@ -1,5 +1,5 @@
-"""Shared fixtures. pytest -n 2 --dist loadfile    the quick tier, minutes on two cores
-pytest -m 'slow or gpu'        the rest"""
+"""Shared fixtures. pytest -n 2 --dist worksteal    the quick tier, minutes on two cores
+pytest -m "slow or gpu"             the rest"""
 
 import os
 
@@ -45,8 +45,11 @@ def images() -> ImageSet:
 
 @pytest.fixture(scope="session")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One outputs folder for the whole session, so that tests share infections as a sweep would."""
-    return tmp_path_factory.mktemp("outputs")
+    """One outputs folder for the whole session and all its workers, so that tests share infections as a sweep would."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "outputs"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
