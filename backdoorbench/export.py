@@ -12,7 +12,7 @@ from backdoorbench import cache
 from backdoorbench.attacks.base import DataAttack
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, StorageError
-from backdoorbench.pipeline import Plan
+from backdoorbench.plans import Plan
 from backdoorbench.preview import task
 from backdoorbench.shapes import Rows
 from backdoorbench.streams import Stream

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backdoorbench import cache, pipeline
+from backdoorbench import cache, pipeline, plans
 from backdoorbench.config import Plain
 from backdoorbench.errors import BdxError
 from backdoorbench.models import checkpoint
-from backdoorbench.pipeline import Outcome, Plan, Run
+from backdoorbench.pipeline import Outcome
+from backdoorbench.plans import Plan
+from backdoorbench.recorded import Run
 from backdoorbench.reporting import formats, picture, record, table
 from backdoorbench.trackers.base import tracked
 
@@ -39,7 +41,7 @@ def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> 
     announce  told (the run so far, stage) as a stage ends (planned, infect, purify), and at each point of the curve (curve)
 
     A failure is recorded with its error and log, then raised."""
-    made = pipeline.plan(resolved)
+    made = plans.plan(resolved)
     if done := _done(made):
         return done
     with cache.locked(

@@ -9,7 +9,8 @@ from backdoorbench import cache
 from backdoorbench.attacks.base import MakeNetwork, Task
 from backdoorbench.errors import ConfigError
 from backdoorbench.infections import load_infection, load_network
-from backdoorbench.pipeline import Plan, build_network, clean_plan, network_folder
+from backdoorbench.pipeline import build_network
+from backdoorbench.plans import Plan, clean_plan, network_folder
 from backdoorbench.reporting import picture
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.similarity import psnr, ssim

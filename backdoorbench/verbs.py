@@ -238,9 +238,9 @@ def _preview(words: Sequence[str]) -> int:
     check_range("--images", chosen.images, 1, 100)
     if chosen.output is not None and not chosen.output.lower().endswith(".png"):
         raise ConfigError(f"'{chosen.output}' is no name for a preview; expected one in .png. Rename it.")
-    from backdoorbench import pipeline, preview
+    from backdoorbench import plans, preview
 
-    made = pipeline.plan(_composed(chosen.settings))
+    made = plans.plan(_composed(chosen.settings))
     file = Path(chosen.output or made.outputs / f"preview-{made.attack.name}-{made.dataset.name}.png")
     figures = preview.draw(made, file, chosen.images)
     print(
@@ -258,9 +258,9 @@ def _export(words: Sequence[str]) -> int:
     parser.add_argument("--to", metavar="DIR", required=True, help="a new folder")
     parser.add_argument("--format", choices=("png", "npz"), default="png", help="images and labels.csv, or train.npz")
     chosen = parser.parse_intermixed_args(words)
-    from backdoorbench import export, pipeline
+    from backdoorbench import export, plans
 
-    made = pipeline.plan(_composed(chosen.settings))
+    made = plans.plan(_composed(chosen.settings))
     counts = export.write(made, Path(chosen.to), chosen.format)
     print(f"wrote {chosen.to}: " + ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items()))
     return 0

@@ -23,7 +23,7 @@ from backdoorbench.launchers.link import VARIABLE, Link
 from backdoorbench.launchers.sweep import SweepStopped
 
 if TYPE_CHECKING:
-    from backdoorbench.pipeline import Run
+    from backdoorbench.recorded import Run
 
 SECONDS = 0.5  # between two messages, at least
 

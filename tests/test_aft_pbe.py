@@ -13,7 +13,7 @@ from conftest import QUICK
 from torch import nn
 from torch.nn import functional as F
 
-from backdoorbench import config, metrics, pipeline
+from backdoorbench import config, metrics, pipeline, plans
 from backdoorbench.adversarial import PGD
 from backdoorbench.attacks.base import Infection
 from backdoorbench.data.images import ImageSet, spans
@@ -23,7 +23,8 @@ from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.defenses.pbe import PBE, agreement, highest
 from backdoorbench.errors import ConfigError, DataError, PairingError, TrainingError
 from backdoorbench.job import Job
-from backdoorbench.pipeline import Plan, Run
+from backdoorbench.plans import Plan
+from backdoorbench.recorded import Run
 from backdoorbench.streams import Stream
 
 Scene = tuple[Plan, Infection]
@@ -37,7 +38,7 @@ NAMES = sorted(SHORT)
 @pytest.fixture(scope="module")
 def scene(outputs: Any) -> Scene:
     """A quickly infected small model, with the plan that made it."""
-    made = pipeline.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
+    made = plans.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
     return made, pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))[0]
 
 
@@ -224,7 +225,7 @@ def test_aft_4_examples_of_an_infected_model_end_in_the_target_class(run: Callab
 
 
 def share_in_target(attack: str, outputs: Any, radius: float = 64 / 255) -> float:
-    made = pipeline.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", f"attack={attack}"]))
+    made = plans.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", f"attack={attack}"]))
     model = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))[0].model
     images, labels = next(iter(made.splits.test.batches(1000)))
     images, labels = images[labels != 0], labels[labels != 0]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backdoorbench import catalog, config, pipeline
+from backdoorbench import catalog, config, plans
 from backdoorbench.errors import ConfigError, nearest
 
 BUILT = [
@@ -153,9 +153,9 @@ def test_python_repeats_no_default_of_a_yaml() -> None:
 
 def test_runtime_does_not_move_a_key_and_every_other_setting_does() -> None:
     resolved = config.compose(["attack=badnets", "defense=fst"])
-    made = pipeline.run_settings(resolved, "digest")
+    made = plans.run_settings(resolved, "digest")
     assert "runtime" not in made and "rerun" not in made
-    moved = pipeline.run_settings({**resolved, "runtime": {"device": "other"}, "rerun": True, "force": True}, "digest")
+    moved = plans.run_settings({**resolved, "runtime": {"device": "other"}, "rerun": True, "force": True}, "digest")
     assert moved == made
 
     def changed(node: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -171,10 +171,10 @@ def test_runtime_does_not_move_a_key_and_every_other_setting_does() -> None:
         node[path[-1]] = "changed"
         if path[-1] == "checkpoint" or path[-1].endswith("_file"):
             node[path[-1]] = __file__
-        assert pipeline.run_settings(other, "digest") != made, path
+        assert plans.run_settings(other, "digest") != made, path
 
 
 def test_a_data_sets_place_is_no_part_of_a_key() -> None:
     here, there = (config.compose(["dataset=cifar10", f"dataset.root={root}"]) for root in ("/a", "/b"))
-    assert pipeline.run_settings(here, "digest") == pipeline.run_settings(there, "digest")
-    assert pipeline.run_settings(here, "digest") != pipeline.run_settings(here, "other")
+    assert plans.run_settings(here, "digest") == plans.run_settings(there, "digest")
+    assert plans.run_settings(here, "digest") != plans.run_settings(here, "other")

@@ -10,7 +10,7 @@ import torch
 from conftest import QUICK
 from torch import nn
 
-from backdoorbench import config, pipeline
+from backdoorbench import config, pipeline, plans
 from backdoorbench.attacks.base import Infection
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
@@ -19,7 +19,8 @@ from backdoorbench.defenses.ft import FT
 from backdoorbench.errors import PairingError
 from backdoorbench.job import Job
 from backdoorbench.models.surgery import classifier_head
-from backdoorbench.pipeline import Plan, Run
+from backdoorbench.plans import Plan
+from backdoorbench.recorded import Run
 from backdoorbench.streams import Stream
 
 # name, settings beside the overlay's, largest ASR afterwards, largest loss of CA; on digits, BadNets at 0.1
@@ -36,7 +37,7 @@ CONTRACT = [
 @pytest.fixture(scope="module")
 def scene(outputs: Any) -> tuple[Plan, Infection, pipeline.Parts, ImageSet]:
     """A quickly infected small model with everything around it."""
-    made = pipeline.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
+    made = plans.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
     infection, _ = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))
     return made, infection, made.parts, made.splits.test
 

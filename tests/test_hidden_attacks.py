@@ -20,7 +20,7 @@ from test_triggers import fixed, made, task
 from torch import nn
 
 import backdoorbench as bb
-from backdoorbench import config, export, pipeline, preview
+from backdoorbench import config, export, pipeline, plans, preview
 from backdoorbench.attacks import hidden
 from backdoorbench.attacks.base import Task
 from backdoorbench.attacks.hidden import CodeAttack, Pair
@@ -30,7 +30,8 @@ from backdoorbench.attacks.ssba import SSBA
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, DeviceError, TrainingError
 from backdoorbench.job import Job
-from backdoorbench.pipeline import Plan, Run
+from backdoorbench.plans import Plan
+from backdoorbench.recorded import Run
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.similarity import psnr, ssim
@@ -269,7 +270,7 @@ def test_a_killed_training_goes_on_in_its_stage(
 
 
 def plan(outputs: Path, *words: str) -> Plan:
-    return pipeline.plan(
+    return plans.plan(
         config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", *QUICK, "train.epochs=0", *words])
     )
 
@@ -298,13 +299,13 @@ def test_rates_seeds_and_victims_share_a_network(name: str, tmp_path: Path) -> N
             "mean": changes.pop("mean", 0),
         }
         settings["attack"] = settings["attack"] | changes
-        return pipeline.network_folder(replace(planned, infection_settings=settings))[0]
+        return plans.network_folder(replace(planned, infection_settings=settings))[0]
 
     shared = {"seed": 1, "model": {"width": 4}, "mean": 1, "poison_rate": 0.01, "target": 3, "mode": "append"}
     assert {place(**{key: value}) for key, value in shared.items()} == {place()}
     for key, value in {"encoder_seed": 1, "encoder_width": 5, "digest": "e", "version": 9}.items():
         assert place(**{key: value}) != place()
-    assert set(pipeline.network_folder(planned)[1]) == {"format", "digest", "precision", "attack"}
+    assert set(plans.network_folder(planned)[1]) == {"format", "digest", "precision", "attack"}
 
 
 def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

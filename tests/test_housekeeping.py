@@ -15,7 +15,7 @@ from conftest import QUICK
 from filelock import FileLock
 from rich.console import Console
 
-from backdoorbench import cache, cli, config, housekeeping, job, pipeline, stock
+from backdoorbench import cache, cli, config, housekeeping, job, plans, stock
 from backdoorbench.job import Job
 from backdoorbench.reporting import ledger
 
@@ -326,8 +326,8 @@ def test_what_is_wanted_between_the_look_and_the_deed_stays(
 def test_the_control_of_an_infection_is_the_pipelines(run: Callable[..., Job], outputs: Path) -> None:
     settings = ["attack=badnets", "defense=none", *QUICK, "train.epochs=0", "force=true"]
     run(*settings)
-    made = pipeline.plan(config.compose([f"runtime.outputs={outputs}", *settings]))
-    assert stock.control_key(made.infection_settings) == pipeline.clean_plan(made).infection_key
+    made = plans.plan(config.compose([f"runtime.outputs={outputs}", *settings]))
+    assert stock.control_key(made.infection_settings) == plans.clean_plan(made).infection_key
     stored = {one.key: one for one in stock.infections(outputs, ledger.entries(outputs))}
     assert stored[made.infection_key].settings == made.infection_settings and stored[made.infection_key].needed
 

@@ -15,7 +15,7 @@ from conftest import QUICK
 from safetensors.torch import load_file
 
 import backdoorbench
-from backdoorbench import cache, config, job, pipeline
+from backdoorbench import cache, config, job, pipeline, plans, recorded
 from backdoorbench.errors import TrainingError
 from backdoorbench.job import Job
 from backdoorbench.metrics import Scores
@@ -106,9 +106,9 @@ def test_a_loaded_infection_is_the_saved_one(outputs: Path) -> None:
     """Rows, mask, trigger and weights survive the cache bit for bit, appended rows too."""
     for mode in ("replace", "append"):
         settings = [f"runtime.outputs={outputs}", "attack=badnets", f"attack.mode={mode}", *QUICK, "train.epochs=1"]
-        made = pipeline.plan(config.compose(settings))
+        made = plans.plan(config.compose(settings))
         fresh = pipeline.infect(made, None)
-        loaded, _ = pipeline.obtain_infection(made, made.splits.test, pipeline.Run("", "", "", {}))
+        loaded, _ = pipeline.obtain_infection(made, made.splits.test, recorded.Run("", "", "", {}))
         assert (
             fresh.train is not None
             and loaded.train is not None
@@ -291,5 +291,5 @@ def test_two_processes_train_an_infection_once(tmp_path: Path) -> None:
 def test_a_cache_key_of_the_demo_has_not_moved() -> None:
     """A moved key retrains everybody's infections: move it only with a version, and say so in the commit."""
     resolved = config.compose(["attack=badnets", "defense=fst", "train.precision=float32"])
-    settings = pipeline.run_settings(resolved, "digest")
+    settings = plans.run_settings(resolved, "digest")
     assert cache.key("run", settings) == "e214d0b93eda"

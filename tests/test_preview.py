@@ -9,17 +9,18 @@ import torch
 from conftest import QUICK
 from PIL import Image
 
-from backdoorbench import cli, config, export, pipeline, preview
+from backdoorbench import cli, config, export, pipeline, plans, preview
 from backdoorbench.attacks.base import DataAttack
 from backdoorbench.data.images import ImageSet
-from backdoorbench.pipeline import Plan, Run
+from backdoorbench.plans import Plan
+from backdoorbench.recorded import Run
 from backdoorbench.tensors import similarity
 
 SMALL = ["runtime.threads=1", *QUICK]
 
 
 def plan(outputs: Path, *words: str) -> Plan:
-    return pipeline.plan(config.compose([f"runtime.outputs={outputs}", *SMALL, *words]))
+    return plans.plan(config.compose([f"runtime.outputs={outputs}", *SMALL, *words]))
 
 
 def run(verb: str, outputs: Path, *words: str) -> int:

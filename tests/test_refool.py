@@ -14,7 +14,7 @@ from PIL import Image
 from test_poisoning import attack
 from test_triggers import task
 
-from backdoorbench import config, pipeline
+from backdoorbench import config, plans
 from backdoorbench.attacks.base import Task
 from backdoorbench.attacks.refool import Refool
 from backdoorbench.data.images import ImageSet
@@ -142,7 +142,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
 def test_a_folders_content_is_part_of_the_key(tmp_path: Path) -> None:
     def key() -> str:
         words = ["attack=refool", "attack.source=folder", f"attack.source_folder={tmp_path / 'own'}", *QUICK]
-        return pipeline.plan(config.compose([f"runtime.outputs={tmp_path / 'out'}", *words])).infection_key
+        return plans.plan(config.compose([f"runtime.outputs={tmp_path / 'out'}", *words])).infection_key
 
     (tmp_path / "own").mkdir()
     Image.new("RGB", (40, 40), "red").save(tmp_path / "own" / "a.png")

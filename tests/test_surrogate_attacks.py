@@ -14,7 +14,7 @@ from test_poisoning import attack, trigger
 from torch import nn
 
 import backdoorbench as bb
-from backdoorbench import config, export, pipeline, preview
+from backdoorbench import config, export, pipeline, plans, preview
 from backdoorbench.attacks.base import Task
 from backdoorbench.attacks.lc import LC
 from backdoorbench.attacks.lf import LF, deepfool, split
@@ -22,7 +22,8 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, TrainingError
 from backdoorbench.job import Job
 from backdoorbench.models.base import Classifier
-from backdoorbench.pipeline import Plan, Run
+from backdoorbench.plans import Plan
+from backdoorbench.recorded import Run
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
@@ -92,7 +93,7 @@ def test_an_attack_without_a_surrogate_says_so(name: str, made: ImageSet) -> Non
 
 
 def plan(outputs: Path, *words: str) -> Plan:
-    return pipeline.plan(
+    return plans.plan(
         config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", *QUICK, "train.epochs=0", *words])
     )
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import QUICK
 from rich.console import Console
 
-from backdoorbench import cli, config, job, mistakes, pipeline
+from backdoorbench import cli, config, job, mistakes, plans, recorded
 from backdoorbench.errors import ConfigError, PairingError
 from backdoorbench.job import Job
 from backdoorbench.launchers import link, outlook, schedule, sweep
@@ -58,7 +58,7 @@ def test_the_runs_of_an_experiment(looked: Callable[..., list[outlook.Ahead]], t
     assert all(
         "asks for" in str(run.error) for run in runs if run not in able
     )  # a rate that the digits' classes cannot fill
-    assert able[0].key == pipeline.plan(config.compose(list(able[0].overrides))).key
+    assert able[0].key == plans.plan(config.compose(list(able[0].overrides))).key
     outlook.refuse_mistakes(runs)
 
 
@@ -129,7 +129,7 @@ def test_an_estimate_goes_by_runs_alike(tmp_path: Path) -> None:
     for number, seconds in enumerate((10.0, 20.0, 60.0)):
         folder = tmp_path / "runs" / f"2026010{number}-000000_x_{number}"
         folder.mkdir(parents=True)
-        done = pipeline.Run(str(number), "done", "x", base, infection={"seconds": {"infect": seconds}})
+        done = recorded.Run(str(number), "done", "x", base, infection={"seconds": {"infect": seconds}})
         done.seconds = {"purify": seconds / 10}
         record.write(done, folder)
     past = outlook.Past(tmp_path)

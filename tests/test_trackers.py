@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from conftest import QUICK
 
-from backdoorbench import catalog, cli, config, job, pipeline
+from backdoorbench import catalog, cli, config, job, pipeline, plans
 from backdoorbench.errors import ConfigError
 from backdoorbench.job import Job
 from backdoorbench.metrics import Scores
-from backdoorbench.pipeline import Run
+from backdoorbench.recorded import Run
 from backdoorbench.reporting import record, table
 from backdoorbench.trackers import base
 from backdoorbench.trackers.base import FINAL, Journal, Tracker, tracked
@@ -121,7 +121,7 @@ def test_none_is_the_default() -> None:
 
 def test_a_tracker_moves_no_key_and_no_row_of_a_table() -> None:
     chosen = [config.compose([f"tracker={name}"]) for name in NAMES]
-    settings = [pipeline.run_settings(resolved, "digest") for resolved in chosen]
+    settings = [plans.run_settings(resolved, "digest") for resolved in chosen]
     assert all(other == settings[0] and "tracker" not in other for other in settings)
     assert len({table.identity(resolved) for resolved in chosen}) == 1 and table.differing(chosen) == []
 

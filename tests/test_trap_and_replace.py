@@ -15,7 +15,7 @@ import torch
 from conftest import QUICK
 from torch import nn
 
-from backdoorbench import config, pipeline
+from backdoorbench import config, pipeline, plans
 from backdoorbench.attacks.base import Infection
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses import trap_and_replace as module
@@ -30,7 +30,7 @@ from backdoorbench.models.surgery import stem_cut
 from backdoorbench.models.timm import TimmSpec
 from backdoorbench.models.vgg import VGG
 from backdoorbench.models.wide_resnet import WideResNet
-from backdoorbench.pipeline import Run
+from backdoorbench.recorded import Run
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
 
@@ -67,7 +67,7 @@ def chosen(*settings: str) -> TrapAndReplace:
 class Scene:
     """A quickly infected network, and what the last purification of it showed."""
 
-    def __init__(self, made: pipeline.Plan, infection: Infection) -> None:
+    def __init__(self, made: plans.Plan, infection: Infection) -> None:
         self.made, self.infection, self.holdout = made, infection, made.parts.holdout
         self.build: Callable[[Stream], nn.Module] = lambda stream: pipeline.build_network(made, stream)
 
@@ -91,8 +91,8 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def infected(outputs: Any) -> tuple[pipeline.Plan, Infection]:
-    made = pipeline.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
+def infected(outputs: Any) -> tuple[plans.Plan, Infection]:
+    made = plans.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
     return made, pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))[0]
 
 
@@ -393,7 +393,7 @@ def test_5_the_holdout_shares_nothing_with_the_training_set(scene: Scene) -> Non
 def test_5_a_holdout_that_overlaps_is_refused_before_any_training(outputs: Any) -> None:
     settings = ["attack=badnets", "defense=trap_and_replace", "holdout=backdoorbench", *QUICK]
     with pytest.raises(PairingError) as caught:
-        pipeline.plan(config.compose([f"runtime.outputs={outputs}", *settings]))
+        plans.plan(config.compose([f"runtime.outputs={outputs}", *settings]))
     assert str(caught.value) == (
         "trap_and_replace needs clean images that the training set lacks, but holdout.source is train_overlap, which leaves them in "
         "it; set holdout.source=withheld, as holdout=standard has it."

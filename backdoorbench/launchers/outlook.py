@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backdoorbench import pipeline
+from backdoorbench import plans
 from backdoorbench.config import Plain, read_json
 from backdoorbench.errors import BdxError, PairingError
 from backdoorbench.launchers.sweep import varying
-from backdoorbench.pipeline import Shared, Sketch
+from backdoorbench.plans import Shared, Sketch
 
 MOST_RECORDS = 2000  # the newest, that estimates go by
 RECENT = 5  # of those alike, the newest; their median
@@ -68,7 +68,7 @@ def look(jobs: Sequence[Sequence[str]], composed: Sequence[Plain], here: bool) -
         if not here:
             config = config | {"runtime": config["runtime"] | {"device": "cpu"}}
         try:
-            made = pipeline.sketch(config, shared)
+            made = plans.sketch(config, shared)
             run.is_unfit = True
             parts = [made.config[group] for group in ("dataset", "holdout", "attack", "model")]
             shared.once("divided", parts, functools.partial(check, made))
@@ -85,14 +85,14 @@ def look(jobs: Sequence[Sequence[str]], composed: Sequence[Plain], here: bool) -
 
 def check(made: Sketch) -> bool:
     """Whether the images can be divided; raises what `divide` raises, and keeps none of them."""
-    return bool(pipeline.divide(made))
+    return bool(plans.divide(made))
 
 
 def describe(run: Ahead, made: Sketch, folders: dict[str, list[Path]]) -> None:
     """Fills in what a sketch says of a run."""
     run.key, run.outputs, run.infection = made.key, made.outputs, made.infection_folder
     if made.config["control"] == "train" or (made.attack.needs_surrogate and not run.infection.is_dir()):
-        run.clean = pipeline.clean_plan(made).infection_folder
+        run.clean = plans.clean_plan(made).infection_folder
     if not made.config["rerun"]:
         done = (folder for folder in reversed(folders.get(made.key, [])) if status(folder) == "done")
         run.done = next(done, None)

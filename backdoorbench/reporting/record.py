@@ -25,7 +25,7 @@ from backdoorbench.recorded import Run
 if TYPE_CHECKING:
     import torch
 
-    from backdoorbench.pipeline import Plan
+    from backdoorbench.plans import Plan
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "safetensors", "scikit-learn")
 

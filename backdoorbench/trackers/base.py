@@ -18,7 +18,7 @@ from backdoorbench.config import Plain
 from backdoorbench.errors import BdxError, ConfigError
 
 if TYPE_CHECKING:
-    from backdoorbench.pipeline import Run
+    from backdoorbench.recorded import Run
 
 log = logging.getLogger(__name__)
 

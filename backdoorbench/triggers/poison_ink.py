@@ -1,6 +1,5 @@
 """An image's own edges in a secret colour, hidden in the image by one network and shown again by another."""
 
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
