@@ -49,9 +49,9 @@ def file_digest(path: Path) -> str:
 
 
 def folder_digest(path: Path) -> str:
-    """SHA-256 over the names and bytes of the files that lie in a folder itself, hexadecimal."""
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    listed = "".join(f"{file.name}\0{file_digest(file)}\n" for file in files)
+    """SHA-256 over the names and bytes of the files at or below a folder, hexadecimal."""
+    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    listed = "".join(f"{name}\0{file_digest(file)}\n" for name, file in files)
     return hashlib.sha256(os.fsencode(listed)).hexdigest()
 
 

@@ -164,8 +164,8 @@ def infection_settings(settings: Plain, holdout: Holdout) -> Plain:
 
 
 def with_file_digests(value: Any, where: str) -> Any:
-    """`value` with each file that a key `checkpoint` or `..._file` names, and each folder that a key `..._folder` names,
-    replaced by the digest of its content."""
+    """`value` with each file that a key `checkpoint` or `..._file` names, and each folder that a key `..._folder` or
+    `holdout.root` names, replaced by the digest of its content."""
     if not isinstance(value, dict):
         return value
     found = {}
@@ -178,6 +178,8 @@ def with_file_digests(value: Any, where: str) -> Any:
             found[key] = _digest(file, stat.st_size, stat.st_mtime_ns)
         elif isinstance(item, str) and key.endswith("_folder"):
             found[key] = cache.folder_digest(Path(item).expanduser())  # the attack has checked that it is one
+        elif isinstance(item, str) and f"{where}{key}" == "holdout.root" and Path(item).expanduser().is_dir():
+            found[key] = cache.folder_digest(Path(item).expanduser())  # what is none is refused when images are divided
         else:
             found[key] = with_file_digests(item, f"{where}{key}.")
     return found

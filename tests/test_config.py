@@ -178,3 +178,13 @@ def test_a_data_sets_place_is_no_part_of_a_key() -> None:
     here, there = (config.compose(["dataset=cifar10", f"dataset.root={root}"]) for root in ("/a", "/b"))
     assert plans.run_settings(here, "digest") == plans.run_settings(there, "digest")
     assert plans.run_settings(here, "digest") != plans.run_settings(here, "other")
+
+
+def test_a_holdouts_images_are_part_of_a_key_and_their_place_is_not(tmp_path: Path) -> None:
+    keys = []
+    for folder, content in (("one", b"0"), ("two", b"0"), ("three", b"1")):
+        (tmp_path / folder / "cat").mkdir(parents=True)
+        (tmp_path / folder / "cat" / "0.png").write_bytes(content)
+        resolved = config.compose(["holdout.source=folder", f"holdout.root={tmp_path / folder}"])
+        keys.append(plans.run_settings(resolved, "digest"))
+    assert keys[0] == keys[1] != keys[2]
