@@ -5,6 +5,7 @@ python -m pytest tests/test_lira.py
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +88,23 @@ def test_the_bound_is_in_levels_or_in_deviations(few: ImageSet) -> None:
         assert made.bound.flatten().tolist() == pytest.approx([bound] * 3)
 
 
-def test_stage_one_is_two_steps_a_batch(few: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_stage_one_is_two_steps_a_batch(one_pass: bool, few: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch by batch: the leading generator's images, then the clean ones and the lagging generator's."""
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    crafted: list[tuple[torch.Tensor, torch.Tensor]] = []  # images and labels of the generator's steps
+    seen: list[torch.Tensor] = []  # by the classifier
 
     def watched(smoothing: float) -> Callable[..., torch.Tensor]:
         def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            seen.append((images.detach(), labels))
+            crafted.append((images.detach(), labels))
             return nn.functional.cross_entropy(network(images), labels)
 
         return loss
+
+    def build(stream: Stream) -> nn.Module:
+        model = task(few).build(stream)
+        model.register_forward_pre_hook(lambda _, shown: seen.append(shown[0].detach()))
+        return model
 
     monkeypatch.setattr(lira, "cross_entropy", watched)
     follow, steps, lagging = Learner.follow, [], []
@@ -109,19 +117,25 @@ def test_stage_one_is_two_steps_a_batch(few: ImageSet, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Learner, "follow", followed)
     clean = ImageSet(few.images, torch.full((20,), 7), few.classes)
-    found = attack(**QUICK).infect(task(clean), Stream(0))
-    stage1, stage2 = seen[: 2 * 3 * 3], seen[2 * 3 * 3 :]
+    found = attack(**QUICK, one_pass=one_pass).infect(replace(task(clean), build=build), Stream(0))
+    if one_pass:  # the classifier's step sees both copies at once
+        turns = zip(seen[:12:2], seen[1:12:2], strict=True)
+        stage1 = [part for new, both in turns for part in (new, *both.chunk(2))]
+        stage2 = [part for both in seen[12:] for part in both.chunk(2)]
+    else:
+        stage1, stage2 = seen[: 2 * 3 * 3], seen[2 * 3 * 3 :]
     assert len(stage2) == 2 * 3 * 2  # two epochs of three batches, clean and triggered
-    for new, clear, old in zip(stage1[::3], stage1[1::3], stage1[2::3], strict=True):
-        assert (new[1] == 0).all() and (clear[1] == 7).all() and (old[1] == 0).all()
-        assert not torch.equal(new[0], old[0]) and (old[0] - clear[0]).abs().max() <= 0.01 + 1e-6
+    assert len(crafted) == 2 * 3 and all((labels == 0).all() for _, labels in crafted)
+    for new, clear, old, (made, _) in zip(stage1[::3], stage1[1::3], stage1[2::3], crafted, strict=True):
+        assert torch.equal(new, made) and not torch.equal(new, old) and (old - clear).abs().max() <= 0.01 + 1e-6
     assert torch.equal(lagging[1], steps[0]) and not torch.equal(steps[1], steps[0])  # an epoch behind
     assert torch.equal(weights(found.trigger), steps[1])  # type: ignore[arg-type]
 
 
-def test_the_classifiers_step_is_the_weighted_losses(few: ImageSet) -> None:
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_the_classifiers_step_is_the_weighted_losses(one_pass: bool, few: ImageSet) -> None:
     model = task(few).build(Stream(0))
-    made, chosen = trigger(), attack(clean_weight=0.3)
+    made, chosen = trigger(), attack(clean_weight=0.3, one_pass=one_pass)
     images, labels = to_float(few.images), few.labels
 
     def classify(network: nn.Module, shown: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
@@ -131,7 +145,7 @@ def test_the_classifiers_step_is_the_weighted_losses(few: ImageSet) -> None:
     learner.step(classify(model, learner.leading.add(images), torch.zeros_like(labels)))
     assert all(p.grad is None for p in model.parameters())  # right before the classifier's step
     with torch.no_grad():
-        found = chosen.both(made, AllToOne(0), classify)(model, images, labels)
+        found = chosen.both(made, AllToOne(0), 0.0)(model, images, labels)
     expected = 0.3 * classify(model, images, labels) + 0.7 * classify(model, made(images), torch.zeros_like(labels))
     assert float(found) == pytest.approx(float(expected.detach()), rel=1e-6)
 

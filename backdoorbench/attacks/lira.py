@@ -15,6 +15,9 @@ Departs  1. the bound is 2.55 grey levels on every data set (the authors: 0.01 o
             learns the backdoor with three times the weight of the clean task)
          4. the victim's recipe trains stage 2, all its epochs, stage 1 comes on top (theirs: SGD 0.01 stepped at 50, 100, 150,
             200; BackdoorBench counts stage 1 among 300 epochs)
+         5. the classifier sees the batch and its triggered copy in one pass (theirs: two, where the backdoor hides in the batch's
+            statistics, as with Blind: on digits CA 0.5, and 0.99 with statistics of clean images, where ASR is 0.16;
+            attack.one_pass=false reproduces)
 Cost     stage 1: three forward and backward passes an image, 50 epochs; stage 2: two for the victim's one
 """
 
@@ -23,6 +26,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from backdoorbench.attacks.base import Infection, Task
 from backdoorbench.attacks.loop import LoopAttack
@@ -47,6 +51,7 @@ class LIRA(LoopAttack):
     generator_lr: float
     classifier_lr: float
     clean_weight: float
+    one_pass: bool
 
     def __post_init__(self) -> None:
         check_range("attack.epsilon", self.epsilon, 0, 255)
@@ -75,7 +80,7 @@ class LIRA(LoopAttack):
         assert isinstance(model, Classifier)
         target = self.make_target(len(task.train.classes))
         trigger = self.learn(model, target, task, stream)
-        loss = self.both(trigger, target, cross_entropy(task.recipe.label_smoothing))
+        loss = self.both(trigger, target, task.recipe.label_smoothing)
         history = fit(model, task.train, task.recipe, stream.child("train"), loss=loss, snapshots=task.snapshots)
         return Infection(model, self.at_test(trigger), target, None, None, history)
 
@@ -84,7 +89,7 @@ class LIRA(LoopAttack):
         leading, lagging = (self.fresh(model, stream.child("generator")).to(task.train.device) for _ in range(2))
         learner = Learner(leading, lagging, self.generator_lr)
         classify = cross_entropy(task.recipe.label_smoothing)
-        both = self.both(lagging, target, classify)
+        both = self.both(lagging, target, task.recipe.label_smoothing)
 
         def loss(network: nn.Module, images: Images, labels: Labels) -> Tensor:
             learner.step(classify(network, leading.add(images), target.label(labels)))
@@ -109,16 +114,18 @@ class LIRA(LoopAttack):
         )
         return lagging
 
-    def both(self, trigger: Trigger, target: Target, classify: Loss) -> Loss:
+    def both(self, trigger: Trigger, target: Target, label_smoothing: float) -> Loss:
         """The classifier's loss: its share on the clean batch, the rest on the same batch triggered."""
 
         def loss(network: nn.Module, images: Images, labels: Labels) -> Tensor:
             with torch.no_grad():
-                triggered = trigger(images)
-            clean = classify(network, images, labels)
-            return self.clean_weight * clean + (1 - self.clean_weight) * classify(
-                network, triggered, target.label(labels)
+                copies = [images, trigger(images)]
+            answers = network(torch.cat(copies)).split(len(images)) if self.one_pass else map(network, copies)
+            clean, triggered = (
+                F.cross_entropy(logits.float(), wanted, label_smoothing=label_smoothing)
+                for logits, wanted in zip(answers, (labels, target.label(labels)), strict=True)
             )
+            return self.clean_weight * clean + (1 - self.clean_weight) * triggered
 
         return loss
 
