@@ -12,6 +12,7 @@ from torch import nn
 
 from backdoorbench import config, pipeline, plans
 from backdoorbench.attacks.base import Infection
+from backdoorbench.data.holdout import Parts
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.defenses.fst import FST
@@ -35,7 +36,7 @@ CONTRACT = [
 
 
 @pytest.fixture(scope="module")
-def scene(outputs: Any) -> tuple[Plan, Infection, pipeline.Parts, ImageSet]:
+def scene(outputs: Any) -> tuple[Plan, Infection, Parts, ImageSet]:
     """A quickly infected small model with everything around it."""
     made = plans.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
     infection, _ = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))

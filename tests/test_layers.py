@@ -12,7 +12,7 @@ LEVELS = {
     2: ["data", "models"],
     3: ["training", "adversarial", "triggers"],
     4: ["attacks", "defenses", "evaluation", "trackers"],
-    5: ["infections", "pipeline"],
+    5: ["infections", "plans", "pipeline"],
     6: ["mistakes", "reporting", "job", "launchers", "console", "stock"],
     7: ["housekeeping", "reproduce", "preview", "export", "api", "verbs", "cli", "worker", "__init__", "__main__"],
 }
