@@ -35,8 +35,9 @@ NOT_SETTINGS = ("root", "download")  # of a data set: where it lies; the digest 
 class Sketch:
     """A configuration, built, checked and keyed; its images are not yet divided, so that hundreds take seconds.
 
-    settings         what the run's key is made of: the resolved configuration without `runtime` and the switches
-    infection_key    address of the infected model; key: of the whole run
+    infection_settings   what the infected model depends on
+    infection_key        its address, made of them
+    key                  the whole run's address, made of the configuration without `runtime` and the switches
     """
 
     config: Plain

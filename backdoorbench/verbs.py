@@ -5,6 +5,7 @@ Each imports what it needs when it is called, so that help and mistakes answer a
 
 import argparse
 import functools
+import gc
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -293,6 +294,7 @@ def _read_runs(folders: Sequence[str]) -> dict[Path, Any]:
             f"no record.json lies below {join_words(list(folders))}; expected at least one run. "
             f"Run something first: bdx attack=badnets defense=fst."
         )
+    gc.freeze()  # what was read lives as long as this process: no use in going through all of it again and again
     return found
 
 

@@ -142,12 +142,7 @@ def _triggers(report: Report) -> dict[str, Any]:
 
 def _link(target: Path, here: str) -> str:
     """The way from the page's folder to a file, as an address."""
-    return quote(f"{_way(target.parent, here)}/{target.name}")
-
-
-@functools.cache
-def _way(folder: Path, here: str) -> str:
-    return os.path.relpath(os.path.realpath(folder), here).replace(os.sep, "/")
+    return quote(os.path.relpath(os.path.realpath(target), here).replace(os.sep, "/"))
 
 
 # ---- the runs -------------------------------------------------------------------------------------------------------
@@ -178,6 +173,7 @@ def _data(report: Report, file: Path) -> dict[str, Any]:
     """What the page's script reads: each run, with places in lists of settings, infections and environments."""
     held = {name: _Held() for name in (*SHARED, "other", "infection", "environment")}
     runs, here = [], os.path.realpath(file.parent)
+    way = functools.cache(lambda parent: _link(parent, here))  # thousands of runs lie in few folders
     for folder, run in report.found.items():
         config = run.config
         other = {name: value for name, value in config.items() if name not in (*SHARED, "seed")}
@@ -199,7 +195,7 @@ def _data(report: Report, file: Path) -> dict[str, Any]:
                 "started": run.started,
                 "error": (run.error or "")[:LONGEST],
                 "epochs": len(run.curve),
-                "folder": _link(folder, here),
+                "folder": f"{way(folder.parent)}/{quote(folder.name)}",
             }
         )
     return {"runs": runs} | {name: box.values for name, box in held.items()}

@@ -6,7 +6,6 @@ Reading needs no torch, so that a report of many runs starts at once.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import os
 import platform
@@ -91,8 +90,7 @@ def collect(folders: Iterable[Path]) -> dict[Path, Run]:
     """The runs below `folders` by the folder of their record: of each key one, the latest finished one, else the latest.
 
     What fills a record and no table needs is left out (per-class scores, the history of the infection's training), and equal
-    settings are held once, so that 10,000 runs fit into memory. What was read lives as long as the report: the garbage
-    collector, which would go through all of it again and again, is told so."""
+    settings are held once, so that 10,000 runs fit into memory."""
     shared: dict[str, dict[str, Any]] = {}
     latest: dict[str, tuple[tuple[bool, str], Path, Run]] = {}
     for entry in (entry for folder in folders for entry in find(folder)):
@@ -100,9 +98,7 @@ def collect(folders: Iterable[Path]) -> dict[Path, Run]:
         order = (run.status == "done", run.started)
         if run.id not in latest or order >= latest[run.id][0]:
             latest[run.id] = (order, entry, run)
-    found = {entry: run for _, entry, run in sorted(latest.values(), key=lambda item: str(item[1]))}
-    gc.freeze()
-    return found
+    return {entry: run for _, entry, run in sorted(latest.values(), key=lambda item: str(item[1]))}
 
 
 def _slim(run: Run, shared: dict[str, dict[str, Any]]) -> Run:
