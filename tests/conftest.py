@@ -3,18 +3,21 @@ pytest -m "slow or gpu"             the rest"""
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch starts its threads
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the cores to others
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in the commands that tests start: two workers share two cores
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from torch import nn
 
 from backdoorbench import config, job
 from backdoorbench.data.images import ImageSet
 from backdoorbench.job import Job
+from backdoorbench.shapes import Images, Labels
 
 QUICK = (  # a run in seconds
     "dataset.train_size=400", "dataset.test_size=120", "model.width=8", "train.epochs=6", "train.batch_size=32", "control=off",
@@ -60,3 +63,23 @@ def run(outputs: Path) -> Callable[..., Job]:
         return job.carry_out(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", *overrides]))
 
     return carry_out
+
+
+@pytest.fixture
+def losses_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], list[tuple[Images, Labels]]]:
+    """losses_of(module): the images and labels of every cross-entropy that the module's loops take from then on."""
+
+    def watch(module: ModuleType) -> list[tuple[Images, Labels]]:
+        seen: list[tuple[Images, Labels]] = []
+
+        def watched(smoothing: float) -> Callable[..., torch.Tensor]:
+            def loss(network: nn.Module, images: Images, labels: Labels) -> torch.Tensor:
+                seen.append((images.detach(), labels))
+                return nn.functional.cross_entropy(network(images), labels)
+
+            return loss
+
+        monkeypatch.setattr(module, "cross_entropy", watched)
+        return seen
+
+    return watch

@@ -89,24 +89,18 @@ def test_the_bound_is_in_levels_or_in_deviations(few: ImageSet) -> None:
 
 
 @pytest.mark.parametrize("one_pass", [True, False])
-def test_stage_one_is_two_steps_a_batch(one_pass: bool, few: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_one_is_two_steps_a_batch(
+    one_pass: bool, few: ImageSet, losses_of: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batch by batch: the leading generator's images, then the clean ones and the lagging generator's."""
-    crafted: list[tuple[torch.Tensor, torch.Tensor]] = []  # images and labels of the generator's steps
+    crafted = losses_of(lira)  # images and labels of the generator's steps
     seen: list[torch.Tensor] = []  # by the classifier
-
-    def watched(smoothing: float) -> Callable[..., torch.Tensor]:
-        def loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            crafted.append((images.detach(), labels))
-            return nn.functional.cross_entropy(network(images), labels)
-
-        return loss
 
     def build(stream: Stream) -> nn.Module:
         model = task(few).build(stream)
         model.register_forward_pre_hook(lambda _, shown: seen.append(shown[0].detach()))
         return model
 
-    monkeypatch.setattr(lira, "cross_entropy", watched)
     follow, steps, lagging = Learner.follow, [], []
 
     def followed(learner: Learner) -> None:
