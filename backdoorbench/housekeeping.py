@@ -35,6 +35,7 @@ def runs(words: Sequence[str], parser: argparse.ArgumentParser) -> int:
     """Lists the runs below a folder. Exit code."""
     parser.add_argument("folder", nargs="?", default="outputs", metavar="DIR", help="outputs by default")
     parser.add_argument("--status", metavar="LIST", help=f"only these, separated by commas: {', '.join(STATUSES)}")
+    parser.add_argument("--last", metavar="N", type=int, help="only the N of them that started last")
     chosen = parser.parse_args(words)
     wanted = chosen.status.split(",") if chosen.status is not None else list(STATUSES)
     for status in wanted:
@@ -42,19 +43,24 @@ def runs(words: Sequence[str], parser: argparse.ArgumentParser) -> int:
             raise ConfigError(
                 f"--status is '{status}'; expected {join_words(list(STATUSES), 'or')}.{did_you_mean(status, STATUSES)}"
             )
+    if chosen.last is not None and chosen.last < 1:
+        raise ConfigError(f"--last is {chosen.last}; expected how many runs to list, at least 1.")
     found = ledger.entries(_outputs(chosen.folder))
     if not found:
         raise DataError(
             f"no record.json lies below {chosen.folder}; expected at least one run. "
             f"Run something first: bdx attack=badnets defense=fst."
         )
-    print_runs(make_console(), found, wanted, time.time())
+    print_runs(make_console(), found, wanted, time.time(), chosen.last)
     return 0
 
 
-def print_runs(console: Console, found: Sequence[Entry], wanted: Sequence[str], now: float) -> None:
-    """The runs in one of the `wanted` states: state, key, settings that differ, figures, time, folder."""
+def print_runs(
+    console: Console, found: Sequence[Entry], wanted: Sequence[str], now: float, last: int | None = None
+) -> None:
+    """The `last` runs in one of the `wanted` states: state, key, settings that differ, figures, time, folder."""
     told = [entry for entry in found if entry.status in wanted]
+    told = told if last is None else told[-last:]
     title, settings = ledger.told_apart([entry.content["config"] for entry in told if entry.content])
     described = iter(settings)
     shown = _table(title, ["status", "key", "settings"], [*(name.upper() for name in table.FIGURES), "time"])

@@ -309,7 +309,7 @@ def _reproduce(words: Sequence[str], hydra: RunHydra) -> int:
 
 
 def _runs(words: Sequence[str]) -> int:
-    """bdx runs [DIR] [--status LIST]"""
+    """bdx runs [DIR] [--status LIST] [--last N]"""
     from backdoorbench import housekeeping
 
     return housekeeping.runs(words, Parser("runs", "What was run: state, settings that differ, figures."))

@@ -180,6 +180,9 @@ def test_runs_on_the_command_line(five: Path, capsys: pytest.CaptureFixture[str]
     assert cli.main(["runs", str(five), "--status", "done"]) == 0
     shown = capsys.readouterr().out
     assert "000000000002" in shown and "000000000003" not in shown
+    assert cli.main(["runs", str(five), "--last", "2", "--status", "done,failed"]) == 0
+    shown = capsys.readouterr().out
+    assert "000000000003" in shown and "000000000002" in shown and "000000000001" not in shown
     assert cli.main(["runs", str(five), "--status", "running"]) == 0  # none is
     assert capsys.readouterr().out == (
         "  6 runs: 2 interrupted, 1 failed, 2 done, 1 damaged; figures of the purified models, percent\n"
@@ -347,6 +350,7 @@ def test_the_control_of_an_infection_is_the_pipelines(run: Callable[..., Job], o
             ["runs", ".", "--status", "fialed"],
             "--status is 'fialed'; expected running, interrupted, failed, done or damaged. Did you mean 'failed'?",
         ),
+        (["runs", ".", "--last", "0"], "--last is 0; expected how many runs to list, at least 1."),
         (
             ["cache", "prun"],
             "bdx cache cannot 'prun'. Did you mean 'prune'? It can list, why KEY KEY, and prune; bdx cache prune --help says more.",
