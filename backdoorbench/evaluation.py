@@ -1,5 +1,6 @@
 """A model against the test set, clean and triggered; and the gates an infection must pass before a defense is judged."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +31,29 @@ class Predictions:
     triggered: Labels | None
 
 
-def predict(model: nn.Module, test: ImageSet, trigger: Trigger | None, precision: Precision) -> Predictions:
-    """The model's calls on `test`, clean and, where there is a trigger, triggered. The model's modes are kept."""
-    clean, triggered = [], []
+def predict(
+    model: nn.Module,
+    test: ImageSet,
+    trigger: Trigger | None,
+    precision: Precision,
+    shown: Sequence[Images] | None = None,
+) -> Predictions:
+    """The model's calls on `test`, clean and, where there is a trigger, triggered. The model's modes are kept.
+
+    shown  what `triggered` makes of the same, where the caller has it already"""
+    clean, hit = [], []
     with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
-        for images, _ in test.batches(BATCH):
+        for number, (images, _) in enumerate(test.batches(BATCH)):
             clean.append(call(model, images))
             if trigger is not None:
-                triggered.append(call(model, trigger(images)))
-    return Predictions(torch.cat(clean).cpu(), torch.cat(triggered).cpu() if triggered else None)
+                hit.append(call(model, shown[number] if shown else trigger(images)))
+    return Predictions(torch.cat(clean).cpu(), torch.cat(hit).cpu() if hit else None)
+
+
+def triggered(test: ImageSet, trigger: Trigger, precision: Precision) -> list[Images]:
+    """`test` under the trigger, BATCH images at a time."""
+    with torch.inference_mode(), autocast(precision, test.device):
+        return [trigger(images) for images, _ in test.batches(BATCH)]
 
 
 def call(model: nn.Module, images: Images) -> Labels:
@@ -83,10 +98,15 @@ def details(predictions: Predictions, test: ImageSet, target: Target | None, row
 
 
 def evaluate(
-    model: nn.Module, test: ImageSet, trigger: Trigger | None, target: Target | None, precision: Precision = "float32"
+    model: nn.Module,
+    test: ImageSet,
+    trigger: Trigger | None,
+    target: Target | None,
+    precision: Precision = "float32",
+    shown: Sequence[Images] | None = None,
 ) -> Scores:
-    """CA, ASR and RA of `model` on the whole of `test`."""
-    return judge(predict(model, test, trigger, precision), test, target, torch.arange(len(test)))
+    """CA, ASR and RA of `model` on the whole of `test`; `shown` as in `predict`."""
+    return judge(predict(model, test, trigger, precision, shown), test, target, torch.arange(len(test)))
 
 
 def trigger_change(trigger: Trigger, test: ImageSet) -> dict[str, float]:

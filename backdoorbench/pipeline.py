@@ -25,12 +25,13 @@ from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
 from backdoorbench.plans import Plan, clean_plan, network_folder
 from backdoorbench.recorded import Run
-from backdoorbench.shapes import Rows
+from backdoorbench.shapes import Images, Rows
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Snapshots
 
 log = logging.getLogger(__name__)
 
+KEPT = 2**30  # bytes of triggered images, at most, that a learning curve keeps from one point to the next
 SUB_LEVEL = 0.3  # share of a trigger's changes lost in storage from which it is worth a word
 
 
@@ -255,18 +256,25 @@ def purify(made: Plan, infection: Infection, test: ImageSet, run: Run, announce:
 def probe(
     made: Plan, infection: Infection, test: ImageSet, run: Run, announce: Callable[[str], None]
 ) -> Callable[[nn.Module, int], None]:
-    """Draws the learning curve: CA, ASR and RA over a stratified part of the test set, every so many epochs."""
+    """Draws the learning curve: CA, ASR and RA over a stratified part of the test set, every so many epochs.
+
+    Its triggered images are made once, unless they are too many to keep: a network that draws triggers costs more than most
+    that are judged by them."""
     every, images = made.config["curve"]["every"], made.config["curve"]["images"]
     rows = made.parts.test_rows
     if len(rows) > images:
         labels = made.splits.test.labels[rows]
         rows = rows[pick(labels, images, len(test.classes), "uniform", made.stream.child("curve"))]
     small = test.subset(rows)
+    trigger, precision, kept = infection.trigger, made.recipe.precision, list[Images]()
+    are_few = 4 * small.images.numel() <= KEPT
 
     def draw(model: nn.Module, epoch: int) -> None:
         if every and (epoch + 1) % every == 0:
             with run.timed("curve"):  # counted apart: a defense does not pay for being watched
-                scores = evaluation.evaluate(model, small, infection.trigger, infection.target, made.recipe.precision)
+                if trigger is not None and are_few and not kept:
+                    kept.extend(evaluation.triggered(small, trigger, precision))
+                scores = evaluation.evaluate(model, small, trigger, infection.target, precision, kept or None)
                 point = {"epoch": epoch + 1, "ca": scores.ca, "asr": scores.asr, "ra": scores.ra, "n": len(small)}
                 run.curve.append(point)
                 announce("curve")

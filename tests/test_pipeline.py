@@ -15,7 +15,7 @@ from conftest import QUICK
 from safetensors.torch import load_file
 
 import backdoorbench
-from backdoorbench import cache, config, job, pipeline, plans, recorded
+from backdoorbench import cache, config, evaluation, job, pipeline, plans, recorded
 from backdoorbench.errors import TrainingError
 from backdoorbench.job import Job
 from backdoorbench.metrics import Scores
@@ -43,6 +43,19 @@ def test_a_run_leaves_everything(run: Callable[..., Job]) -> None:
     assert content["infection"]["facts"]["poisoned"] == content["infection"]["facts"]["requested"] == 38
     assert [point["epoch"] for point in content["curve"]] == list(range(1, 21))
     assert record.read(done.folder).purified == done.run.purified
+
+
+def test_a_learning_curve_makes_its_triggered_images_once(
+    run: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    triggered = evaluation.triggered
+    monkeypatch.setattr(evaluation, "triggered", lambda *parts: made.append(1) or triggered(*parts))
+    words = ("attack=badnets", "defense=ft", "defense.epochs=3", "rerun=true", *QUICK)
+    kept = run(*words).run
+    assert len(made) == 1 and len(kept.curve) == 3
+    monkeypatch.setattr(pipeline, "KEPT", 120 * 3 * 32 * 32 * 4 - 1)  # one byte short
+    assert run(*words).run.curve == kept.curve and len(made) == 1
 
 
 def test_kept_predictions_give_the_same_figures(run: Callable[..., Job]) -> None:
