@@ -166,6 +166,9 @@ def print_outcome(console: Console, run: Run, folder: Path, repeated: bool) -> N
     reasons = run.infection.get("reasons") or []
     if run.infection.get("status") in ("weak", "broken"):
         console.print(Text(f"  {run.infection['status']} infection: {'; '.join(reasons)}"), style="yellow")
+    if "rebuilt_train" in run.notes:
+        said = "the attacker left no training set; the defense was given one rebuilt with his trigger"
+        console.print(Text(f"  {said}"), style="yellow")
     if run.infected is not None:
         counts = f"{run.infected.n_clean:,} clean"
         if run.infected.n_triggered:

@@ -13,7 +13,7 @@ from backdoorbench.attacks.base import DataAttack
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, StorageError
 from backdoorbench.plans import Plan
-from backdoorbench.preview import task
+from backdoorbench.preview import find_trigger, task
 from backdoorbench.shapes import Rows
 from backdoorbench.streams import Stream
 
@@ -25,22 +25,28 @@ def write(made: Plan, folder: Path, form: str) -> dict[str, int]:
     form  png: images/<given class>/<number>.png and labels.csv; npz: train.npz with images (N, H, W, 3) uint8, given, true,
           poisoned, source and classes
 
-    ConfigError for an attack that leaves no training set, StorageError for a folder that holds something."""
+    Of an attacker who drives the training himself, with reconstruct=true, the set that a defense would be given. ConfigError for
+    an attack that leaves no training set, StorageError for a folder that holds something."""
     attack = made.attack
-    if not isinstance(attack, DataAttack):
+    if not isinstance(attack, DataAttack) and not (attack.can_rebuild and made.config["reconstruct"]):
+        remedy = "; or add reconstruct=true, which rebuilds one with its trigger" if attack.can_rebuild else ""
         raise ConfigError(
             f"attack={attack.name} leaves no poisoned training set to export; expected one that poisons data, such as "
-            f"attack=badnets. bdx list attack describes them."
+            f"attack=badnets{remedy}. bdx list attack describes them."
         )
     if folder.is_dir() and any(folder.iterdir()):
         raise StorageError(
             f"'{folder}' is not empty; expected a new folder, so that nothing is overwritten. Name another."
         )
-    stream = made.stream.child("infect")
-    own = task(made)
-    clean = own.train
-    _, train, poisoned, counts = attack.plant(own, stream)
-    source = sources(attack, clean, len(train), stream)
+    if isinstance(attack, DataAttack):
+        own, stream = task(made), made.stream.child("infect")
+        clean = own.train
+        _, train, poisoned, counts = attack.plant(own, stream)
+        source = sources(attack, clean, len(train), stream)
+    else:
+        clean = made.parts.train.to(made.device)
+        train, poisoned, counts = attack.rebuild(clean, find_trigger(made), made.stream.child("rebuild"))
+        source = torch.arange(len(clean))
     true = clean.labels.cpu()[source]
     with cache.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

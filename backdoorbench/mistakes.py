@@ -59,7 +59,18 @@ def explained(error: Exception, words: Sequence[str]) -> Exception:
         return missing
     if isinstance(error, ConfigCompositionException) and text and text[0].startswith("Could not override"):
         key = text[0].split("'")[1]
-        from_groups = [*catalog.GROUPS, "seed", "control", "force", "rerun", "fail_fast", "plugins", "curve", "gates"]
+        from_groups = [
+            *catalog.GROUPS,
+            "seed",
+            "control",
+            "force",
+            "reconstruct",
+            "rerun",
+            "fail_fast",
+            "plugins",
+            "curve",
+            "gates",
+        ]
         return ConfigError(
             f"'{key}' is no group or setting.{did_you_mean(key, from_groups)} The groups are {join_words(list(catalog.GROUPS))}; "
             f"bdx --cfg job prints every setting."

@@ -235,6 +235,8 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
 
 def purify(made: Plan, infection: Infection, test: ImageSet, run: Run, announce: Callable[[str], None]) -> nn.Module:
     """The defense, given its own copy of what it may know; the model it returns, in eval mode."""
+    if infection.train is None and "train" in made.defense.needs:
+        infection = rebuilt(made, infection, run)
     scenario = Scenario(
         made.defense.needs,
         model=copy.deepcopy(infection.model),
@@ -251,6 +253,14 @@ def purify(made: Plan, infection: Infection, test: ImageSet, run: Run, announce:
     batch = getattr(made.defense, "batch_size", made.recipe.batch_size)
     with device.memory_errors("purify", "defense.batch_size", batch):
         return made.defense.purify(scenario).eval()
+
+
+def rebuilt(made: Plan, infection: Infection, run: Run) -> Infection:
+    """`infection` with a training set such as its attack might have left, and the record's word that it is one."""
+    clean, stream = made.parts.train.to(made.device), made.stream.child("rebuild")
+    train, poisoned, counts = made.attack.rebuild(clean, infection.trigger, stream)
+    run.notes["rebuilt_train"] = counts
+    return dataclasses.replace(infection, train=train, poisoned=poisoned)
 
 
 def probe(

@@ -120,7 +120,8 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
         raise ConfigError(f"seed is {resolved['seed']!r}; expected a whole number. Sweep several with -m seed=0,1,2.")
     gates = config.construct(Gates, resolved["gates"], "gates")
     offered = {
-        "train": attack.leaves_train,
+        "train": attack.leaves_train or (bool(resolved["reconstruct"]) and attack.can_rebuild),
+        "rebuild": attack.can_rebuild,
         "holdout": holdout.rate > 0 or holdout.source == "folder",
         "disjoint": holdout.source != "train_overlap",
     }

@@ -49,6 +49,7 @@ def show(folder: Path, paper: str, scale: str) -> int:
     notes = published.notes(found)
     settings = published.departures((run.config for run in runs), paper)
     notes.append(f"settings other than the experiment's: {'; '.join(settings) or 'none'}")
+    notes += table.rebuilt(runs)
     notes.append(table.footer(table.aggregate(runs), runs))
     header, cells = published.grid(found)
     console.print_comparison(console.make_console(), f"{paper}, scale {scale}", header, cells, notes)

@@ -159,7 +159,7 @@ def test_the_written_set_is_the_one_a_victim_sees(words: list[str], tmp_path: Pa
         (
             ["attack=wanet"],
             "bdx: attack=wanet leaves no poisoned training set to export; expected one that poisons data, such as "
-            "attack=badnets. bdx list attack describes them.\n",
+            "attack=badnets; or add reconstruct=true, which rebuilds one with its trigger. bdx list attack describes them.\n",
         ),
         (
             ["attack=badnets"],

@@ -76,6 +76,7 @@ class Attack(ABC):
     """Full control: owns the training loop. `name` as tables and keys print it."""
 
     leaves_train: ClassVar[bool] = False  # whether a training set that a defense may see remains
+    can_rebuild: ClassVar[bool] = False  # whether `rebuild` makes one where none remains
 
     name: str
 
@@ -95,6 +96,10 @@ class Attack(ABC):
     def test_trigger(self, task: Task, stream: Stream) -> Trigger | None:
         """What `infect` with the same stream will trigger test images with; None where only training tells."""
         return None
+
+    def rebuild(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
+        """A poisoned set such as this attack might have left, which of its rows are poisoned (N,) bool, and the counts."""
+        raise ValueError(f"{self.name} rebuilds no training set")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import cross_entropy, fit, set_rate
 from backdoorbench.training.recipe import Recipe
+from backdoorbench.triggers.base import Cover
 from backdoorbench.triggers.input_aware import MULTIPLE, InputAware, paste
 
 BETAS = (0.5, 0.9)  # Adam's, of both networks
@@ -116,8 +117,15 @@ class InputAwareAttack(ShareAttack):
             None,
             history,
             facts,
-            lambda x, others, _: trigger.cross(x, others),
+            self.cover(trigger),
         )
+
+    @property
+    def covers(self) -> float:
+        return 1.0
+
+    def cover(self, trigger: InputAware) -> Cover:
+        return lambda images, others, _: trigger.cross(images, others)
 
     def learn_mask(self, trigger: InputAware, task: Task, stream: Stream) -> float:
         """Stage 1: trains the mask network of `trigger` in place and freezes it; the mean of its masks."""

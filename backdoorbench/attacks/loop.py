@@ -3,14 +3,14 @@
 from abc import abstractmethod
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
-from backdoorbench.attacks.base import Attack, Infection, Task
+from backdoorbench.attacks.base import Attack, Infection, Task, alter, show
 from backdoorbench.data.images import Change, ImageSet
 from backdoorbench.errors import ConfigError, check_range
-from backdoorbench.shapes import Images, Labels
+from backdoorbench.shapes import Images, Labels, Mask, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
 from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_target
@@ -41,6 +41,8 @@ class ShareAttack(LoopAttack):
     """Alters a share of each batch. Batches are shuffled, so their first rows are random ones: these are triggered and get
     the attacker's label, those after them are cover rows, the rest stays clean."""
 
+    can_rebuild: ClassVar[bool] = True
+
     poison_rate: float
     batch_count: Literal["unbiased", "floor"]
 
@@ -54,6 +56,41 @@ class ShareAttack(LoopAttack):
         if self.batch_count == "floor" and wanted >= 1:
             return int(wanted)
         return int(wanted + float(torch.rand((), dtype=torch.float64, generator=stream.generator())))
+
+    @property
+    @abstractmethod
+    def covers(self) -> float:
+        """Cover rows to a triggered one."""
+
+    @abstractmethod
+    def cover(self, trigger: Any) -> Cover:
+        """What cover rows carry."""
+
+    def rebuild(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
+        """A poisoned set as BackdoorBench makes one for defenses that read it: rate * N random rows with the finished trigger
+        and the attacker's label, `covers` times as many cover rows, all rounded to bytes once. The model has seen no such
+        set: its triggered rows were other ones in every epoch, in float."""
+        trigger = trigger.trigger if isinstance(trigger, Stored) else trigger  # rounding is `show`'s
+        target, cover, device = self.make_target(len(clean.classes)), self.cover(trigger), clean.device
+        order = stream.child("rows").permutation(len(clean))
+        count = round(self.poison_rate * len(clean))
+        rows, kept = order[:count], order[count : count + int(count * self.covers)]
+        others = clean.images[
+            kept.roll(-1).to(clean.images.device)
+        ]  # (M, 3, H, W) uint8: of each cover row, the next one
+
+        def near(images: Images, part: slice) -> Images:
+            noise = stream.child("cover").child(f"rows{part.start}")
+            return cover(images.to(device), to_float(others[part]).to(device), noise)
+
+        with torch.no_grad():
+            hit = show(clean, rows, lambda images, _: trigger(images.to(device)))
+            covered = show(clean, kept, near)
+        train = alter(clean, rows, hit, target.label(clean.labels[rows.to(device)]), "replace")
+        train = alter(train, kept, covered, clean.labels[kept.to(device)], "replace")
+        poisoned = torch.zeros(len(clean), dtype=torch.bool)
+        poisoned[rows] = True
+        return train, poisoned, {"requested": count, "poisoned": count, "cover": len(kept), "train": len(train)}
 
 
 @dataclass(frozen=True)
@@ -76,9 +113,9 @@ class MixAttack(ShareAttack):
     def trigger(self, task: Task, stream: Stream) -> Any:
         """The fixed trigger for images of `task.train.size` pixels; random parts draw from `stream`."""
 
-    @abstractmethod
-    def cover(self, trigger: Any) -> Cover:
-        """What cover rows carry."""
+    @property
+    def covers(self) -> float:
+        return self.cover_ratio
 
     def test_trigger(self, task: Task, stream: Stream) -> Trigger:
         trigger: Trigger = self.at_test(self.trigger(task, stream.child("pattern")).to(task.train.device))

@@ -102,9 +102,10 @@ class Defense(ABC):
     def check(self, offered: dict[str, bool], attack: str) -> None:
         """Raises PairingError where a need is not among what is `offered` (name -> whether it exists)."""
         if "train" in self.needs and not offered["train"]:
+            remedy = "reconstruct=true rebuilds one with its trigger; or " if offered.get("rebuild") else ""
             raise PairingError(
-                f"{self.name} needs the training set, but {attack} drives the training itself and leaves none; pick a "
-                f"data-poisoning attack (bdx list attacks) or a defense that needs only the model."
+                f"{self.name} needs the training set, but {attack} drives the training itself and leaves none; {remedy}pick "
+                f"a data-poisoning attack (bdx list attacks) or a defense that needs only the model."
             )
         if "holdout" in self.needs and not offered["holdout"]:
             raise PairingError(

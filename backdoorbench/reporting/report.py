@@ -77,6 +77,7 @@ def _notes(rows: Sequence[Row], runs: Sequence[Run], grids: Sequence[Grid], figu
         mark = f"{LEFT_OUT} " if any(LEFT_OUT in item.text for item in items) else ""
         which = table.join_few([_collapsed(row) for row in rows if row.collapsed])
         said.append(f"{mark}collapsed and left out of the means: {count} run{'s' * (count > 1)}: {which}")
+    said += table.rebuilt(runs)
     if various := table.varying(rows):
         said.append(f"settings that differ between attacks: {table.join_few(various)}")
     if any(WEAK in item.text for item in items):

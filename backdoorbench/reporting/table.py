@@ -35,7 +35,8 @@ NOT_COMPARED = {
     "curve",
     "control",
     "tracker",
-}  # change no figure
+    "reconstruct",
+}  # change no figure, or (the last) only allow one that there would not be
 CHOICES = ("dataset", "model", "train", "holdout", "attack", "defense")
 BASES = ("dataset", "model", "attack", "rate", "defense")
 INFECTED = "infected"  # what stands for the model before any defense where defenses are told apart
@@ -548,6 +549,17 @@ def footer(rows: Sequence[Row], runs: Sequence[Run]) -> str:
     devices = sorted({run.environment.get("device", "?") for run in runs if run.status == "done"})
     spread = "mean ± sample standard deviation over seeds; " if any(row.n > 1 for row in rows) else ""
     return f"{spread}seeds {ranges(seeds)}; {'; '.join(devices)}"
+
+
+def rebuilt(runs: Sequence[Run]) -> list[str]:
+    """A sentence that names the defenses whose training set is not the one that infected the model, where there are any."""
+    met = {
+        f"{run.config['defense']['name']} on {run.config['attack']['name']}"
+        for run in runs
+        if "rebuilt_train" in run.notes
+    }
+    what = "given a poisoned set rebuilt with the finished trigger, which the model was not trained on"
+    return [f"{what}: {join_few(sorted(met))}"] if met else []
 
 
 def ranges(numbers: Sequence[int]) -> str:
