@@ -49,6 +49,12 @@ def explained(error: Exception, words: Sequence[str]) -> Exception:
         parent = cause.parent_node
         known = [str(key) for key in parent] if parent is not None else []
         where, _, key = str(cause.full_key).rpartition(".")
+        if where and not known:  # such as train.augment, which is ${dataset.augment}
+            source = f"dataset.{where.rpartition('.')[2]}"
+            return ConfigError(
+                f"{where} is {source} as a whole, so '{key}' cannot be set in it alone. Set {source}.{key}, which it follows, or "
+                f"give {where} whole, as '{where}={{{key}: …, …}}'; bdx --cfg job prints what it holds."
+            )
         place = where or "the configuration"
         inside = (
             "; bdx --cfg job prints the whole configuration" if not where else f"; it knows {join_words(sorted(known))}"

@@ -42,6 +42,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "defense has no setting 'alpha'. Correct the name; it knows _target_, augment, batch_size, bn_mode, "
         "epochs, keep_head_norm, lr, momentum, name, schedule, version and weight_decay.",
     ),
+    "a part of what is taken whole": (
+        ["defense=pbe", "defense.augment.rotation=10"],
+        "defense.augment is dataset.augment as a whole, so 'rotation' cannot be set in it alone. Set dataset.augment.rotation, which it "
+        "follows, or give defense.augment whole, as 'defense.augment={rotation: …, …}'; bdx --cfg job prints what it holds.",
+    ),
     "unknown verb": (
         ["repot", "outputs"],
         "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot, preview, export, reproduce, runs, cache and plan; a run is described by "
