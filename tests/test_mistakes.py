@@ -45,7 +45,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a part of what is taken whole": (
         ["defense=pbe", "defense.augment.rotation=10"],
         "defense.augment is dataset.augment as a whole, so 'rotation' cannot be set in it alone. Set dataset.augment.rotation, which it "
-        "follows, or give defense.augment whole, as 'defense.augment={rotation: …, …}'; bdx --cfg job prints what it holds.",
+        "follows, or give defense.augment whole, as 'defense.augment={{rotation: …, …}}'; bdx --cfg job prints what it holds.",
     ),
     "unknown verb": (
         ["repot", "outputs"],
