@@ -49,8 +49,8 @@ def explained(error: Exception, words: Sequence[str]) -> Exception:
         parent = cause.parent_node
         known = [str(key) for key in parent] if parent is not None else []
         where, _, key = str(cause.full_key).rpartition(".")
-        if where and not known:  # such as train.augment, which is ${dataset.augment}
-            source = f"dataset.{where.rpartition('.')[2]}"
+        if where.endswith(".augment") and not known:  # it is ${dataset.augment}
+            source = "dataset.augment"
             return ConfigError(
                 f"{where} is {source} as a whole, so '{key}' cannot be set in it alone. Set {source}.{key}, which it follows, or "
                 f"give {where} whole, as '{where}={{{key}: …, …}}'; bdx --cfg job prints what it holds."
@@ -65,18 +65,8 @@ def explained(error: Exception, words: Sequence[str]) -> Exception:
         return missing
     if isinstance(error, ConfigCompositionException) and text and text[0].startswith("Could not override"):
         key = text[0].split("'")[1]
-        from_groups = [
-            *catalog.GROUPS,
-            "seed",
-            "control",
-            "force",
-            "reconstruct",
-            "rerun",
-            "fail_fast",
-            "plugins",
-            "curve",
-            "gates",
-        ]
+        switches = ("seed", "control", "force", "reconstruct", "rerun", "fail_fast", "plugins", "curve", "gates")
+        from_groups = [*catalog.GROUPS, *switches]
         return ConfigError(
             f"'{key}' is no group or setting.{did_you_mean(key, from_groups)} The groups are {join_words(list(catalog.GROUPS))}; "
             f"bdx --cfg job prints every setting."

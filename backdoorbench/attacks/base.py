@@ -98,7 +98,10 @@ class Attack(ABC):
         return None
 
     def rebuild(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
-        """A poisoned set such as this attack might have left, which of its rows are poisoned (N,) bool, and the counts."""
+        """A poisoned set such as this attack might have left, which of its rows are poisoned (N,) bool, and the counts.
+
+        clean    the training set that the attack was given, N images
+        trigger  the finished one, as `infect` left it; ValueError where `can_rebuild` is false"""
         raise ValueError(f"{self.name} rebuilds no training set")
 
 

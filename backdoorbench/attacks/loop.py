@@ -67,17 +67,17 @@ class ShareAttack(LoopAttack):
         """What cover rows carry."""
 
     def rebuild(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
-        """A poisoned set as BackdoorBench makes one for defenses that read it: rate * N random rows with the finished trigger
-        and the attacker's label, `covers` times as many cover rows, all rounded to bytes once. The model has seen no such
-        set: its triggered rows were other ones in every epoch, in float."""
+        """A poisoned set for defenses that read one, after BackdoorBench: rate * N rows with the finished trigger and the
+        attacker's label, `covers` times as many cover rows, all rounded to bytes once. BackdoorBench takes the first rows of
+        every 128 in file order, truncates, and flags cover rows as poisoned too; here rows are random, and cover rows are
+        none. The model has seen no such set: its triggered rows were other ones in every epoch, in float."""
         trigger = trigger.trigger if isinstance(trigger, Stored) else trigger  # rounding is `show`'s
         target, cover, device = self.make_target(len(clean.classes)), self.cover(trigger), clean.device
         order = stream.child("rows").permutation(len(clean))
         count = round(self.poison_rate * len(clean))
         rows, kept = order[:count], order[count : count + int(count * self.covers)]
-        others = clean.images[
-            kept.roll(-1).to(clean.images.device)
-        ]  # (M, 3, H, W) uint8: of each cover row, the next one
+        partners = kept.roll(-1).to(clean.images.device)  # of each cover row, the next one
+        others = clean.images[partners]  # (M, 3, H, W) uint8
 
         def near(images: Images, part: slice) -> Images:
             noise = stream.child("cover").child(f"rows{part.start}")

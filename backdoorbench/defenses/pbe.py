@@ -11,7 +11,8 @@ Departs  1. batches are shuffled; the code reads them in file order, which on GT
          2. adversarial images stay in [0, 1]; the code's may leave it (defense.clamp=false)
          3. augmentation as the data set says, drawn per image; the code crops with padding 5 (probability 0.8) and
             rotates by up to 10 degrees (0.5), drawn per batch
-         4. the training set is the one that infected the model; the code poisons a fresh 10 % for PBE
+         4. the training set is the one that infected the model; the code poisons a fresh 10 % for PBE. After an attacker who
+           drives the training there is none; reconstruct=true rebuilds one with his trigger
          5. nothing is scored after the last round; the code does so and ends in an index error
 Cost     `shares` times `epochs` passes over the training set, forward and backward; `steps` + 1 times that where they are
          adversarial (some 20 passes in all); a forward pass before each round
