@@ -5,25 +5,22 @@ import io
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from backdoorbench import cache
-from backdoorbench.attacks.base import DataAttack
-from backdoorbench.data.images import ImageSet
+from backdoorbench.attacks.base import DataAttack, PoisonedSet
 from backdoorbench.errors import ConfigError, StorageError
 from backdoorbench.plans import Plan
 from backdoorbench.preview import find_trigger, task
-from backdoorbench.shapes import Rows
-from backdoorbench.streams import Stream
+from backdoorbench.shapes import Labels
 
 
 def write(made: Plan, folder: Path, form: str) -> dict[str, int]:
     """Writes the training set that the victim would see, with for each image its given and its true label, whether it is
-    poisoned, and the row of the clean training set it was made from; the attack's counts.
+    poisoned or covered (triggered with its label kept), and the row of the clean training set it was made from; the attack's
+    counts.
 
     form  png: images/<given class>/<number>.png and labels.csv; npz: train.npz with images (N, H, W, 3) uint8, given, true,
-          poisoned, source and classes
+          poisoned, covered, source and classes
 
     Of an attacker who drives the training himself, with reconstruct=true, the set that a defense would be given. ConfigError for
     an attack that leaves no training set, StorageError for a folder that holds something."""
@@ -39,56 +36,43 @@ def write(made: Plan, folder: Path, form: str) -> dict[str, int]:
             f"'{folder}' is not empty; expected a new folder, so that nothing is overwritten. Name another."
         )
     if isinstance(attack, DataAttack):
-        own, stream = task(made), made.stream.child("infect")
-        clean = own.train
-        _, train, poisoned, counts = attack.plant(own, stream)
-        source = sources(attack, clean, len(train), stream)
+        found = attack.plant(task(made), made.stream.child("infect"))[1]
     else:
         clean = made.parts.train.to(made.device)
-        train, poisoned, counts = attack.rebuild(clean, find_trigger(made), made.stream.child("rebuild"))
-        source = torch.arange(len(clean))
-    true = clean.labels.cpu()[source]
+        found = attack.rebuild(clean, find_trigger(made), made.stream.child("rebuild"))
+    true = made.parts.train.labels.cpu()[found.source]
     with cache.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (write_png if form == "png" else write_npz)(train, true, poisoned, source, folder)
-    return counts
+        (write_png if form == "png" else write_npz)(found, true, folder)
+    return found.counts
 
 
-def sources(attack: DataAttack, clean: ImageSet, count: int, stream: Stream) -> Rows:
-    """(count,) the clean row that each row of the poisoned set was made from: itself, or for appended rows the drawn one."""
-    own = torch.arange(len(clean))
-    if count == len(clean):
-        return own
-    target = attack.make_target(len(clean.classes))
-    rows = attack.choose(clean.labels, target, stream.child("rows"))
-    covers = attack.choose_covers(clean.labels, target, rows, stream.child("cover"))
-    return torch.cat([own, rows, covers])
-
-
-def write_png(train: ImageSet, true: Tensor, poisoned: Tensor, source: Rows, folder: Path) -> None:
+def write_png(made: PoisonedSet, true: Labels, folder: Path) -> None:
     """A folder a class, named by its number, and a table."""
     from PIL import Image
 
-    given, buffer = train.labels.tolist(), io.StringIO()
+    given, buffer = made.train.labels.tolist(), io.StringIO()
     table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(["file", "given", "true", "poisoned", "source"])
+    table.writerow(["file", "given", "true", "poisoned", "covered", "source"])
     for label in sorted(set(given)):
         (folder / "images" / str(label)).mkdir(parents=True)
-    for row, image in enumerate(train.images.cpu().permute(0, 2, 3, 1).numpy()):
+    for row, image in enumerate(made.train.images.cpu().permute(0, 2, 3, 1).numpy()):
         name = f"images/{given[row]}/{row:06d}.png"
         Image.fromarray(np.ascontiguousarray(image)).save(folder / name)
-        table.writerow([name, given[row], int(true[row]), int(poisoned[row]), int(source[row])])
+        flags = [int(made.poisoned[row]), int(made.covered[row])]
+        table.writerow([name, given[row], int(true[row]), *flags, int(made.source[row])])
     cache.write_text(folder / "labels.csv", buffer.getvalue())
 
 
-def write_npz(train: ImageSet, true: Tensor, poisoned: Tensor, source: Rows, folder: Path) -> None:
+def write_npz(made: PoisonedSet, true: Labels, folder: Path) -> None:
     """One compressed file of arrays; none of them needs pickle."""
     np.savez_compressed(
         folder / "train.npz",
-        images=train.images.cpu().permute(0, 2, 3, 1).numpy(),
-        given=train.labels.cpu().numpy(),
+        images=made.train.images.cpu().permute(0, 2, 3, 1).numpy(),
+        given=made.train.labels.cpu().numpy(),
         true=true.numpy(),
-        poisoned=poisoned.cpu().numpy(),
-        source=source.numpy(),
-        classes=np.array(train.classes),
+        poisoned=made.poisoned.numpy(),
+        covered=made.covered.numpy(),
+        source=made.source.numpy(),
+        classes=np.array(made.train.classes),
     )

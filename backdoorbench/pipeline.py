@@ -258,9 +258,9 @@ def purify(made: Plan, infection: Infection, test: ImageSet, run: Run, announce:
 def rebuilt(made: Plan, infection: Infection, run: Run) -> Infection:
     """`infection` with a training set such as its attack might have left, and the record's word that it is one."""
     clean, stream = made.parts.train.to(made.device), made.stream.child("rebuild")
-    train, poisoned, counts = made.attack.rebuild(clean, infection.trigger, stream)
-    run.notes["rebuilt_train"] = counts
-    return dataclasses.replace(infection, train=train, poisoned=poisoned)
+    again = made.attack.rebuild(clean, infection.trigger, stream)
+    run.notes["rebuilt_train"] = again.counts
+    return dataclasses.replace(infection, train=again.train, poisoned=again.poisoned)
 
 
 def probe(

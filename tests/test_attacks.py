@@ -31,7 +31,8 @@ def white(images: ImageSet) -> Stored:
 
 
 def poison(images: ImageSet, **changes: Any) -> tuple[ImageSet, torch.Tensor, dict[str, int]]:
-    return attack(**changes).poison(images, white(images), Stream(0))
+    made = attack(**changes).poison(images, white(images), Stream(0))
+    return made.train, made.poisoned, made.counts
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.004, 0.1, 0.33, 1.0])
@@ -53,7 +54,7 @@ def test_poisoned_rows_are_the_triggered_images_rounded(images: ImageSet) -> Non
 def test_the_same_seed_draws_the_same_rows(images: ImageSet) -> None:
     first, second = poison(images), poison(images)
     assert torch.equal(first[1], second[1]) and torch.equal(first[0].images, second[0].images)
-    other = attack().poison(images, white(images), Stream(1))[1]
+    other = attack().poison(images, white(images), Stream(1)).poisoned
     assert not torch.equal(first[1], other)
 
 
@@ -71,6 +72,19 @@ def test_append_keeps_every_clean_row(images: ImageSet) -> None:
     train, poisoned, counts = poison(images, mode="append", poison_rate=0.2)
     assert counts["poisoned"] == 30 and len(train) == 150  # 30 of the 150 the victim sees
     assert torch.equal(train.images[:120], images.images) and not poisoned[:120].any() and poisoned[120:].all()
+
+
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_every_row_knows_where_it_comes_from_and_what_it_is(images: ImageSet, mode: str) -> None:
+    settings = {"mapping": "source_specific", "sources": [3, 4], "poison_rate": 0.1, "cover_rate": 0.2}
+    made = attack(**settings, mode=mode).poison(images, white(images), Stream(0))
+    clean = images.subset(made.source)
+    assert torch.equal(made.train.labels[~made.poisoned], clean.labels[~made.poisoned])
+    untouched = ~(made.poisoned | made.covered)
+    assert torch.equal(made.train.images[untouched], clean.images[untouched])
+    shown = to_bytes(white(images)(to_float(clean.images[~untouched])))
+    assert torch.equal(made.train.images[~untouched], shown) and not (made.poisoned & made.covered).any()
+    assert int(made.poisoned.sum()) == made.counts["poisoned"] and int(made.covered.sum()) == made.counts["cover"] == 24
 
 
 def test_all_to_all_adds_one(images: ImageSet) -> None:

@@ -38,7 +38,8 @@ def trigger(name: str, size: int = 32, seed: int = 0, **changes: Any) -> Stored:
 def poison(name: str, clean: ImageSet, **changes: Any) -> tuple[ImageSet, torch.Tensor, dict[str, int]]:
     chosen = attack(name, **changes)
     shown = Stored(chosen.trigger(task(clean.size), Stream(0).child("pattern")))
-    return chosen.poison(clean, shown, Stream(0))
+    made = chosen.poison(clean, shown, Stream(0))
+    return made.train, made.poisoned, made.counts
 
 
 def levels(name: str, images: torch.Tensor = MIDDLE, **changes: Any) -> torch.Tensor:

@@ -129,7 +129,7 @@ def exported(folder: Path) -> tuple[list[dict[str, str]], np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "words", [["attack=badnets"], ["attack=tact", "attack.poison_rate=0.02", "attack.mode=append"]]
+    "words", [["attack=badnets"], ["attack=tact", "attack.poison_rate=0.02"], ["attack=tact", "attack.mode=append"]]
 )
 def test_the_written_set_is_the_one_a_victim_sees(words: list[str], tmp_path: Path) -> None:
     made = plan(tmp_path, *words, "train.epochs=0")
@@ -146,10 +146,15 @@ def test_the_written_set_is_the_one_a_victim_sees(words: list[str], tmp_path: Pa
     assert [row["poisoned"] == "1" for row in rows] == infection.poisoned.tolist()
     source = torch.tensor([int(row["source"]) for row in rows])
     assert [int(row["true"]) for row in rows] == clean.labels[source].tolist()
+    covered = torch.tensor([row["covered"] == "1" for row in rows])
+    assert int(covered.sum()) == infection.facts["cover"] and not (covered & infection.poisoned).any()
     same = (train.images == clean.images[source]).flatten(1).all(1)
-    assert same[: len(clean)].all() if attack.mode == "append" else torch.equal(~same, infection.poisoned)
+    assert same[: len(clean)].all() if attack.mode == "append" else torch.equal(~same, infection.poisoned | covered)
+    if attack.mode == "append":
+        assert torch.equal(torch.arange(len(train)) >= len(clean), infection.poisoned | covered)
     with np.load(tmp_path / "npz" / "train.npz") as arrays:
         assert np.array_equal(arrays["images"], images) and arrays["source"].tolist() == source.tolist()
+        assert arrays["covered"].tolist() == covered.tolist()
         assert arrays["classes"].tolist() == list(train.classes)
 
 

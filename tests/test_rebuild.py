@@ -41,18 +41,20 @@ def trigger(name: str) -> Any:
 @pytest.mark.parametrize(("name", "covers"), [("wanet", 24), ("input_aware", 12), ("bpp", 12)])
 def test_its_rows_are_the_rates_and_its_bytes_the_triggers(name: str, covers: int, images: ImageSet) -> None:
     made, hit = attack(name), trigger(name)
-    train, poisoned, counts = made.rebuild(images, hit, Stream(3))
-    assert counts == {"requested": 12, "poisoned": 12, "cover": covers, "train": 120} and poisoned.sum() == 12
+    found = made.rebuild(images, hit, Stream(3))
+    train, poisoned = found.train, found.poisoned
+    assert found.counts == {"requested": 12, "poisoned": 12, "cover": covers, "train": 120} and poisoned.sum() == 12
     with torch.no_grad():
         assert torch.equal(train.images[poisoned], to_bytes(hit(to_float(images.images[poisoned]))))
     assert (train.labels[poisoned] == 0).all() and torch.equal(train.labels[~poisoned], images.labels[~poisoned])
     altered = (train.images != images.images).flatten(1).any(1)
-    assert altered.sum() == 12 + covers and altered[poisoned].all()  # cover rows keep their label
+    assert torch.equal(altered, poisoned | found.covered) and found.covered.sum() == covers
+    assert not (poisoned & found.covered).any()  # cover rows keep their label
     near = altered & ~poisoned
     assert not torch.equal(train.images[near], to_bytes(hit(to_float(images.images[near]))))  # and carry another change
-    again = made.rebuild(images, hit, Stream(3))[0]
+    again = made.rebuild(images, hit, Stream(3)).train
     assert torch.equal(again.images, train.images)
-    assert not torch.equal(made.rebuild(images, hit, Stream(4))[0].images, train.images)
+    assert not torch.equal(made.rebuild(images, hit, Stream(4)).train.images, train.images)
 
 
 def test_a_defense_that_reads_the_training_set(run: Callable[..., Job]) -> None:
@@ -87,4 +89,5 @@ def test_it_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().out == "wrote set: requested 19, poisoned 19, cover 38, train 190\n"
     rows = list(csv.DictReader((tmp_path / "set" / "labels.csv").read_text(encoding="utf-8").splitlines()))
     assert sum(row["poisoned"] == "1" for row in rows) == 19
+    assert sum(row["covered"] == "1" for row in rows) == 38
     assert all(row["given"] == ("0" if row["poisoned"] == "1" else row["true"]) for row in rows)

@@ -201,8 +201,9 @@ def test_work_at_another_size_shrinks_the_reflection() -> None:
 
 def test_the_papers_variant_keeps_labels(images: ImageSet) -> None:
     chosen = refool(labels="clean", rate_of="target_class", poison_rate=0.5, target=3, source="scenes", reflections=4)
-    train, poisoned, counts = chosen.poison(images, chosen.stored(task(32), Stream(0)), Stream(0))
-    assert counts["poisoned"] == 6 and torch.equal(train.labels, images.labels) and (images.labels[poisoned] == 3).all()
+    made = chosen.poison(images, chosen.stored(task(32), Stream(0)), Stream(0))
+    assert made.counts["poisoned"] == 6 and torch.equal(made.train.labels, images.labels)
+    assert (images.labels[made.poisoned] == 3).all()
 
 
 @pytest.mark.slow

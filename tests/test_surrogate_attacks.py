@@ -141,7 +141,8 @@ def test_the_public_infect_trains_a_surrogate() -> None:
 
 def planted(images: ImageSet, model: nn.Module | None = None, **changes: Any) -> tuple[ImageSet, torch.Tensor, dict]:
     settings = {"poison_rate": 0.05, "target": 3, **changes}
-    return attack("lc", **settings).plant(task(images, model=model), Stream(0))[1:]
+    made = attack("lc", **settings).plant(task(images, model=model), Stream(0))[1]
+    return made.train, made.poisoned, made.counts
 
 
 def corners(**changes: Any) -> torch.Tensor:
@@ -226,7 +227,7 @@ def test_lc_on_an_adversarially_trained_surrogate(made: ImageSet, trained: nn.Mo
     images, _ = next(made.batches(8))
     assert torch.equal(first(images), again(images)) and not first.training
     own = Task(made, linear, RECIPE, None)  # which asks for no clean one
-    train = chosen.plant(own, Stream(0))[1]
+    train = chosen.plant(own, Stream(0))[1].train
     assert not torch.equal(train.images, planted(made, trained, steps=3)[0].images)
 
 
@@ -353,8 +354,9 @@ def test_held_out_images_are_not_searched(made: ImageSet, count: int, expected: 
 
 def test_lf_poisons_with_what_it_shows(made: ImageSet, trained: nn.Module) -> None:
     lf = attack("lf", search_images=10)
-    shown, train, poisoned, counts = lf.plant(task(made, model=trained), Stream(0))
-    assert counts["poisoned"] == 10 and (train.labels[poisoned] == 0).all()
+    shown, found = lf.plant(task(made, model=trained), Stream(0))
+    train, poisoned = found.train, found.poisoned
+    assert found.counts["poisoned"] == 10 and (train.labels[poisoned] == 0).all()
     assert torch.equal(train.images[poisoned], shown.bytes(to_float(made.images[poisoned])))
     own = Task(made, linear, RECIPE, None)
     assert lf.test_trigger(own, Stream(0)) is None
@@ -434,8 +436,9 @@ def test_what_trojannn_cannot_do_is_said(made: ImageSet, changes: dict[str, Any]
 
 def test_trojannn_poisons_with_what_it_shows(made: ImageSet) -> None:
     chosen = attack("trojannn", steps=2)
-    shown, train, poisoned, counts = chosen.plant(task(made, model=small(Stream(1))), Stream(0))
-    assert counts["poisoned"] == 10 and (train.labels[poisoned] == 0).all()
+    shown, found = chosen.plant(task(made, model=small(Stream(1))), Stream(0))
+    train, poisoned = found.train, found.poisoned
+    assert found.counts["poisoned"] == 10 and (train.labels[poisoned] == 0).all()
     assert torch.equal(train.images[poisoned], shown.bytes(to_float(made.images[poisoned])))
     assert chosen.test_trigger(Task(made, small, RECIPE, None), Stream(0)) is None
 

@@ -72,6 +72,24 @@ class Infection:
 
 
 @dataclass(frozen=True)
+class PoisonedSet:
+    """A training set of which some rows are altered.
+
+    train     as the victim sees it, N images
+    poisoned  (N,) bool: the rows that carry the trigger and the attacker's label
+    covered   (N,) bool: the rows that carry a trigger and keep their label; none of them is `poisoned`
+    source    (N,) the row of the clean set that each was made from
+    counts    requested and realised, for the record
+    """
+
+    train: ImageSet
+    poisoned: Mask
+    covered: Mask
+    source: Rows
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Attack(ABC):
     """Full control: owns the training loop. `name` as tables and keys print it."""
 
@@ -97,8 +115,8 @@ class Attack(ABC):
         """What `infect` with the same stream will trigger test images with; None where only training tells."""
         return None
 
-    def rebuild(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
-        """A poisoned set such as this attack might have left, which of its rows are poisoned (N,) bool, and the counts.
+    def rebuild(self, clean: ImageSet, trigger: Any, stream: Stream) -> PoisonedSet:
+        """A poisoned set such as this attack might have left.
 
         clean    the training set that the attack was given, N images
         trigger  the finished one, as `infect` left it; ValueError where `can_rebuild` is false"""
@@ -140,8 +158,8 @@ class DataAttack(Attack):
     def trigger(self, task: Task, stream: Stream) -> Any:
         """The fixed trigger for images of `task.train.size` pixels; random patterns draw from `stream`."""
 
-    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
-        """The training set as the victim sees it, which of its rows are poisoned (N,) bool, and the counts.
+    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> PoisonedSet:
+        """The training set as the victim sees it.
 
         Rows are drawn from the stream's child "rows", cover rows from "cover", what differs from row to row from
         "render". In append mode the altered copies follow the clean images instead of replacing them."""
@@ -150,19 +168,21 @@ class DataAttack(Attack):
         covers = self.choose_covers(clean.labels, target, rows, stream.child("cover"))
         images = self.render(clean, rows, trigger, stream.child("render").child("poison"))
         train = alter(clean, rows, images, target.label(clean.labels[rows]), self.mode)
-        poisoned = torch.zeros(len(train), dtype=torch.bool)
-        poisoned[rows if self.mode == "replace" else slice(len(clean), None)] = True
         images = self.render(clean, covers, trigger, stream.child("render").child("cover"))
         train = alter(train, covers, images, clean.labels[covers], self.mode)
-        poisoned = torch.nn.functional.pad(poisoned, (0, len(train) - len(poisoned)))
+        source = torch.arange(len(clean))
+        if self.mode == "append":
+            source = torch.cat([source, rows, covers])
+            added = torch.arange(len(clean), len(train))
+            rows, covers = added[: len(rows)], added[len(rows) :]
         counts = {
             "requested": self.count(clean.labels),
-            "poisoned": int(poisoned.sum()),
-            "poisoned_of_target_class": int((clean.labels[rows] == target.label(clean.labels[rows])).sum()),
+            "poisoned": len(rows),
+            "poisoned_of_target_class": int((clean.labels[source[rows]] == target.label(clean.labels[source[rows]])).sum()),
             "cover": len(covers),
             "train": len(train),
         }
-        return train, poisoned, counts
+        return PoisonedSet(train, marked(rows, len(train)), marked(covers, len(train)), source, counts)
 
     def render(self, clean: ImageSet, rows: Rows, trigger: Any, stream: Stream) -> Bytes:
         """The images at `rows` (M,) as the training set will hold them, (M, 3, H, W) uint8: what `trigger` makes of them.
@@ -234,17 +254,17 @@ class DataAttack(Attack):
             )
         return pool[stream.permutation(len(pool))[:count]]
 
-    def plant(self, task: Task, stream: Stream) -> tuple[Stored, ImageSet, Mask, dict[str, int]]:
+    def plant(self, task: Task, stream: Stream) -> tuple[Stored, PoisonedSet]:
         """The trigger as test images meet it, and what `poison` makes of the task's training set with it."""
         trigger = self.stored(task, stream)
-        return trigger, *self.poison(task.train, trigger, stream)
+        return trigger, self.poison(task.train, trigger, stream)
 
     def infect(self, task: Task, stream: Stream) -> Infection:
-        trigger, train, poisoned, counts = self.plant(task, stream)
+        trigger, made = self.plant(task, stream)
         model = task.build(stream.child("init"))
-        history, facts = self.train(model, train, poisoned, task, stream.child("train"))
-        target = self.make_target(len(train.classes))
-        return Infection(model, trigger, target, train, poisoned, history, {**counts, **self.facts(), **facts})
+        history, facts = self.train(model, made.train, made.poisoned, task, stream.child("train"))
+        target, facts = self.make_target(len(made.train.classes)), {**made.counts, **self.facts(), **facts}
+        return Infection(model, trigger, target, made.train, made.poisoned, history, facts)
 
     def train(
         self, model: nn.Module, train: ImageSet, poisoned: Mask, task: Task, stream: Stream
@@ -294,9 +314,9 @@ class CleanLabelAttack(DataAttack):
         count = super().count(labels)
         return min(count, int((labels == self.target).sum())) if self.labels == "clean" and self.cap else count
 
-    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
-        train, poisoned, counts = super().poison(clean, trigger, stream)
-        return train, poisoned, counts | {"uncapped": super().count(clean.labels)}
+    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> PoisonedSet:
+        made = super().poison(clean, trigger, stream)
+        return replace(made, counts=made.counts | {"uncapped": super().count(clean.labels)})
 
     def choose(self, labels: Labels, target: Target, stream: Stream) -> Rows:
         own, count = int((labels == self.target).sum()), self.count(labels)
@@ -322,6 +342,13 @@ def show(clean: ImageSet, rows: Rows, paint: Callable[[Images, slice], Images]) 
         part = slice(start, min(start + CHUNK, len(rows)))
         shown[part] = to_bytes(paint(to_float(clean.images[here[part]]), part))
     return shown
+
+
+def marked(rows: Rows, count: int) -> Mask:
+    """(count,) bool, true at `rows` (M,)."""
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[rows] = True
+    return mask
 
 
 def alter(clean: ImageSet, rows: Rows, images: Bytes, labels: Labels, mode: str) -> ImageSet:

@@ -12,10 +12,9 @@ Cost     none beyond the training
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from backdoorbench.attacks.base import DataAttack, Task
+from backdoorbench.attacks.base import DataAttack, PoisonedSet, Task
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import check_range
-from backdoorbench.shapes import Mask
 from backdoorbench.streams import Stream
 from backdoorbench.triggers.base import Stored
 from backdoorbench.triggers.blend import Blend, check_picture, full_picture
@@ -41,7 +40,7 @@ class Blended(DataAttack):
         picture = full_picture(self.picture, self.picture_file, self.match_stats, task.train.size, stream.generator())
         return Blend(picture, self.test_ratio)
 
-    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
+    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> PoisonedSet:
         weaker = Stored(replace(trigger.trigger, ratio=self.train_ratio))
         return super().poison(clean, weaker, stream)
 

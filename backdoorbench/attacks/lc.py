@@ -16,17 +16,17 @@ Cost     a clean training, shared with the control; 100 forward and backward pas
          surrogate=adversarial: eight times a training instead, repeated where the infection is
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from backdoorbench.adversarial import PGD, partly_adversarial
-from backdoorbench.attacks.base import CleanLabelAttack, Task, alter, show
-from backdoorbench.data.images import ImageSet, spans
+from backdoorbench.attacks.base import CleanLabelAttack, PoisonedSet, Task, alter, show
+from backdoorbench.data.images import spans
 from backdoorbench.errors import ConfigError, check_range
-from backdoorbench.shapes import Images, Mask
+from backdoorbench.shapes import Images
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import autocast, fit
 from backdoorbench.triggers.add import Add
@@ -75,9 +75,9 @@ class LC(CleanLabelAttack):
         patch = overlay(*(solid(draw(cells), corner, size) for corner, cells in PATCHES[self.corners].items()))
         return Add(self.amplitude * (2 * patch.pattern - 1) * patch.mask)
 
-    def plant(self, task: Task, stream: Stream) -> tuple[Stored, ImageSet, Mask, dict[str, int]]:
+    def plant(self, task: Task, stream: Stream) -> tuple[Stored, PoisonedSet]:
         # the poisoned rows once more, from the clean images, with the noise below the patch
-        trigger, train, poisoned, counts = super().plant(task, stream)
+        trigger, made = super().plant(task, stream)
         rows = self.choose(task.train.labels, self.make_target(len(task.train.classes)), stream.child("rows"))
         labels = task.train.labels[rows.to(task.train.device)]
         model = self.make_surrogate(task, stream.child("surrogate"))
@@ -91,9 +91,9 @@ class LC(CleanLabelAttack):
             hardened: Images = trigger.trigger(torch.cat(crafted))
             return hardened.to(images.device)
 
-        places = rows if self.mode == "replace" else poisoned.nonzero()[:, 0]
+        places = rows if self.mode == "replace" else made.poisoned.nonzero()[:, 0]
         images = show(task.train, rows, harden)
-        return trigger, alter(train, places, images, labels, "replace"), poisoned, counts
+        return trigger, replace(made, train=alter(made.train, places, images, labels, "replace"))
 
     def make_surrogate(self, task: Task, stream: Stream) -> nn.Module:
         """The network that the noise is made on, in eval mode."""

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from backdoorbench.attacks.base import Attack, Infection, Task, alter, show
+from backdoorbench.attacks.base import Attack, Infection, PoisonedSet, Task, alter, marked, show
 from backdoorbench.data.images import Change, ImageSet
 from backdoorbench.errors import ConfigError, check_range
-from backdoorbench.shapes import Images, Labels, Mask, to_float
+from backdoorbench.shapes import Images, Labels, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
 from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_target
@@ -66,11 +66,11 @@ class ShareAttack(LoopAttack):
     def cover(self, trigger: Any) -> Cover:
         """What cover rows carry."""
 
-    def rebuild(self, clean: ImageSet, trigger: Any, stream: Stream) -> tuple[ImageSet, Mask, dict[str, int]]:
+    def rebuild(self, clean: ImageSet, trigger: Any, stream: Stream) -> PoisonedSet:
         """A poisoned set for defenses that read one, after BackdoorBench: rate * N rows with the finished trigger and the
         attacker's label, `covers` times as many cover rows, all rounded to bytes once. BackdoorBench takes the first rows of
-        every 128 in file order, truncates, and flags cover rows as poisoned too; here rows are random, and cover rows are
-        none. The model has seen no such set: its triggered rows were other ones in every epoch, in float."""
+        every 128 in file order, truncates, and flags cover rows as poisoned too; here rows are random, and cover rows have
+        a mask of their own. The model has seen no such set: its triggered rows were other ones in every epoch, in float."""
         trigger = trigger.trigger if isinstance(trigger, Stored) else trigger  # rounding is `show`'s
         target, cover, device = self.make_target(len(clean.classes)), self.cover(trigger), clean.device
         order = stream.child("rows").permutation(len(clean))
@@ -88,9 +88,10 @@ class ShareAttack(LoopAttack):
             covered = show(clean, kept, near)
         train = alter(clean, rows, hit, target.label(clean.labels[rows.to(device)]), "replace")
         train = alter(train, kept, covered, clean.labels[kept.to(device)], "replace")
-        poisoned = torch.zeros(len(clean), dtype=torch.bool)
-        poisoned[rows] = True
-        return train, poisoned, {"requested": count, "poisoned": count, "cover": len(kept), "train": len(train)}
+        counts = {"requested": count, "poisoned": count, "cover": len(kept), "train": len(train)}
+        return PoisonedSet(
+            train, marked(rows, len(train)), marked(kept, len(train)), torch.arange(len(train)), counts
+        )
 
 
 @dataclass(frozen=True)
