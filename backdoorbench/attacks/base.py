@@ -178,7 +178,9 @@ class DataAttack(Attack):
         counts = {
             "requested": self.count(clean.labels),
             "poisoned": len(rows),
-            "poisoned_of_target_class": int((clean.labels[source[rows]] == target.label(clean.labels[source[rows]])).sum()),
+            "poisoned_of_target_class": int(
+                (clean.labels[source[rows]] == target.label(clean.labels[source[rows]])).sum()
+            ),
             "cover": len(covers),
             "train": len(train),
         }

@@ -89,9 +89,7 @@ class ShareAttack(LoopAttack):
         train = alter(clean, rows, hit, target.label(clean.labels[rows.to(device)]), "replace")
         train = alter(train, kept, covered, clean.labels[kept.to(device)], "replace")
         counts = {"requested": count, "poisoned": count, "cover": len(kept), "train": len(train)}
-        return PoisonedSet(
-            train, marked(rows, len(train)), marked(kept, len(train)), torch.arange(len(train)), counts
-        )
+        return PoisonedSet(train, marked(rows, len(train)), marked(kept, len(train)), torch.arange(len(train)), counts)
 
 
 @dataclass(frozen=True)
