@@ -166,8 +166,10 @@ class DataAttack(Attack):
         target = self.make_target(len(clean.classes))
         rows = self.choose(clean.labels, target, stream.child("rows"))
         covers = self.choose_covers(clean.labels, target, rows, stream.child("cover"))
+        true = clean.labels[rows]
+        given = target.label(true)
         images = self.render(clean, rows, trigger, stream.child("render").child("poison"))
-        train = alter(clean, rows, images, target.label(clean.labels[rows]), self.mode)
+        train = alter(clean, rows, images, given, self.mode)
         images = self.render(clean, covers, trigger, stream.child("render").child("cover"))
         train = alter(train, covers, images, clean.labels[covers], self.mode)
         source = torch.arange(len(clean))
@@ -178,9 +180,7 @@ class DataAttack(Attack):
         counts = {
             "requested": self.count(clean.labels),
             "poisoned": len(rows),
-            "poisoned_of_target_class": int(
-                (clean.labels[source[rows]] == target.label(clean.labels[source[rows]])).sum()
-            ),
+            "poisoned_of_target_class": int((true == given).sum()),
             "cover": len(covers),
             "train": len(train),
         }
