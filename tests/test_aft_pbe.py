@@ -328,6 +328,14 @@ def test_pbe_5_poisoned_images_are_told_apart(run: Callable[..., Job]) -> None:
     assert notes["selection1"]["auc"] > 0.9 and notes["selection1"]["poisoned_share"] < 0.1
 
 
+@pytest.mark.slow
+def test_pbe_5_a_checkerboard_is_kept_out_and_erased(run: Callable[..., Job]) -> None:
+    found = run("attack=badnets", "attack.pattern=checker3", "defense=pbe").run
+    assert found.notes["selection1"]["poisoned_share"] < 0.1
+    assert found.infected is not None and found.infected.asr is not None and found.infected.asr > 0.9
+    assert found.purified is not None and found.purified.asr is not None and found.purified.asr <= 0.15
+
+
 def test_pbe_agreement_equals_a_plain_loop() -> None:
     first = torch.arange(40, dtype=torch.float64).mul(0.7).sin().view(8, 5).float()
     second = torch.arange(40, dtype=torch.float64).mul(1.3).cos().view(8, 5).float()
