@@ -5,11 +5,13 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import QUICK
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
@@ -329,8 +331,15 @@ def test_pbe_5_poisoned_images_are_told_apart(run: Callable[..., Job]) -> None:
 
 
 @pytest.mark.slow
-def test_pbe_5_a_checkerboard_is_kept_out_and_erased(run: Callable[..., Job]) -> None:
-    found = run("attack=badnets", "attack.pattern=checker3", "defense=pbe").run
+@pytest.mark.parametrize("patch", ["checker3", "half", "pale"])
+def test_pbe_5_softer_patches_are_kept_out_and_erased(patch: str, run: Callable[..., Job], tmp_path: Path) -> None:
+    if patch == "checker3":
+        pattern = [f"attack.pattern={patch}"]
+    else:  # white, as the patch that defeats it, but in part transparent
+        side, alpha = (3, 128) if patch == "half" else (8, 64)
+        Image.new("RGBA", (side, side), (255, 255, 255, alpha)).save(tmp_path / "white.png")
+        pattern = ["attack.pattern=image", f"attack.patch_file={tmp_path}/white.png", f"attack.patch_size={side}"]
+    found = run("attack=badnets", *pattern, "defense=pbe").run
     assert found.notes["selection1"]["poisoned_share"] < 0.1
     assert found.infected is not None and found.infected.asr is not None and found.infected.asr > 0.9
     assert found.purified is not None and found.purified.asr is not None and found.purified.asr <= 0.15
