@@ -13,6 +13,7 @@ steps; chance is one class of the others. The words after the options are bdx ov
 """
 
 import argparse
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,13 @@ from torch import Tensor, nn
 from backdoorbench import config, evaluation, metrics, pipeline, plans, progress
 from backdoorbench.adversarial import PGD
 from backdoorbench.attacks.base import DataAttack, Infection, Task
+from backdoorbench.config import Plain
 from backdoorbench.console import Silent
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.pbe import PBE
+from backdoorbench.errors import BdxError, ConfigError
 from backdoorbench.metrics import Scores
+from backdoorbench.mistakes import explained
 from backdoorbench.plans import Plan
 from backdoorbench.recorded import Run
 from backdoorbench.shapes import Images, Labels
@@ -34,7 +38,10 @@ PROBED, BATCH = 1000, 250
 
 def infect_as_the_authors(made: Plan) -> Infection:
     attack, stream, entropy = made.attack, made.stream.child("infect"), cross_entropy(0.0)
-    assert isinstance(attack, DataAttack), "only what poisons data can be pasted into a batch"
+    if not isinstance(attack, DataAttack):
+        raise ConfigError(
+            f"attack={attack.name} drives the training itself; --authors pastes a data-poisoning attack's trigger."
+        )
     clean = made.parts.train.to(made.device)
     task = Task(clean, lambda inner: pipeline.build_network(made, inner), made.recipe, None)
     trigger, target = attack.stored(task, stream), attack.make_target(len(clean.classes))
@@ -73,15 +80,18 @@ def shown(scores: Scores | None) -> str:
     return f"CA {scores.ca:.2%}, ASR {scores.asr:.2%}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--authors", action="store_true", help="infect as the authors' code does")
-    chosen, overrides = parser.parse_known_args()
-    progress.install(Silent())
-    made = plans.plan(config.compose(["defense=pbe", *overrides]))
+def probe(settings: Plain, as_the_authors: bool) -> None:
+    made = plans.plan(settings)
+    if made.attack.name == "none":
+        raise ConfigError(
+            "attack=none leaves no target for adversarial images to end in. Name an attack, such as attack=badnets."
+        )
     defense, test, run = made.defense, made.splits.test.to(made.device), Run("", "running", made.label, {})
-    assert isinstance(defense, PBE)
-    infection = infect_as_the_authors(made) if chosen.authors else pipeline.obtain_infection(made, test, run)[0]
+    if not isinstance(defense, PBE):
+        raise ConfigError(
+            f"defense={defense.name} is probed for PBE's premise; expected defense=pbe. Leave the word out."
+        )
+    infection = infect_as_the_authors(made) if as_the_authors else pipeline.obtain_infection(made, test, run)[0]
     before = evaluation.evaluate(infection.model, test, infection.trigger, infection.target, made.recipe.precision)
     print(f"infected  {shown(before)}")
     radius = defense.eps_255 / 255
@@ -97,5 +107,21 @@ def main() -> None:
     print(f"purified  {shown(after)}")
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--authors", action="store_true", help="infect as the authors' code does")
+    chosen, overrides = parser.parse_known_args()
+    progress.install(Silent())
+    try:
+        probe(config.compose(["defense=pbe", *overrides]), chosen.authors)
+    except Exception as error:
+        told = explained(error, overrides)
+        if not isinstance(told, BdxError):
+            raise
+        print(told, file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
