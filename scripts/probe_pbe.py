@@ -3,8 +3,8 @@
     python scripts/probe_pbe.py [--authors] dataset=cifar10 dataset.root=DIR scale=small attack=badnets
 
 The premise (arXiv 2202.06312v4): untargeted adversarial images of an infected model mostly end in the target class. It is
-measured on the first 1,000 test images that are called right and are not the target's, with the defense's own radius and
-steps; chance is one class of the others. The words after the options are bdx overrides.
+measured on the first 1,000 test images that are called right and that the attack acts on, with the defense's own
+radius and steps; chance is one class of the others. The words after the options are bdx overrides.
 
 --authors  infects as their code does, which bdx offers as no attack: the patch is pasted after the augmentation, so that no crop
            moves it, on the first images of every batch, so that each image is met clean as well. PBE then gets a set poisoned
@@ -18,9 +18,11 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from backdoorbench import config, evaluation, metrics, pipeline, plans, progress
+from backdoorbench import config, evaluation, pipeline, plans, progress
 from backdoorbench.adversarial import PGD
-from backdoorbench.attacks.base import DataAttack, Infection, Task
+from backdoorbench.attacks.badnets import BadNets
+from backdoorbench.attacks.base import Infection, Task
+from backdoorbench.attacks.blended import Blended
 from backdoorbench.config import Plain
 from backdoorbench.console import Silent
 from backdoorbench.data.images import ImageSet
@@ -32,15 +34,17 @@ from backdoorbench.plans import Plan
 from backdoorbench.recorded import Run
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.training.fit import cross_entropy, fit
+from backdoorbench.triggers.base import Target
 
 PROBED, BATCH = 1000, 250
 
 
 def infect_as_the_authors(made: Plan) -> Infection:
     attack, stream, entropy = made.attack, made.stream.child("infect"), cross_entropy(0.0)
-    if not isinstance(attack, DataAttack):
+    if not isinstance(attack, BadNets | Blended):
         raise ConfigError(
-            f"attack={attack.name} drives the training itself; --authors pastes a data-poisoning attack's trigger."
+            f"attack={attack.name} is none that --authors can paste into batches; expected attack=badnets or attack=blended. "
+            f"Name one of them, or leave --authors out."
         )
     clean = made.parts.train.to(made.device)
     task = Task(clean, lambda inner: pipeline.build_network(made, inner), made.recipe, None)
@@ -57,22 +61,20 @@ def infect_as_the_authors(made: Plan) -> Infection:
     return Infection(model, trigger, target, fresh.train, fresh.poisoned)
 
 
-def premise(model: nn.Module, test: ImageSet, target: int, craft: PGD) -> tuple[int, float, float]:
-    """How many images were attacked, which share of them is misled, and which share of those ends in the target."""
-    given, called, seen = [], [], 0
+def premise(model: nn.Module, test: ImageSet, target: Target, craft: PGD) -> tuple[int, int, int]:
+    """How many images were attacked, how many of them were misled, and how many of those end in the attacker's class."""
+    attacked = misled = hits = 0
     for images, labels in test.batches(BATCH):
         with torch.no_grad():
-            kept = (model(images).argmax(1) == labels) & (labels != target)
-        adversarial = craft(model, images[kept], labels[kept])
-        with torch.no_grad():
-            called.append(model(adversarial).argmax(1))
-        given.append(labels[kept])
-        seen += int(kept.sum())
-        if seen >= PROBED:
-            break
-    after, before = torch.cat(called)[:PROBED], torch.cat(given)[:PROBED]
-    misled = after != before
-    return len(before), metrics.share(misled), metrics.share(after[misled] == target)
+            kept = ((model(images).argmax(1) == labels) & target.is_eligible(labels)).nonzero()[: PROBED - attacked, 0]
+        if len(kept):
+            adversarial = craft(model, images[kept], labels[kept])
+            with torch.no_grad():
+                called = model(adversarial).argmax(1)
+            wrong = called != labels[kept]
+            attacked, misled = attacked + len(kept), misled + int(wrong.sum())
+            hits += int((wrong & (called == target.label(labels[kept]))).sum())
+    return attacked, misled, hits
 
 
 def shown(scores: Scores | None) -> str:
@@ -92,18 +94,22 @@ def probe(settings: Plain, as_the_authors: bool) -> None:
             f"defense={defense.name} is probed for PBE's premise; expected defense=pbe. Leave the word out."
         )
     infection = infect_as_the_authors(made) if as_the_authors else pipeline.obtain_infection(made, test, run)[0]
-    before = evaluation.evaluate(infection.model, test, infection.trigger, infection.target, made.recipe.precision)
+    assert infection.target is not None, "only attack=none has none"
+    judged = test.subset(made.parts.test_rows)
+    before = evaluation.evaluate(infection.model, judged, infection.trigger, infection.target, made.recipe.precision)
     print(f"infected  {shown(before)}")
     radius = defense.eps_255 / 255
     craft = PGD(radius, defense.step_share * radius, defense.steps, clamp=defense.clamp)
-    count, misled, share = premise(infection.model, test, made.config["attack"]["target"], craft)
-    chance = 1 / (len(test.classes) - 1)
-    print(f"premise   of {count} images {misled:.1%} misled, of these {share:.1%} to the target (chance {chance:.1%})")
+    attacked, misled, hits = premise(infection.model, judged, infection.target, craft)
+    share = f", of these {hits / misled:.1%} to the target (chance {1 / (len(test.classes) - 1):.1%})" if misled else ""
+    print(f"premise   of {attacked} images {misled} misled{share}")
     purified = pipeline.purify(made, infection, test, run, lambda stage: None)
     for name, note in run.notes.items():
+        if not name.startswith("selection"):
+            continue
         auc = "" if note.get("auc") is None else f", AUC {note['auc']:.3f}"
         print(f"{name}  {note['images']} images, {note['poisoned_share']:.2%} poisoned{auc}")
-    after = evaluation.evaluate(purified, test, infection.trigger, infection.target, made.recipe.precision)
+    after = evaluation.evaluate(purified, judged, infection.trigger, infection.target, made.recipe.precision)
     print(f"purified  {shown(after)}")
 
 
