@@ -2,6 +2,6 @@
 
 import sys
 
-from backdoorbench.cli import main
+from backdoorbench.cli.main import main
 
 sys.exit(main())

@@ -9,17 +9,19 @@ from typing import Any
 
 from torch import nn
 
-from backdoorbench import config, job, pipeline
 from backdoorbench.attacks.base import Attack, Infection, Task
-from backdoorbench.config import compose
+from backdoorbench.config import build as building
+from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.evaluation import evaluate
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
-from backdoorbench.recorded import Run
-from backdoorbench.reporting import frame, record
-from backdoorbench.streams import Stream
+from backdoorbench.pipeline import job
+from backdoorbench.pipeline.evaluation import evaluate
+from backdoorbench.reporting import frame
+from backdoorbench.storage import record
+from backdoorbench.storage.record import Run
+from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.recipe import Recipe, resolve_precision
 
 __all__ = [
@@ -47,13 +49,13 @@ def build(option: str, **changes: Any) -> Any:
     """The object an option describes, with some settings changed: `build("defense/fst", lr=0.02)`."""
     group, _, name = option.partition("/")
     node = compose([f"{group}={name}"])[group]
-    return config.build({**node, **changes}, group)
+    return building.build({**node, **changes}, group)
 
 
 def load_dataset(name: str, device: str = "cpu", **changes: Any) -> tuple[ImageSet, ImageSet]:
     """Training and test split of a data set: `load_dataset("cifar10", root="/data/cifar10", train_size=5000)`."""
     resolved = compose([f"dataset={name}"])
-    dataset = config.build({**resolved["dataset"], **changes}, "dataset")
+    dataset = building.build({**resolved["dataset"], **changes}, "dataset")
     splits = dataset.load(Path(resolved["runtime"]["outputs"]).expanduser() / "cache")
     return splits.train.to(device), splits.test.to(device)
 
@@ -109,15 +111,16 @@ def _victim(images: ImageSet, settings: tuple[str, ...]) -> tuple[Callable[[Stre
     """What builds the network that the settings name, for these images, and the recipe that trains it."""
     resolved = compose(settings)
     resolved["train"]["precision"] = resolve_precision(resolved["train"]["precision"], images.device)
-    spec = config.build(resolved["model"], "model")
+    spec = building.build(resolved["model"], "model")
     dataset = resolved["dataset"]
     size = dataset["crop"] or images.size
 
     def fresh(stream: Stream) -> nn.Module:
-        net = pipeline.seeded(lambda: spec.net(len(images.classes), size), stream)
+        with seeded(stream):
+            net = spec.net(len(images.classes), size)
         return Classifier(net, size, dataset["mean"], dataset["std"]).to(images.device)
 
-    return fresh, config.build(resolved["train"], "train")
+    return fresh, building.build(resolved["train"], "train")
 
 
 def load_model(folder: str | Path) -> nn.Module:
@@ -127,7 +130,7 @@ def load_model(folder: str | Path) -> nn.Module:
     file = Path(folder) / "purified.safetensors" if Path(folder).is_dir() else Path(folder)
     with safe_open(file, "pt") as opened:
         described = opened.metadata()
-    spec = config.build({**json.loads(described["model"]), "checkpoint": None}, "model")
+    spec = building.build({**json.loads(described["model"]), "checkpoint": None}, "model")
     classes, size = json.loads(described["classes"]), int(described["size"])
     normal = json.loads(described["normalize"])
     model = Classifier(spec.net(len(classes), size), size, normal["mean"], normal["std"])

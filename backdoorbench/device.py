@@ -2,12 +2,12 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-from backdoorbench.errors import DeviceError
+from backdoorbench.errors import DeviceError, join_words
 
 
 def choose(name: str) -> torch.device:
@@ -53,8 +53,8 @@ def describe(device: torch.device) -> str:
 
 
 @contextmanager
-def memory_errors(stage: str, setting: str, value: int) -> Iterator[None]:
-    """Turns "out of memory" during `stage` into a DeviceError that names the `setting` to lower."""
+def memory_errors(stage: str, settings: Mapping[str, int]) -> Iterator[None]:
+    """Turns "out of memory" during `stage` into a DeviceError that names the `settings` to lower, with their values."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -62,7 +62,8 @@ def memory_errors(stage: str, setting: str, value: int) -> Iterator[None]:
         spent = isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
         if not spent:
             raise
+        lower = join_words([f"{name} (now {value})" for name, value in settings.items()], "or")
         raise DeviceError(
-            f"memory ran out during '{stage}' ({text.partition(chr(10))[0]}). Lower {setting} (now {value}), or "
+            f"memory ran out during '{stage}' ({text.partition(chr(10))[0]}). Lower {lower}, or "
             f"choose a narrower model; what was finished before is kept."
         ) from None

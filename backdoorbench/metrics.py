@@ -104,3 +104,33 @@ def largest_share(predicted: Labels) -> float:
     """Share of the most frequent prediction: near 1 for a network that calls everything the same."""
     counts: Tensor = predicted.bincount()
     return int(counts.max()) / len(predicted)
+
+
+def tpr_at(scores: Tensor, positive: Mask, bound: float) -> float | None:
+    """Share of positive entries of (N,) scores above the smallest threshold that at most `bound` of the others exceed; None
+    where there is no positive or no negative entry.
+
+    >>> import torch
+    >>> tpr_at(torch.tensor([0.1, 0.2, 0.3, 0.8]), torch.tensor([False, True, False, True]), 0.5)
+    1.0
+    """
+    above, below = scores[positive], scores[~positive].sort(descending=True).values
+    if not len(above) or not len(below):
+        return None
+    threshold = below[min(int(bound * len(below)), len(below) - 1)]  # so many lie strictly above it, at most
+    return share(above > threshold)
+
+
+def detection(scores: Tensor, flagged: Mask, positive: Mask) -> dict[str, float | None]:
+    """The figures of a detector: (N,) scores, larger for what is more suspicious, (N,) what its own rule flags, and (N,) truth.
+
+    auroc             area under the ROC curve, ties counting half
+    tpr_1, _5, _10    TPR at the threshold that at most 1, 5 and 10 % of the clean exceed
+    tpr, fpr          at the detector's own threshold: of the poisoned and of the clean the share that is flagged
+    precision         of the flagged the share that is poisoned; None where nothing is flagged"""
+    found: dict[str, float | None] = {"auroc": auc(scores, positive)}
+    found |= {f"tpr_{percent}": tpr_at(scores, positive, percent / 100) for percent in (1, 5, 10)}
+    found["tpr"] = share(flagged[positive]) if positive.any() else None
+    found["fpr"] = share(flagged[~positive]) if not positive.all() else None
+    found["precision"] = share(positive[flagged]) if flagged.any() else None
+    return found

@@ -5,6 +5,8 @@ True
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,3 +35,11 @@ class Stream:
     def permutation(self, count: int) -> Tensor:
         """(count,) int64: the numbers 0 … count-1 in random order."""
         return torch.randperm(count, generator=self.generator())
+
+
+@contextmanager
+def seeded(stream: Stream) -> Iterator[None]:
+    """Layers made inside draw their starting weights from `stream` and from nothing else."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream.generator().initial_seed())
+        yield

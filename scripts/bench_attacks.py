@@ -23,14 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from backdoorbench import api, device, progress
 from backdoorbench.attacks.base import Task
 from backdoorbench.attacks.input_aware import InputAwareAttack, fresh
-from backdoorbench.console import Silent
 from backdoorbench.data.images import ImageSet
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.preact_resnet import PreActResNetSpec
+from backdoorbench.screen import Silent
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Recipe, fine_tuning, resolve_precision
+from backdoorbench.training.recipe import Recipe, bare_recipe, resolve_precision
 
 BATCH = 128
 AUGMENT = Augment(crop_padding=4, flip=True, rotation=0.0, resized_crop=None, crop=None)
@@ -92,8 +92,8 @@ def main() -> int:
     where = device.choose("auto")
     device.prepare(where, None)
     precision = resolve_precision("auto", where)
-    recipe = fine_tuning(
-        "bench", epochs=1, batch_size=BATCH, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", augment=AUGMENT,
+    recipe = bare_recipe(
+        "bench", optimizer="sgd", epochs=1, batch_size=BATCH, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", augment=AUGMENT,
         precision=precision,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)

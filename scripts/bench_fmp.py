@@ -18,16 +18,16 @@ from stopwatch import seconds
 from torch import nn
 
 from backdoorbench import device, progress
-from backdoorbench.console import Silent
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses import fmp
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.preact_resnet import PreActResNetSpec
 from backdoorbench.models.surgery import prunable_channels
+from backdoorbench.screen import Silent
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Precision, fine_tuning, resolve_precision
+from backdoorbench.training.recipe import Precision, bare_recipe, resolve_precision
 
 EPOCHS, TRAINING_SET = 5, 50_000
 AUGMENT = Augment(crop_padding=4, flip=True, rotation=0.0, resized_crop=None, crop=None)
@@ -41,8 +41,8 @@ def network(where: torch.device) -> nn.Module:
 
 def training(data: ImageSet, precision: Precision) -> Callable[[], None]:
     model = network(data.device)
-    recipe = fine_tuning(
-        "bench", epochs=1, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", augment=AUGMENT,
+    recipe = bare_recipe(
+        "bench", optimizer="sgd", epochs=1, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", augment=AUGMENT,
         precision=precision,
     )  # fmt: skip
     return lambda: fit(model, data, recipe, Stream(0)) and None

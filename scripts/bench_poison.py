@@ -15,10 +15,12 @@ from collections.abc import Callable
 import torch
 from stopwatch import seconds
 
-from backdoorbench import api, catalog, device
+from backdoorbench import api, device
 from backdoorbench.attacks.base import DataAttack, Task, show
 from backdoorbench.attacks.hidden import HiddenAttack
-from backdoorbench.config import build, compose
+from backdoorbench.config import catalog
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.shapes import Images, to_bytes, to_float
 from backdoorbench.streams import Stream

@@ -9,6 +9,7 @@ where one takes more than 10 seconds (wall) or 1 GB.
 
 import argparse
 import copy
+import dataclasses
 import itertools
 import json
 import math
@@ -20,8 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from backdoorbench import cache
-from backdoorbench.config import compose
+from backdoorbench.config.compose import compose
+from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.metrics import Scores
+from backdoorbench.storage import store
+from backdoorbench.storage.record import Finding, Run
 
 SECONDS, BYTES = 10.0, 1e9
 FORMATS = {
@@ -66,25 +70,30 @@ def record(config: dict[str, Any], number: int) -> dict[str, Any]:
     collapsed = number % 50 == 2
     ca, asr = (0.1, 0.0) if collapsed else (0.9 + 0.05 * wave[0], 0.6 * wave[1])
     recalls = [float(label == 0) if collapsed else ca for label in range(CLASSES)]
-    scores = {"ca": ca, "asr": asr, "ra": (1 - asr) * 0.9, "n_clean": 10000, "n_triggered": 9000}
-    classes = {"ca_per_class": recalls, "asr_per_class": wave[:CLASSES], "ra_per_class": wave[:CLASSES]}
-    return {
-        "id": cache.key("run", config), "status": status, "label": "generated", "config": config,
-        "infected": scores | {"ca": 0.94, "asr": 0.97, "ra": 0.02}, "purified": scores if status == "done" else None,
-        "infection": {
-            "key": "0123456789ab", "cached": True, "seconds": {"infect": 186.8}, "status": "took", "reasons": [],
-            "facts": {"requested": 5000, "poisoned": 5000, "share_changed": 0.008, "largest_levels": 255.0},
-            "history": [{"loss": w, "seconds": 9.4, "images_per_second": 1211.9 * w} for w in wave], "target": "target 0",
-        },
-        "details": {"infected": classes | {"asr_incl_target": 0.9}, "purified": classes | {"asr_incl_target": 0.9}},
-        "control": None,
-        "curve": [{"epoch": 1 + i, "ca": ca, "asr": w * asr, "ra": 0.9 - w * asr, "n": 500} for i, w in enumerate(wave)],
-        "notes": {f"figure{i}": w for i, w in enumerate(wave[:8])},
-        "seconds": {"infect": 186.9, "purify": 20 + wave[0], "curve": 13.1, "evaluate_purified": 0.9},
-        "environment": {"python": "3.11", "packages": {"torch": "2.15.0"}, "commit": "0123456789ab", "device": "a CPU"},
-        "started": f"2026-01-01T00:00:{number % 60:02}+00:00",
-        "error": "RuntimeError: made to fail\nwith two lines" if status == "failed" else None,
-    }  # fmt: skip
+    details = {
+        "ca_per_class": recalls,
+        "asr_per_class": wave[:CLASSES],
+        "ra_per_class": wave[:CLASSES],
+        "asr_incl_target": 0.9,
+    }
+    infect = Finding(
+        INFECT.name, config["attack"]["name"], key="0123456789ab", cached=True, cost={"infect": 186.8}, status="took",
+        scores=Scores(0.94, 0.97, 0.02, 10000, 9000), details=details,
+        notes={"requested": 5000, "poisoned": 5000, "share_changed": 0.008, "largest_levels": 255.0, "target": "target 0"},
+        history=[{"loss": w, "seconds": 9.4, "images_per_second": 1211.9 * w} for w in wave], seconds={"infect": 186.9},
+    )  # fmt: skip
+    purify = Finding(
+        PURIFY.name, config["defense"]["name"],
+        scores=Scores(ca, asr, (1 - asr) * 0.9, 10000, 9000) if status == "done" else None,
+        details=details | {"starts_from": INFECT.model}, notes={f"figure{i}": w for i, w in enumerate(wave[:8])},
+        curve=[{"epoch": 1 + i, "ca": ca, "asr": w * asr, "ra": 0.9 - w * asr, "n": 500} for i, w in enumerate(wave)],
+        seconds={"purify": 20 + wave[0], "curve": 13.1, "evaluate": 0.9},
+    )  # fmt: skip
+    environment = {"python": "3.11", "packages": {"torch": "2.15.0"}, "commit": "0123456789ab", "device": "a CPU"}
+    error = "RuntimeError: made to fail\nwith two lines" if status == "failed" else None
+    started = f"2026-01-01T00:00:{number % 60:02}+00:00"
+    key = store.key("run", config)
+    return dataclasses.asdict(Run(key, status, "generated", config, [infect, purify], environment, started, error))
 
 
 def measure(words: list[str], where: Path) -> tuple[float, float, float, int]:

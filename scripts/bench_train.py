@@ -22,14 +22,14 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from backdoorbench import api, device, progress
-from backdoorbench.console import Silent
 from backdoorbench.data.images import ImageSet
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.preact_resnet import PreActResNetSpec
+from backdoorbench.screen import Silent
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Recipe, fine_tuning
+from backdoorbench.training.recipe import Recipe, bare_recipe
 
 BATCH, LR, AUGMENT = 128, 0.1, Augment(crop_padding=4, flip=True, rotation=0.0, resized_crop=None, crop=None)
 
@@ -40,8 +40,8 @@ def network(where: torch.device) -> nn.Module:
 
 
 def recipe(epochs: int) -> Recipe:
-    return fine_tuning(
-        "bench", epochs=epochs, batch_size=BATCH, lr=LR, momentum=0.9, weight_decay=5e-4, schedule="cosine",
+    return bare_recipe(
+        "bench", optimizer="sgd", epochs=epochs, batch_size=BATCH, lr=LR, momentum=0.9, weight_decay=5e-4, schedule="cosine",
         augment=AUGMENT, precision="bf16",
     )  # fmt: skip
 

@@ -11,27 +11,31 @@ from pathlib import Path
 
 from rich.console import Console
 
-from backdoorbench import config, console, job, progress
+from backdoorbench import progress, screen
+from backdoorbench.config.compose import compose
+from backdoorbench.pipeline import job, outcome
+from backdoorbench.reporting.rows import heading
+from backdoorbench.storage.record import Run
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "demo.svg"
 
 
 def main() -> None:
     out = Console(record=True, width=86, highlight=False, force_terminal=True)
-    progress.install(console.Silent())
-    handler = console.ConsoleHandler(out)
+    progress.install(screen.Silent())
+    handler = screen.ConsoleHandler(out)
     logging.getLogger("backdoorbench").addHandler(handler)
     logging.getLogger("backdoorbench").setLevel(logging.INFO)
     out.print("$ bdx attack=badnets defense=fst", style="bold")
 
-    def announce(run: object, stage: str) -> None:
-        text = f"\n  {console.heading(run)}" if stage == "planned" else console.stage_line(run, stage)
+    def announce(run: Run, stage: str) -> None:
+        text = f"\n  {heading(run)}" if stage == "planned" else outcome.stage_line(run, stage)
         out.print(text, style="bold" if stage == "planned" else None, markup=False)
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # a first run, as a newcomer sees it
-        done = job.carry_out(config.compose(["attack=badnets", "defense=fst"]), announce)
-        console.print_outcome(out, done.run, done.folder, repeated=False)
+        done = job.carry_out(compose(["attack=badnets", "defense=fst"]), announce)
+        outcome.print_outcome(out, done.run, done.folder, repeated=False)
     picture = out.export_svg(title="bdx", unique_id="bdx-demo")
     PICTURE.parent.mkdir(exist_ok=True)
     PICTURE.write_text(

@@ -7,7 +7,7 @@ python scripts/methods_page.py --check    fails where it is not what would be wr
 import sys
 from pathlib import Path
 
-from backdoorbench import catalog
+from backdoorbench.config import catalog
 
 PAGE = Path(__file__).resolve().parents[1] / "METHODS.md"
 HEAD = """# Methods

@@ -12,7 +12,8 @@ import sys
 import time
 from pathlib import Path
 
-from backdoorbench import config
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose
 from backdoorbench.errors import BdxError
 
 
@@ -28,8 +29,8 @@ def main() -> None:
         quoted = str(given.root.expanduser().resolve()).replace("'", r"\'")
         overrides.append(f"dataset.root='{quoted}'")
     try:
-        composed = config.compose(overrides)
-        dataset = config.build(composed["dataset"], "dataset", composed["plugins"])
+        composed = compose(overrides)
+        dataset = build(composed["dataset"], "dataset", composed["plugins"])
         start = time.perf_counter()
         splits = dataset.load(Path(composed["runtime"]["outputs"]).expanduser() / "cache")
         seconds = time.perf_counter() - start

@@ -18,21 +18,22 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from backdoorbench import config, evaluation, pipeline, plans, progress
-from backdoorbench.adversarial import PGD
+from backdoorbench import progress
 from backdoorbench.attacks.badnets import BadNets
 from backdoorbench.attacks.base import Infection, Task
 from backdoorbench.attacks.blended import Blended
-from backdoorbench.config import Plain
-from backdoorbench.console import Silent
+from backdoorbench.cli.hydra_errors import explained
+from backdoorbench.config.compose import Plain, compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.pbe import PBE
 from backdoorbench.errors import BdxError, ConfigError
 from backdoorbench.metrics import Scores
-from backdoorbench.mistakes import explained
-from backdoorbench.plans import Plan
-from backdoorbench.recorded import Run
+from backdoorbench.pipeline import evaluation, infect, plan, purify
+from backdoorbench.pipeline.plan import Plan
+from backdoorbench.screen import Silent
 from backdoorbench.shapes import Images, Labels
+from backdoorbench.storage.record import Run
+from backdoorbench.training.adversarial import PGD
 from backdoorbench.training.fit import cross_entropy, fit
 from backdoorbench.triggers.base import Target
 
@@ -47,7 +48,7 @@ def infect_as_the_authors(made: Plan) -> Infection:
             f"Name one of them, or leave --authors out."
         )
     clean = made.parts.train.to(made.device)
-    task = Task(clean, lambda inner: pipeline.build_network(made, inner), made.recipe, None)
+    task = Task(clean, lambda inner: infect.build_network(made, inner), made.recipe, None)
     trigger, target = attack.stored(task, stream), attack.make_target(len(clean.classes))
 
     def loss(model: nn.Module, images: Images, labels: Labels) -> Tensor:
@@ -83,7 +84,7 @@ def shown(scores: Scores | None) -> str:
 
 
 def probe(settings: Plain, as_the_authors: bool) -> None:
-    made = plans.plan(settings)
+    made = plan.plan(settings)
     if made.attack.name == "none":
         raise ConfigError(
             "attack=none leaves no target for adversarial images to end in. Name an attack, such as attack=badnets."
@@ -93,7 +94,7 @@ def probe(settings: Plain, as_the_authors: bool) -> None:
         raise ConfigError(
             f"defense={defense.name} is probed for PBE's premise; expected defense=pbe. Leave the word out."
         )
-    infection = infect_as_the_authors(made) if as_the_authors else pipeline.obtain_infection(made, test, run)[0]
+    infection = infect_as_the_authors(made) if as_the_authors else infect.obtain(made, test, run.begin("infect", ""))[0]
     assert infection.target is not None, "only attack=none has none"
     judged = test.subset(made.parts.test_rows)
     before = evaluation.evaluate(infection.model, judged, infection.trigger, infection.target, made.recipe.precision)
@@ -103,8 +104,9 @@ def probe(settings: Plain, as_the_authors: bool) -> None:
     attacked, misled, hits = premise(infection.model, judged, infection.target, craft)
     share = f", of these {hits / misled:.1%} to the target (chance {1 / (len(test.classes) - 1):.1%})" if misled else ""
     print(f"premise   of {attacked} images {misled} misled{share}")
-    purified = pipeline.purify(made, infection, test, run, lambda stage: None)
-    for name, note in run.notes.items():
+    found = run.begin("purify", defense.name)
+    purified = purify.purify(made, infection, test, found, lambda stage: None)
+    for name, note in found.notes.items():
         if not name.startswith("selection"):
             continue
         auc = "" if note.get("auc") is None else f", AUC {note['auc']:.3f}"
@@ -119,7 +121,7 @@ def main() -> int:
     chosen, overrides = parser.parse_known_args()
     progress.install(Silent())
     try:
-        probe(config.compose(["defense=pbe", *overrides]), chosen.authors)
+        probe(compose(["defense=pbe", *overrides]), chosen.authors)
     except Exception as error:
         told = explained(error, overrides)
         if not isinstance(told, BdxError):

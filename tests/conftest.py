@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from backdoorbench import config, job
+from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
-from backdoorbench.job import Job
+from backdoorbench.pipeline import job
+from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import Images, Labels
 
 QUICK = (  # a run in seconds
@@ -60,7 +61,7 @@ def run(outputs: Path) -> Callable[..., Job]:
     """Carries out `bdx <overrides>` in the session's outputs folder."""
 
     def carry_out(*overrides: str) -> Job:
-        return job.carry_out(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", *overrides]))
+        return job.carry_out(compose([f"runtime.outputs={outputs}", "runtime.threads=1", *overrides]))
 
     return carry_out
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from backdoorbench.adversarial import PGD, ascend, fgsm, partly_adversarial
 from backdoorbench.models.base import evaluating
 from backdoorbench.streams import Stream
+from backdoorbench.training.adversarial import PGD, ascend, fgsm, partly_adversarial
 
 LABELS = torch.tensor([0, 1, 2, 3])
 

@@ -15,19 +15,22 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from backdoorbench import config, metrics, pipeline, plans
-from backdoorbench.adversarial import PGD
+from backdoorbench import metrics
 from backdoorbench.attacks.base import Infection
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose, option
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.defenses import pbe as module
 from backdoorbench.defenses.aft import AFT
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.defenses.pbe import PBE, agreement, highest
 from backdoorbench.errors import ConfigError, DataError, PairingError, TrainingError
-from backdoorbench.job import Job
-from backdoorbench.plans import Plan
-from backdoorbench.recorded import Run
+from backdoorbench.pipeline import infect, plan, watch
+from backdoorbench.pipeline.job import Job
+from backdoorbench.pipeline.plan import Plan
+from backdoorbench.storage.record import Finding
 from backdoorbench.streams import Stream
+from backdoorbench.training.adversarial import PGD
 
 Scene = tuple[Plan, Infection]
 SHORT: dict[str, dict[str, Any]] = {  # a purification in a second
@@ -40,20 +43,20 @@ NAMES = sorted(SHORT)
 @pytest.fixture(scope="module")
 def scene(outputs: Any) -> Scene:
     """A quickly infected small model, with the plan that made it."""
-    made = plans.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
-    return made, pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))[0]
+    made = plan.plan(compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
+    return made, infect.obtain(made, made.splits.test, Finding("infect", ""))[0]
 
 
 def defense(name: str, **changes: Any) -> Any:
-    node = config.compose([f"defense={name}", "dataset=digits"])["defense"]
-    return config.build({**node, **SHORT.get(name, {}), **changes}, "defense")
+    node = compose([f"defense={name}", "dataset=digits"])["defense"]
+    return build({**node, **SHORT.get(name, {}), **changes}, "defense")
 
 
 def scenario(scene: Scene, chosen: Defense, seed: int = 0, **changes: Any) -> Scenario:
     made, infection = scene
     offered: dict[str, Any] = {
         "model": copy.deepcopy(infection.model), "holdout": made.parts.holdout, "train": infection.train,
-        "build": lambda stream: pipeline.build_network(made, stream), "recipe": made.recipe,
+        "build": lambda stream: infect.build_network(made, stream), "recipe": made.recipe,
         "stream": Stream(seed).child("purify"), "device": made.device, "probe": lambda model, epoch: None,
         "note": lambda name, value: None,
     }  # fmt: skip
@@ -173,7 +176,7 @@ def test_the_authors_values_are_the_defaults() -> None:
         "eps_255": 6, "steps": 7, "step_share": 0.2, "batch_size": 128, "lr": 0.001, "momentum": 0.9, "weight_decay": 5e-4,
         "bn_mode": "train",
     }  # fmt: skip
-    aft, pbe = config.option("defense", "aft"), config.option("defense", "pbe")
+    aft, pbe = option("defense", "aft"), option("defense", "pbe")
     assert shared.items() <= aft.items() and shared.items() <= pbe.items()
     assert (aft["adversarial_epochs"], aft["natural_epochs"], aft["schedule"]) == (3, 17, "two_phase")
     per_epoch = len(spans(50_000, 128))  # 391
@@ -184,9 +187,7 @@ def test_the_authors_values_are_the_defaults() -> None:
 
 @pytest.mark.parametrize("dataset", ["cifar10", "digits"])
 def test_pbe_with_a_clean_set_is_aft(dataset: str) -> None:
-    first, second = (
-        config.compose([f"dataset={dataset}", f"defense={name}"])["defense"] for name in ("aft", "pbe_clean")
-    )
+    first, second = (compose([f"dataset={dataset}", f"defense={name}"])["defense"] for name in ("aft", "pbe_clean"))
     assert second == {**first, "name": "pbe_clean"}
     assert AFT.needs == {"model", "holdout"} and PBE.needs == {"model", "train"}
 
@@ -207,7 +208,7 @@ def test_aft_5_without_adversarial_epochs_it_is_fine_tuning(scene: Scene) -> Non
 def tuned(scene: Scene, epochs: int) -> nn.Module:
     """Plain FT with AFT's optimiser."""
     aft = defense("aft")
-    shared = {name: getattr(aft, name) for name in ("batch_size", "lr", "momentum", "weight_decay")}
+    shared = {name: getattr(aft.tuning, name) for name in ("batch_size", "lr", "momentum", "weight_decay")}
     return purify(scene, defense("ft", epochs=epochs, schedule="constant", **shared))
 
 
@@ -227,8 +228,8 @@ def test_aft_4_examples_of_an_infected_model_end_in_the_target_class(run: Callab
 
 
 def share_in_target(attack: str, outputs: Any, radius: float = 64 / 255) -> float:
-    made = plans.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", f"attack={attack}"]))
-    model = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))[0].model
+    made = plan.plan(compose([f"runtime.outputs={outputs}", "runtime.threads=1", f"attack={attack}"]))
+    model = infect.obtain(made, made.splits.test, Finding("infect", ""))[0].model
     images, labels = next(iter(made.splits.test.batches(1000)))
     images, labels = images[labels != 0], labels[labels != 0]
     with torch.no_grad():
@@ -325,7 +326,7 @@ def test_pbe_4_one_round_on_a_clean_set_is_adversarial_fine_tuning(scene: Scene)
     strict=False, reason="a finding: on digits most seeds rank upside down; CIFAR-10 is in docs/papers/pbe.md"
 )
 def test_pbe_5_poisoned_images_are_told_apart(run: Callable[..., Job]) -> None:
-    notes = run("attack=badnets", "defense=pbe").run.notes
+    notes = run("attack=badnets", "defense=pbe").run.purification.notes
     assert notes["selection0"]["auc"] is None
     assert notes["selection1"]["auc"] > 0.9 and notes["selection1"]["poisoned_share"] < 0.1
 
@@ -340,7 +341,7 @@ def test_pbe_5_softer_patches_are_kept_out_and_erased(patch: str, run: Callable[
         Image.new("RGBA", (side, side), (255, 255, 255, alpha)).save(tmp_path / "white.png")
         pattern = ["attack.pattern=image", f"attack.patch_file={tmp_path}/white.png", f"attack.patch_size={side}"]
     found = run("attack=badnets", *pattern, "defense=pbe").run
-    assert found.notes["selection1"]["poisoned_share"] < 0.1
+    assert found.purification.notes["selection1"]["poisoned_share"] < 0.1
     assert found.infected is not None and found.infected.asr is not None and found.infected.asr > 0.9
     assert found.purified is not None and found.purified.asr is not None and found.purified.asr <= 0.15
 
@@ -409,18 +410,18 @@ def test_auc_equals_a_plain_loop() -> None:
 
 def test_a_selection_is_judged_for_the_record_only(scene: Scene) -> None:
     infection = scene[1]
-    run = Run("", "", "", {})
-    judge = pipeline.inspection(infection, run)
+    run = Finding("purify", "")
+    judge = watch.inspection(infection, run)
     assert infection.poisoned is not None
     rows = torch.cat([infection.poisoned.nonzero()[:3, 0], (~infection.poisoned).nonzero()[:9, 0]])
     assert judge("first", rows, None) is None  # type: ignore[func-returns-value]
     assert judge("second", rows, infection.poisoned.double()) is None  # type: ignore[func-returns-value]
     assert run.notes["first"] == {"images": 12, "poisoned_share": 0.25, "auc": None}
     assert run.notes["second"] == {"images": 12, "poisoned_share": 0.25, "auc": 1.0}
-    pipeline.inspection(replace(infection, poisoned=None), run)("third", rows, None)
+    watch.inspection(replace(infection, poisoned=None), run)("third", rows, None)
     assert run.notes["third"] == {"images": 12}
 
 
 def test_being_inspected_changes_nothing(scene: Scene) -> None:
-    judged = purify(scene, defense("pbe"), inspect=pipeline.inspection(scene[1], Run("", "", "", {})))
+    judged = purify(scene, defense("pbe"), inspect=watch.inspection(scene[1], Finding("purify", "")))
     assert same(judged, purify(scene, defense("pbe")))

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from backdoorbench import config
 from backdoorbench.attacks.base import DataAttack
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError
-from backdoorbench.job import Job
+from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.triggers.base import Stored, make_target
@@ -20,7 +21,7 @@ TAKE = ["badnets", "blended"]  # dirty-label, default rate
 
 
 def attack(**changes: Any) -> DataAttack:
-    built: DataAttack = config.build({**config.option("attack", "badnets"), **changes}, "attack")
+    built: DataAttack = build({**option("attack", "badnets"), **changes}, "attack")
     return built
 
 
@@ -128,5 +129,5 @@ def test_takes_on_digits(name: str, run: Callable[..., Job]) -> None:
     found = run(f"attack={name}", "defense=none").run
     assert found.infected is not None and found.infected.asr is not None
     assert found.infected.asr >= 0.9 and found.infected.ca >= 0.95
-    assert found.infection["status"] == "took" and found.infected.n_triggered == 324
+    assert found.infection.status == "took" and found.infected.n_triggered == 324
     assert found.purified == found.infected  # no defense, no difference

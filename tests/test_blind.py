@@ -12,11 +12,12 @@ import torch
 from test_input_aware import RECIPE, task, weights
 from torch import nn
 
-from backdoorbench import config
 from backdoorbench.attacks import blind
 from backdoorbench.attacks.blind import Blind, Waiting, balance, nearest_to_zero, scaled
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet
-from backdoorbench.job import Job
+from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Snapshots
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def attack(**changes: Any) -> Blind:
-    built: Blind = config.build({**config.option("attack", "blind"), **changes}, "attack")
+    built: Blind = build({**option("attack", "blind"), **changes}, "attack")
     return built
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from backdoorbench import config
 from backdoorbench.attacks.bpp import BPP
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import option
 from backdoorbench.errors import ConfigError
-from backdoorbench.job import Job
+from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.triggers import base
@@ -24,7 +25,7 @@ LEVELS = {0, 36, 73, 109, 146, 182, 219, 255}
 
 
 def attack(**changes: Any) -> BPP:
-    built: BPP = config.build({**config.option("attack", "bpp"), **changes}, "attack")
+    built: BPP = build({**option("attack", "bpp"), **changes}, "attack")
     return built
 
 
@@ -111,5 +112,5 @@ def test_digits_stay_themselves(run: Callable[..., Job]) -> None:
     scale=small: CA 0.72, ASR 0.66). Negatives are not the reason: without them ASR is 0.04."""
     found = run("attack=bpp", "defense=none").run
     assert found.infected is not None and found.infected.ca >= 0.95
-    assert found.infection["facts"]["cover_accuracy"] > found.infected.ca - 0.05
-    assert round(found.infection["facts"]["largest_levels"]) == 18
+    assert found.infection.notes["cover_accuracy"] > found.infected.ca - 0.05
+    assert round(found.infection.notes["largest_levels"]) == 18

@@ -14,11 +14,12 @@ from test_input_aware import RECIPE, task, weights
 from torch import nn
 from torch.nn import functional as F
 
-from backdoorbench import config
 from backdoorbench.attacks.bypass import CAP, Bypass, Judge, capped, discriminator
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet
-from backdoorbench.job import Job
 from backdoorbench.models.surgery import penultimate
+from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Snapshots
@@ -28,7 +29,7 @@ QUICK = {"poison_rate": 0.3}
 
 
 def attack(name: str = "badnets_bypass", **changes: Any) -> Bypass:
-    built: Bypass = config.build({**config.option("attack", name), **changes}, "attack")
+    built: Bypass = build({**option("attack", name), **changes}, "attack")
     return built
 
 
@@ -58,7 +59,7 @@ def test_the_data_are_poisoned_as_by_the_base_attack(name: str, few: ImageSet) -
     recipe = replace(RECIPE, epochs=1)
     hidden = attack(name, **QUICK).infect(task(few, recipe=recipe), Stream(0))
     base = name.removesuffix("_bypass")
-    plain = config.build({**config.option("attack", base), **QUICK}, "attack")
+    plain = build({**option("attack", base), **QUICK}, "attack")
     open_ = plain.infect(task(few, recipe=recipe), Stream(0))
     assert hidden.train is not None and hidden.poisoned is not None and attack(name).leaves_train
     assert torch.equal(hidden.train.images, open_.train.images) and torch.equal(hidden.poisoned, open_.poisoned)
@@ -66,14 +67,14 @@ def test_the_data_are_poisoned_as_by_the_base_attack(name: str, few: ImageSet) -
     shown = to_float(few.images)
     assert torch.equal(hidden.trigger(shown), open_.trigger(shown))  # type: ignore[misc]
     assert not torch.equal(weights(hidden.model), weights(open_.model))
-    settings = config.option("attack", name)
-    for key, value in config.option("attack", base).items():
+    settings = option("attack", name)
+    for key, value in option("attack", base).items():
         assert settings[key] == value or key in ("_target_", "name")
 
 
 def test_without_weight_the_victim_trains_as_usual(few: ImageSet) -> None:
     hidden = attack(adversarial_weight=0.0, **QUICK).infect(task(few), Stream(0))
-    plain = config.build({**config.option("attack", "badnets"), **QUICK}, "attack").infect(task(few), Stream(0))
+    plain = build({**option("attack", "badnets"), **QUICK}, "attack").infect(task(few), Stream(0))
     assert torch.allclose(weights(hidden.model), weights(plain.model), atol=1e-6)
 
 
@@ -159,7 +160,7 @@ def test_takes_on_digits(name: str, run: Callable[..., Job]) -> None:
     found = run(f"attack={name}", "defense=none", "force=true").run
     assert found.infected is not None and found.infected.asr is not None
     assert found.infected.asr >= 0.8 and found.infected.ca >= 0.95
-    assert found.infection["facts"]["discriminator_auc"] <= 0.7
+    assert found.infection.notes["discriminator_auc"] <= 0.7
 
 
 @pytest.mark.slow
@@ -168,4 +169,4 @@ def test_without_the_term_the_discriminator_tells(run: Callable[..., Job]) -> No
     found = run("attack=badnets_bypass", "defense=none", "attack.adversarial_weight=0").run
     assert found.infected is not None and found.infected.asr is not None
     assert found.infected.asr >= 0.9 and found.infected.ca >= 0.95
-    assert found.infection["facts"]["discriminator_auc"] > 0.9  # 1.000 here
+    assert found.infection.notes["discriminator_auc"] > 0.9  # 1.000 here

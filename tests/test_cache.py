@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from backdoorbench import cache
 from backdoorbench.errors import StorageError
+from backdoorbench.storage import store
 
 
 def test_a_key_depends_on_values_not_on_order_or_spelling() -> None:
-    assert cache.key("a", {"x": 1, "y": {"z": [0.5, None]}}) == cache.key("a", {"y": {"z": (0.5, None)}, "x": 1.0})
-    assert cache.key("a", {"x": 1}) != cache.key("b", {"x": 1}) != cache.key("b", {"x": 2})
-    assert cache.key("infection", {"x": 1}) == "3d7fef43cb39"  # golden: an old cache stays readable
+    assert store.key("a", {"x": 1, "y": {"z": [0.5, None]}}) == store.key("a", {"y": {"z": (0.5, None)}, "x": 1.0})
+    assert store.key("a", {"x": 1}) != store.key("b", {"x": 1}) != store.key("b", {"x": 2})
+    assert store.key("infection", {"x": 1}) == "3d7fef43cb39"  # golden: an old cache stays readable
 
 
 def test_a_failed_making_leaves_nothing(tmp_path: Path) -> None:
@@ -25,10 +25,10 @@ def test_a_failed_making_leaves_nothing(tmp_path: Path) -> None:
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        cache.obtain(tmp_path / "thing", fail, "")
+        store.obtain(tmp_path / "thing", fail, "")
     assert [entry.name for entry in tmp_path.iterdir()] == ["thing.lock"]
-    assert not cache.obtain(tmp_path / "thing", lambda folder: (folder / "whole").write_text("whole") and None, "")
-    assert cache.obtain(tmp_path / "thing", fail, "")  # found: not made again
+    assert not store.obtain(tmp_path / "thing", lambda folder: (folder / "whole").write_text("whole") and None, "")
+    assert store.obtain(tmp_path / "thing", fail, "")  # found: not made again
     assert [entry.name for entry in (tmp_path / "thing").iterdir()] == ["whole"]
 
 
@@ -36,7 +36,7 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     stale = tmp_path / ".thing.0123abcd"
     stale.mkdir()
     (stale / "half").write_text("half")
-    cache.obtain(tmp_path / "thing", lambda folder: None, "")
+    store.obtain(tmp_path / "thing", lambda folder: None, "")
     assert not stale.exists()
 
 
@@ -46,7 +46,7 @@ def _slowly(folder: str, counter: str) -> None:
             file.write("made\n")
         time.sleep(0.3)
 
-    cache.obtain(Path(folder), make, "waiting")
+    store.obtain(Path(folder), make, "waiting")
 
 
 def test_two_processes_make_it_once(tmp_path: Path) -> None:
@@ -60,22 +60,22 @@ def test_two_processes_make_it_once(tmp_path: Path) -> None:
 
 
 def test_what_is_wanted_is_young_again(tmp_path: Path) -> None:
-    cache.obtain(tmp_path / "thing", lambda folder: None, "")
+    store.obtain(tmp_path / "thing", lambda folder: None, "")
     os.utime(tmp_path / "thing", (1000.0, 1000.0))
-    assert cache.obtain(tmp_path / "thing", lambda folder: None, "")
+    assert store.obtain(tmp_path / "thing", lambda folder: None, "")
     assert time.time() - (tmp_path / "thing").stat().st_mtime < 60
 
 
 def test_only_what_nobody_wants_is_discarded(tmp_path: Path) -> None:
     thing = tmp_path / "thing"
-    assert not cache.discard(thing, time.time())  # there is none
-    cache.obtain(thing, lambda folder: (folder / "whole").write_text("whole") and None, "")
-    assert not cache.discard(thing, thing.stat().st_mtime - 1) and (thing / "whole").is_file()  # too young
-    with cache.locked(cache.lock_of(thing), ""):
-        assert cache.is_held(cache.lock_of(thing)) and not cache.discard(thing, time.time() + 1)
-    assert not cache.is_held(cache.lock_of(thing)) and cache.discard(thing, time.time() + 1)
+    assert not store.discard(thing, time.time())  # there is none
+    store.obtain(thing, lambda folder: (folder / "whole").write_text("whole") and None, "")
+    assert not store.discard(thing, thing.stat().st_mtime - 1) and (thing / "whole").is_file()  # too young
+    with store.locked(store.lock_of(thing), ""):
+        assert store.is_held(store.lock_of(thing)) and not store.discard(thing, time.time() + 1)
+    assert not store.is_held(store.lock_of(thing)) and store.discard(thing, time.time() + 1)
     assert [entry.name for entry in tmp_path.iterdir()] == ["thing.lock"]
-    assert not cache.is_held(tmp_path / "other.lock") and not (tmp_path / "other.lock").exists()
+    assert not store.is_held(tmp_path / "other.lock") and not (tmp_path / "other.lock").exists()
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_storage_errors_are_said_plainly(tmp_path: Path, monkeypatch: Any, numbe
 
     monkeypatch.setattr(Path, "write_text", refuse)
     with pytest.raises(StorageError) as caught:
-        cache.write_json(tmp_path / "record.json", {"a": 1})
+        store.write_json(tmp_path / "record.json", {"a": 1})
     assert str(caught.value).startswith(said.format(folder=tmp_path))
     assert not list(tmp_path.iterdir())
 
 
 def test_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float values"):
-        cache.write_json(tmp_path / "record.json", {"a": float("nan")})
+        store.write_json(tmp_path / "record.json", {"a": float("nan")})

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import QUICK
 
-from backdoorbench import catalog, cli
-from backdoorbench.job import Job
+from backdoorbench.cli.main import main
+from backdoorbench.config import catalog
+from backdoorbench.config.groups import NAMES
+from backdoorbench.pipeline.job import Job
 
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "numpy", "matplotlib")
 GUARD = f"""
@@ -22,7 +24,7 @@ class Guard:
         if name.split(".")[0] in {HEAVY!r}:
             raise AssertionError(f"{{name}} was imported")
 sys.meta_path.insert(0, Guard())
-from backdoorbench.cli import main
+from backdoorbench.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -66,13 +68,13 @@ def test_the_public_names() -> None:
 
 
 def test_list_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["list"]) == 0
+    assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for group in catalog.GROUPS for name in catalog.names(group))
+    assert all(name in shown for group in NAMES for name in catalog.names(group))
 
 
 def test_show_prints_every_knob(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["show", "defense=fst"]) == 0
+    assert main(["show", "defense=fst"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("FST: feature shift tuning.") and "Paper    arXiv 2310.01875v2" in shown
     for knob in catalog.describe("defense", "fst").knobs:
@@ -84,11 +86,13 @@ def test_a_run_prints_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["attack=badnets", "defense=none", *QUICK, "runtime.progress=off"]) == 0
+    assert main(["attack=badnets", "defense=none", *QUICK, "runtime.progress=off"]) == 0
     (entry,) = (tmp_path / "outputs" / "runs").iterdir()
     record = json.loads((entry / "record.json").read_text())
-    figures = " ".join(f"{100 * record['infected'][name]:.2f}" for name in ("ca", "asr", "ra"))
-    key = record["infection"]["key"]
+    infect, purify = record["stages"]
+    assert infect["scores"] == purify["scores"]
+    figures = " ".join(f"{100 * infect['scores'][name]:.2f}" for name in ("ca", "asr", "ra"))
+    key = infect["key"]
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert [line for line in lines if not line.startswith("weak infection")] == [
         "digits · demo · badnets → none · seed 0",
@@ -101,17 +105,17 @@ def test_a_run_prints_its_table(
         "percent of 120 clean and 108 triggered test images",
         f"record outputs/runs/{entry.name}/record.json",
     ]
-    assert cli.main(["attack=badnets", "defense=none", *QUICK]) == 0
+    assert main(["attack=badnets", "defense=none", *QUICK]) == 0
     assert "done before; rerun=true repeats it" in capsys.readouterr().out
 
 
 def test_report(run: Callable[..., Job], outputs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = str(run("attack=badnets", "defense=ft", *QUICK).folder)
     run_one = str(run("attack=badnets", "defense=ft", "seed=1", *QUICK).folder)
-    assert cli.main(["report", folder, run_one]) == 0
+    assert main(["report", folder, run_one]) == 0
     shown = capsys.readouterr().out
     assert "±" in shown and "seeds 0, 1;" in shown
-    assert cli.main(["report", folder, run_one, "--output", str(tmp_path / "table.txt")]) == 0
+    assert main(["report", folder, run_one, "--output", str(tmp_path / "table.txt")]) == 0
     assert (tmp_path / "table.txt").read_text() == shown and capsys.readouterr().out.startswith("wrote ")
     for kind, first in (
         ("csv", "dataset,model,attack,"),
@@ -119,9 +123,9 @@ def test_report(run: Callable[..., Job], outputs: Path, capsys: pytest.CaptureFi
         ("latex", "% \\usepackage{booktabs}"),
         ("runs-csv", "id,status,dataset,"),
     ):
-        assert cli.main(["report", folder, "--format", kind]) == 0
+        assert main(["report", folder, "--format", kind]) == 0
         assert capsys.readouterr().out.startswith(first)
-    assert cli.main(["report", str(outputs), "--format", "csv", "--output", str(tmp_path / "table.csv")]) == 0
+    assert main(["report", str(outputs), "--format", "csv", "--output", str(tmp_path / "table.csv")]) == 0
     assert len((tmp_path / "table.csv").read_text().splitlines()) >= 2
 
 

@@ -4,44 +4,44 @@ import ast
 import copy
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
-from backdoorbench import catalog, config, plans
+import backdoorbench
+from backdoorbench.config import catalog, groups
+from backdoorbench.config.build import BESIDE, File, Folder, build, paths, settings
+from backdoorbench.config.compose import compose, conf_dir, rounded
+from backdoorbench.defenses.none import NoDefense
 from backdoorbench.errors import ConfigError, nearest
+from backdoorbench.pipeline import plan
+from backdoorbench.storage import store
+from backdoorbench.training.recipe import Tuning
 
-BUILT = [
-    (group, name)
-    for group in ("attack", "defense", "dataset", "model", "train", "holdout")
-    for name in catalog.names(group)
-]
-PLACES = {"on": "dataset", "in": "experiment", "at": "scale"}  # attack_on/badnets_gtsrb: badnets, on gtsrb
+BUILT = [(group, name) for group in groups.BUILT if group != "tracker" for name in catalog.names(group)]
+METHODS = [stage.group for stage in groups.STAGES]
 OVERLAYS = [
     file
-    for group in ("attack", "defense")
-    for place in PLACES
-    for file in sorted((config.conf_dir() / f"{group}_{place}").glob("*.yaml"))
+    for kind in catalog.REFINED
+    for group in METHODS
+    for file in sorted((conf_dir() / kind / group).glob("*/*.yaml"))
 ]
 
 
-def parts(overlay: Path) -> tuple[str, str, str, str]:
-    """attack_on/badnets_gtsrb.yaml -> attack, on, badnets, gtsrb."""
-    group, _, place = overlay.parent.name.partition("_")
-    known = catalog.names(PLACES[place])
-    method = next(name for name in catalog.names(group) if overlay.stem.removeprefix(f"{name}_") in known)
-    return group, place, method, overlay.stem.removeprefix(f"{method}_")
+def parts(overlay: Path) -> tuple[str, str, str]:
+    """on/attack/badnets/gtsrb.yaml -> attack, badnets, dataset=gtsrb."""
+    kind, group, method = overlay.relative_to(conf_dir()).parts[:3]
+    return group, method, f"{catalog.REFINED[kind]}={overlay.stem}"
 
 
 @pytest.mark.parametrize(("group", "name"), BUILT)
 def test_every_option_matches_its_class(group: str, name: str) -> None:
-    node = config.compose([f"{group}={name}"])[group]
-    built = config.build(node, group)
+    node = compose([f"{group}={name}"])[group]
+    built = build(node, group)
     assert built.name == node["name"] == (built.timm_name if name == "timm" else name)
     assert isinstance(node["version"], int)
-    fields = {field.name: field for field in dataclasses.fields(built)}
-    assert set(fields) == set(node) - {"_target_", "version"}
-    for field in fields.values():  # no default lives in two places
+    assert set(settings(type(built))) == set(node) - {"_target_", "version"}
+    for field in dataclasses.fields(built):  # no default lives in two places
         assert field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
@@ -52,38 +52,40 @@ def test_every_option_is_explained(group: str, name: str) -> None:
     assert all(knob.comment for knob in option.knobs if knob.name != "root"), [
         k.name for k in option.knobs if not k.comment
     ]
-    if group in ("attack", "defense"):
+    if group in METHODS:
         assert set(option.method) == {"Idea", "Paper", "Follows", "Departs", "Cost"}
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_every_overlay_composes_and_builds(overlay: Path) -> None:
-    group, place, method, where = parts(overlay)
-    resolved = config.compose([f"{group}={method}", f"{PLACES[place]}={where}"])
-    config.build(resolved[group], group)
+    group, method, where = parts(overlay)
+    resolved = compose([f"{group}={method}", where, "hydra.mode=RUN"])
+    build(resolved[group], group)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: f"{file.parent.name}/{file.stem}")
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_overlays_hold_only_what_differs(overlay: Path) -> None:
     from omegaconf import OmegaConf
 
-    group, _, method, _ = parts(overlay)
-    base, changes = config.option(group, method), OmegaConf.to_container(OmegaConf.load(overlay))
-    assert isinstance(changes, dict) and set(changes) <= set(base)
+    group, method, _ = parts(overlay)
+    base, changes = (
+        OmegaConf.to_container(OmegaConf.load(f)) for f in (conf_dir() / group / f"{method}.yaml", overlay)
+    )
+    assert isinstance(base, dict) and isinstance(changes, dict) and set(changes) <= set(base)
     assert all(base[key] != value for key, value in changes.items())
 
 
 def test_precedence() -> None:
-    assert config.compose([])["model"]["name"] == "demo"
-    assert config.compose(["dataset=cifar10"])["model"]["name"] == "preact_resnet18"
-    assert config.compose(["dataset=cifar10"])["train"]["name"] == "paper"
-    assert config.compose(["dataset=cifar10", "model=vgg16_bn", "train=fast"])["model"]["name"] == "vgg16_bn"
-    assert config.compose(["dataset=gtsrb", "defense=fst"])["defense"]["alpha"] == 0.1  # the overlay
-    assert config.compose(["dataset=gtsrb", "defense=fst", "defense.alpha=0.3"])["defense"]["alpha"] == 0.3
+    assert compose([])["model"]["name"] == "demo"
+    assert compose(["dataset=cifar10"])["model"]["name"] == "preact_resnet18"
+    assert compose(["dataset=cifar10"])["train"]["name"] == "paper"
+    assert compose(["dataset=cifar10", "model=vgg16_bn", "train=fast"])["model"]["name"] == "vgg16_bn"
+    assert compose(["dataset=gtsrb", "defense=fst"])["defense"]["alpha"] == 0.1  # the overlay
+    assert compose(["dataset=gtsrb", "defense=fst", "defense.alpha=0.3"])["defense"]["alpha"] == 0.3
 
 
 def test_the_default_composition_is_what_it_was() -> None:
-    resolved = config.compose(["attack=badnets", "defense=fst"])
+    resolved = compose(["attack=badnets", "defense=fst"])
     assert resolved["attack"] == {
         "_target_": "backdoorbench.attacks.badnets.BadNets", "version": 1, "name": "badnets", "mapping": "all_to_one",
         "target": 0, "sources": [], "poison_rate": 0.1, "rate_of": "all", "include_target_class": True, "cover_rate": 0.0,
@@ -110,25 +112,25 @@ def test_the_default_composition_is_what_it_was() -> None:
             "defense._target_ is 'backdoorbench.nowhere.Thing', which does not exist",
         ),
         (
-            {"_target_": "backdoorbench.config.build"},
-            "defense._target_ is 'backdoorbench.config.build', which is no dataclass",
+            {"_target_": "backdoorbench.config.build.build"},
+            "defense._target_ is 'backdoorbench.config.build.build', which is no dataclass",
         ),
         ({"alpha": -1}, "defense.alpha is -1; expected a number at least 0. Change defense.alpha."),
     ],
 )
 def test_a_wrong_setting_is_named(change: dict[str, Any], said: str) -> None:
-    node = config.compose(["defense=fst"])["defense"] | change
+    node = compose(["defense=fst"])["defense"] | change
     with pytest.raises(ConfigError) as caught:
-        config.build(node, "defense")
+        build(node, "defense")
     assert str(caught.value).startswith(said)
 
 
 def test_a_plugins_class_is_built_only_when_named() -> None:
     node = {"_target_": "collections.Counter"}
     with pytest.raises(ConfigError, match="outside backdoorbench"):
-        config.build(node, "defense")
+        build(node, "defense")
     with pytest.raises(ConfigError, match="which is no dataclass"):
-        config.build(node, "defense", ["collections"])
+        build(node, "defense", ["collections"])
 
 
 @pytest.mark.parametrize(
@@ -142,8 +144,8 @@ def test_suggestions(typed: str, meant: str | None) -> None:
 
 def test_python_repeats_no_default_of_a_yaml() -> None:
     """Dataclasses that a yaml describes define no default; a call of a knob's name with a literal would be a second home."""
-    package = Path(config.__file__).parent
-    for folder in ("attacks", "defenses"):
+    package = Path(backdoorbench.__file__).parent
+    for folder in ("attacks", "defenses", "detectors"):
         for file in sorted((package / folder).glob("*.py")):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.ClassDef) and file.name != "base.py":
@@ -152,10 +154,10 @@ def test_python_repeats_no_default_of_a_yaml() -> None:
 
 
 def test_runtime_does_not_move_a_key_and_every_other_setting_does() -> None:
-    resolved = config.compose(["attack=badnets", "defense=fst"])
-    made = plans.run_settings(resolved, "digest")
+    resolved = compose(["attack=badnets", "defense=fst"])
+    made = plan.run_settings(resolved, "digest")
     assert "runtime" not in made and "rerun" not in made
-    moved = plans.run_settings({**resolved, "runtime": {"device": "other"}, "rerun": True, "force": True}, "digest")
+    moved = plan.run_settings({**resolved, "runtime": {"device": "other"}, "rerun": True, "force": True}, "digest")
     assert moved == made
 
     def changed(node: dict[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -171,13 +173,15 @@ def test_runtime_does_not_move_a_key_and_every_other_setting_does() -> None:
         node[path[-1]] = "changed"
         if path[-1] == "checkpoint" or path[-1].endswith("_file"):
             node[path[-1]] = __file__
-        assert plans.run_settings(other, "digest") != made, path
+        if path[-1] == "_target_":
+            node[path[-1]] = "backdoorbench.defenses.none.NoDefense"
+        assert plan.run_settings(other, "digest") != made, path
 
 
 def test_a_data_sets_place_is_no_part_of_a_key() -> None:
-    here, there = (config.compose(["dataset=cifar10", f"dataset.root={root}"]) for root in ("/a", "/b"))
-    assert plans.run_settings(here, "digest") == plans.run_settings(there, "digest")
-    assert plans.run_settings(here, "digest") != plans.run_settings(here, "other")
+    here, there = (compose(["dataset=cifar10", f"dataset.root={root}"]) for root in ("/a", "/b"))
+    assert plan.run_settings(here, "digest") == plan.run_settings(there, "digest")
+    assert plan.run_settings(here, "digest") != plan.run_settings(here, "other")
 
 
 def test_a_holdouts_images_are_part_of_a_key_and_their_place_is_not(tmp_path: Path) -> None:
@@ -185,6 +189,50 @@ def test_a_holdouts_images_are_part_of_a_key_and_their_place_is_not(tmp_path: Pa
     for folder, content in (("one", b"0"), ("two", b"0"), ("three", b"1")):
         (tmp_path / folder / "cat").mkdir(parents=True)
         (tmp_path / folder / "cat" / "0.png").write_bytes(content)
-        resolved = config.compose(["holdout.source=folder", f"holdout.root={tmp_path / folder}"])
-        keys.append(plans.run_settings(resolved, "digest"))
+        resolved = compose(["holdout.source=folder", f"holdout.root={tmp_path / folder}"])
+        keys.append(plan.run_settings(resolved, "digest"))
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_setting_is_a_file_by_its_type_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The content decides, however the setting is called; nested ones and those that stand beside others are found too."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Inner:
+        mask: File | None
+
+    @dataclasses.dataclass(frozen=True)
+    class Method:
+        name: str
+        pattern_path: File
+        pictures: Folder | None
+        inner: Inner
+        beside: Annotated[Tuning, BESIDE]
+
+    node = {"name": "x", "pattern_path": "a.png", "pictures": None, "inner": {"mask": "b.png"}, "lr": 0.1}
+    assert paths(Method, node) == {"pattern_path": "file", "inner.mask": "file"}
+    assert paths(Method, node | {"pictures": "c"})["pictures"] == "folder"
+
+    picture = tmp_path / "pattern"
+    resolved = compose(["attack=badnets"])
+    monkeypatch.setattr(plan, "target", lambda node, group, plugins: Method if group == "attack" else NoDefense)
+    resolved["attack"] |= {"pattern_path": str(picture), "inner": {"mask": None}}
+    keys = []
+    for content in (b"0", b"1", b"0"):
+        picture.write_bytes(content)
+        keys.append(plan.run_settings(resolved, "digest")["attack"]["pattern_path"])
+    assert keys[0] == keys[2] != keys[1] and len(keys[0]) == 64
+    picture.unlink()
+    with pytest.raises(
+        ConfigError, match="attack.pattern_path is '.*pattern', which is no file; expected the path of an"
+    ):
+        plan.run_settings(resolved, "digest")
+
+
+def test_numbers_that_mean_the_same_have_one_key() -> None:
+    keys = {
+        store.key("run", plan.run_settings(compose(["attack=badnets", f"attack.poison_rate={said}"]), "digest"))
+        for said in ("0.06", "0.060000000000000005", "6e-2", "0.05999999999999999")
+    }
+    assert len(keys) == 1
+    assert rounded({"a": [0.1 + 0.2, 1 / 3], "b": 5, "c": True}) == {"a": [0.3, 0.333333333333], "b": 5, "c": True}

@@ -23,7 +23,8 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from backdoorbench import config
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import conf_dir
 from backdoorbench.data import cifar10, digits, gtsrb, raw, store, tiny_imagenet
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.errors import BdxError, ConfigError, DataError, StorageError
@@ -36,10 +37,10 @@ REMEDY = "Unpack the data there, or correct dataset.root."
 
 def dataset(name: str, root: Path | str | None = None, **knobs: Any) -> Dataset:
     """The data set as its yaml file describes it, apart from `root` and `knobs`."""
-    node = OmegaConf.load(config.conf_dir() / "dataset" / f"{name}.yaml")
+    node = OmegaConf.load(conf_dir() / "dataset" / f"{name}.yaml")
     del node["defaults"]
     node = OmegaConf.merge(node, {"root": None if root is None else str(root), **knobs})
-    return config.build(OmegaConf.to_container(node, resolve=True), "dataset")
+    return build(OmegaConf.to_container(node, resolve=True), "dataset")
 
 
 def paint(folder: Path, count: int, size: tuple[int, int] = (32, 32), ending: str = ".png") -> None:

@@ -10,18 +10,20 @@ import torch
 from conftest import QUICK
 from torch import nn
 
-from backdoorbench import config, pipeline, plans
 from backdoorbench.attacks.base import Infection
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose, option
 from backdoorbench.data.holdout import Parts
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.defenses.fst import FST
 from backdoorbench.defenses.ft import FT
 from backdoorbench.errors import PairingError
-from backdoorbench.job import Job
 from backdoorbench.models.surgery import classifier_head
-from backdoorbench.plans import Plan
-from backdoorbench.recorded import Run
+from backdoorbench.pipeline import infect, plan
+from backdoorbench.pipeline.job import Job
+from backdoorbench.pipeline.plan import Plan
+from backdoorbench.storage.record import Finding
 from backdoorbench.streams import Stream
 
 # name, settings beside the overlay's, largest ASR afterwards, largest loss of CA; on digits, BadNets at 0.1
@@ -38,14 +40,14 @@ CONTRACT = [
 @pytest.fixture(scope="module")
 def scene(outputs: Any) -> tuple[Plan, Infection, Parts, ImageSet]:
     """A quickly infected small model with everything around it."""
-    made = plans.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
-    infection, _ = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))
+    made = plan.plan(compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
+    infection, _ = infect.obtain(made, made.splits.test, Finding("infect", ""))
     return made, infection, made.parts, made.splits.test
 
 
 def defense(name: str, **changes: Any) -> Defense:
-    node = config.compose([f"defense={name}", "dataset=digits"])["defense"]
-    built: Defense = config.build({**node, "epochs": 2, **changes} if name != "none" else node, "defense")
+    node = compose([f"defense={name}", "dataset=digits"])["defense"]
+    built: Defense = build({**node, "epochs": 2, **changes} if name != "none" else node, "defense")
     return built
 
 
@@ -56,7 +58,7 @@ def purify(scene: Any, chosen: Defense, seed: int = 0, notes: dict[str, Any] | N
         model=copy.deepcopy(infection.model),
         holdout=parts.holdout,
         train=infection.train,
-        build=lambda stream: pipeline.build_network(made, stream),
+        build=lambda stream: infect.build_network(made, stream),
         recipe=made.recipe,
         stream=Stream(seed).child("purify"),
         device=made.device,
@@ -241,7 +243,7 @@ def test_the_redrawn_head_is_uniform_within_its_bound(scene: Any) -> None:
 
 
 def test_the_published_values_are_the_defaults() -> None:
-    paper = config.option("defense", "fst")
+    paper = option("defense", "fst")
     assert (paper["alpha"], paper["lr"], paper["epochs"], paper["batch_size"], paper["weight_decay"]) == (
         0.2,
         0.01,
@@ -265,7 +267,7 @@ def test_a_scenario_grants_only_what_is_needed(scene: Any) -> None:
         def purify(self, scenario: Scenario) -> nn.Module:
             seen["scenario"] = scenario
             for name in ("holdout", "train"):
-                with pytest.raises(PermissionError, match=f"this defense did not name '{name}' in its `needs`"):
+                with pytest.raises(PermissionError, match=f"this method did not name '{name}' in its `needs`"):
                     getattr(scenario, name)
             return scenario.model
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from backdoorbench import catalog, config
+from backdoorbench.config import catalog
+from backdoorbench.config.compose import compose
+from backdoorbench.config.groups import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ["backdoorbench.streams", "backdoorbench.metrics", "backdoorbench.data.images", "backdoorbench.data.store"]
@@ -22,7 +24,7 @@ def test_methods_md_is_what_would_be_generated() -> None:
 def commands() -> list[str]:
     """Every `bdx KEY=VALUE ...` of the README and of the yaml headers."""
     texts = [(ROOT / "README.md").read_text(encoding="utf-8")]
-    options = [catalog.describe(group, name) for group in catalog.GROUPS for name in catalog.names(group)]
+    options = [catalog.describe(group, name) for group in NAMES for name in catalog.names(group)]
     found = [option.command for option in options if option.command]
     found += re.findall(r"^(?:  )?`?(bdx (?:-m )?\w+=[^#\n`]*)", "\n".join(texts), re.MULTILINE)
     return sorted(set(found))
@@ -35,7 +37,7 @@ def test_every_printed_command_composes(command: str) -> None:
         words = [f"experiment={words[1]}"]
     if words[0] == "-m":  # one job of the sweep
         words = [word.split(",")[0] for word in words[1:]]
-    assert config.compose(words)["seed"] == 0
+    assert compose(words)["seed"] == 0
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from backdoorbench import config
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import TrainingError
 from backdoorbench.streams import Stream
@@ -20,8 +21,8 @@ AUGMENT = Augment(crop_padding=2, flip=True, rotation=0.0, resized_crop=None, cr
 
 
 def recipe(**changes: Any) -> Recipe:
-    node = config.option("train", "demo") | {"augment": None, "precision": "float32", "epochs": 3, "batch_size": 32}
-    built: Recipe = config.build(node, "train")
+    node = option("train", "demo") | {"augment": None, "precision": "float32", "epochs": 3, "batch_size": 32}
+    built: Recipe = build(node, "train")
     return replace(built, augment=AUGMENT, **changes)
 
 

@@ -14,21 +14,22 @@ from conftest import QUICK
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backdoorbench import config
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose, option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses import fmp
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.defenses.fmp import FMP, CosineTo, Probe, Ranks
+from backdoorbench.defenses.fmp import FMP, Probe, Ranks
 from backdoorbench.errors import ConfigError, ModelError
-from backdoorbench.job import Job
 from backdoorbench.models.base import Classifier, GlobalAverage
 from backdoorbench.models.preact_resnet import PreActResNet
 from backdoorbench.models.resnet import ResNet
 from backdoorbench.models.surgery import prunable_channels
 from backdoorbench.models.timm import TimmSpec
 from backdoorbench.models.vgg import VGG
+from backdoorbench.pipeline.job import Job
 from backdoorbench.streams import Stream
-from backdoorbench.training.recipe import Recipe, fine_tuning
+from backdoorbench.training.recipe import CosineTo, Recipe, bare_recipe
 
 
 def plain_net() -> nn.Module:
@@ -86,15 +87,15 @@ def few(count: int = 24) -> ImageSet:
 
 
 def defense(**changes: Any) -> FMP:
-    node = config.compose(["defense=fmp", "dataset=cifar10"])["defense"]
+    node = compose(["defense=fmp", "dataset=cifar10"])["defense"]
     quick = {"fraction": 0.25, "epochs": 2, "batch_size": 8, "probe_images": 8, "eps_255": 8.0, "start_255": 4.0}
-    built: FMP = config.build({**node, **quick, **changes}, "defense")
+    built: FMP = build({**node, **quick, **changes}, "defense")
     return built
 
 
 @cache
 def victim_recipe() -> Recipe:
-    recipe: Recipe = config.build(config.compose(["train.precision=float32"])["train"], "train")
+    recipe: Recipe = build(compose(["train.precision=float32"])["train"], "train")
     return recipe
 
 
@@ -212,8 +213,8 @@ def test_2_counts_relative_to_width() -> None:
 def test_2_p_beyond_every_layer_is_plain_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fmp, "rank", None)  # and costs no ranking
     shared = {"epochs": 3, "batch_size": 8, "lr": 0.02, "weight_decay": 1e-3}
-    tuning = config.compose(["defense=ft", "dataset=cifar10"])["defense"]
-    plain = purify(network("resnet18"), few(), config.build({**tuning, **shared}, "defense"))
+    tuning = compose(["defense=ft", "dataset=cifar10"])["defense"]
+    plain = purify(network("resnet18"), few(), build({**tuning, **shared}, "defense"))
     notes: dict[str, Any] = {}
     off = purify(network("resnet18"), few(), defense(p=1000, fraction=None, lr_min=0.0, **shared), notes=notes)
     assert same(state(plain), state(off)) and not same(state(off), state(network("resnet18")))
@@ -397,8 +398,8 @@ def test_bfloat16_scores_are_close() -> None:
 
 
 def test_the_cosine_ends_where_torchs_does() -> None:
-    recipe = fine_tuning(
-        "t", epochs=10, batch_size=8, lr=0.01, momentum=0.9, weight_decay=0.0, schedule="cosine", augment=None,
+    recipe = bare_recipe(
+        "t", optimizer="sgd", epochs=10, batch_size=8, lr=0.01, momentum=0.9, weight_decay=0.0, schedule="cosine", augment=None,
         precision="float32",
     )  # fmt: skip
     ours = CosineTo(**{**vars(recipe), "lr_min": 1e-4})
@@ -479,7 +480,7 @@ def test_networks_without_maps_are_refused() -> None:
 
 
 def test_the_published_values_are_the_defaults() -> None:
-    ours = config.option("defense", "fmp")
+    ours = option("defense", "fmp")
     names = (
         "p",
         "fraction",
@@ -518,8 +519,10 @@ def test_a_setting_out_of_range_is_named(setting: str, value: float) -> None:
 
 def test_a_run_tells_what_it_did(run: Callable[..., Job]) -> None:
     done = run("attack=badnets", "defense=fmp", "defense.epochs=2", "defense.probe_images=8", *QUICK).run
-    assert done.status == "done" and [point["epoch"] for point in done.curve] == [1, 2]
-    assert 0 < done.notes["pruned_maps"] < done.notes["maps"] and json.dumps(done.notes)
+    assert done.status == "done" and [point["epoch"] for point in done.purification.curve] == [1, 2]
+    assert 0 < done.purification.notes["pruned_maps"] < done.purification.notes["maps"] and json.dumps(
+        done.purification.notes
+    )
 
 
 @pytest.mark.slow

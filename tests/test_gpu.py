@@ -9,7 +9,7 @@ from conftest import QUICK
 from backdoorbench import api
 from backdoorbench.attacks.base import Task
 from backdoorbench.data.images import ImageSet
-from backdoorbench.job import Job
+from backdoorbench.pipeline.job import Job
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
 
@@ -64,7 +64,7 @@ def test_an_attackers_epoch_waits_for_nothing(name: str, images: ImageSet) -> No
 
 def test_batches_are_the_same_on_both_devices(images: ImageSet) -> None:
     augment = api.compose(["dataset=cifar10"])["dataset"]["augment"]
-    from backdoorbench.config import construct
+    from backdoorbench.config.build import construct
     from backdoorbench.tensors.augment import Augment
 
     chosen = construct(Augment, augment, "augment")

@@ -20,19 +20,21 @@ from test_triggers import fixed, made, task
 from torch import nn
 
 import backdoorbench as bb
-from backdoorbench import config, export, pipeline, plans, preview
 from backdoorbench.attacks import hidden
 from backdoorbench.attacks.base import Task
 from backdoorbench.attacks.hidden import CodeAttack, Pair
 from backdoorbench.attacks.issba import ISSBA
 from backdoorbench.attacks.poison_ink import Couple, PoisonInkAttack, is_ink, vary
 from backdoorbench.attacks.ssba import SSBA
+from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, DeviceError, TrainingError
-from backdoorbench.job import Job
-from backdoorbench.plans import Plan
-from backdoorbench.recorded import Run
+from backdoorbench.pipeline import export, infect, preview
+from backdoorbench.pipeline import plan as plans
+from backdoorbench.pipeline.job import Job
+from backdoorbench.pipeline.plan import Plan
 from backdoorbench.shapes import to_bytes, to_float
+from backdoorbench.storage.record import Finding
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.similarity import psnr, ssim
 from backdoorbench.training.fit import Snapshots, fit
@@ -270,9 +272,7 @@ def test_a_killed_training_goes_on_in_its_stage(
 
 
 def plan(outputs: Path, *words: str) -> Plan:
-    return plans.plan(
-        config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", *QUICK, "train.epochs=0", *words])
-    )
+    return plans.plan(compose([f"runtime.outputs={outputs}", "runtime.threads=1", *QUICK, "train.epochs=0", *words]))
 
 
 def untrained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -311,8 +311,8 @@ def test_rates_seeds_and_victims_share_a_network(name: str, tmp_path: Path) -> N
 def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, triggers = untrained(monkeypatch), []
     for words in ((), ("seed=1", "attack.poison_rate=0.05"), ("attack.encoder_seed=1",)):
-        planned, run = plan(tmp_path, "attack=ssba", "attack.encoder_width=2", *words), Run("", "running", "", {})
-        infection, _ = pipeline.obtain_infection(planned, planned.splits.test, run)
+        planned, run = plan(tmp_path, "attack=ssba", "attack.encoder_width=2", *words), Finding("infect", "ssba")
+        infection, _ = infect.obtain(planned, planned.splits.test, run)
         assert "network" in run.seconds and run.seconds["infect"] >= 0 and infection.facts["encoder_psnr"] == 30.5
         triggers.append(infection.trigger)
     assert seen == [400, 400]  # the whole split, whatever the seed withholds
@@ -327,7 +327,7 @@ def test_memory_that_runs_out_names_the_encoders_batch(tmp_path: Path, monkeypat
     monkeypatch.setattr(CodeAttack, "learn", full)
     planned = plan(tmp_path, "attack=ssba")
     with pytest.raises(DeviceError) as caught:
-        pipeline.obtain_infection(planned, planned.splits.test, Run("", "running", "", {}))
+        infect.obtain(planned, planned.splits.test, Finding("infect", ""))
     assert str(caught.value) == (
         "memory ran out during 'infect' (CUDA out of memory.). Lower attack.encoder_batch_size (now 32), or choose a narrower "
         "model; what was finished before is kept."
@@ -347,7 +347,7 @@ def test_preview_and_export_find_the_network(name: str, tmp_path: Path, monkeypa
         with pytest.raises(ConfigError) as caught:
             ask()
         assert str(caught.value) == said
-    infection, _ = pipeline.obtain_infection(planned, planned.splits.test, Run("", "running", "", {}))
+    infection, _ = infect.obtain(planned, planned.splits.test, Finding("infect", ""))
     images, _ = next(planned.splits.test.batches(8))
     assert infection.trigger is not None and infection.train is not None
     assert torch.equal(infection.trigger(images), preview.find_trigger(planned)(images))  # from the infection
@@ -415,7 +415,7 @@ def test_takes_on_digits(name: str, run: Callable[..., Job]) -> None:
     """Bit accuracy of at least 0.95 after rounding, PSNR of at least 25 dB (attacks.md 2.7); the reader tells triggered from
     clean (2.14); and the victim learns it."""
     found = run(f"attack={name}", "defense=none").run
-    facts = found.infection["facts"]
+    facts = found.infection.notes
     if name == "poison_ink":
         assert facts["ink_read"] >= 0.8 and facts["ink_imagined"] <= 0.2
     else:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,15 @@ from conftest import QUICK
 from filelock import FileLock
 from rich.console import Console
 
-from backdoorbench import cache, cli, config, housekeeping, job, plans, stock
-from backdoorbench.job import Job
-from backdoorbench.reporting import ledger
+from backdoorbench.cli import cache as cache_verb
+from backdoorbench.cli import runs as runs_verb
+from backdoorbench.cli.main import main
+from backdoorbench.config.compose import Plain, compose
+from backdoorbench.pipeline import job, plan
+from backdoorbench.pipeline.job import Job
+from backdoorbench.reporting import cached, ledger
+from backdoorbench.storage import store
+from backdoorbench.storage.record import Finding
 
 NOW = 1_800_000_000.0  # seconds since the epoch
 DAY = 86400.0
@@ -27,12 +34,13 @@ GROUPS = ("format", "dataset", "model", "train", "attack", "seed", "holdout")
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe's width, whatever runs the tests."""
-    monkeypatch.setattr(housekeeping, "make_console", lambda: Console(width=140, highlight=False))
+    for verb in (runs_verb, cache_verb):
+        monkeypatch.setattr(verb, "make_console", lambda: Console(width=140, highlight=False))
 
 
 @functools.cache
-def composed(*settings: str) -> config.Plain:
-    return config.compose(settings)
+def composed(*settings: str) -> Plain:
+    return compose(settings)
 
 
 def put_run(outputs: Path, number: int, *settings: str, status: str = "done", **content: Any) -> Path:
@@ -42,15 +50,10 @@ def put_run(outputs: Path, number: int, *settings: str, status: str = "done", **
     key = content.pop("id", f"00000000000{number}")
     folder = outputs / "runs" / f"20260101-00000{number}_{label}_{key}"
     folder.mkdir(parents=True)
-    made = {
-        "id": key,
-        "status": status,
-        "config": resolved,
-        "purified": None,
-        "infection": {},
-        "seconds": {},
-        "error": None,
-    }
+    infect = Finding("infect", resolved["attack"]["name"], key=content.pop("infection", {}).get("key", ""))
+    purify = Finding("purify", resolved["defense"]["name"], seconds=content.pop("seconds", {}))
+    stages = [asdict(infect), asdict(purify) | {"scores": content.pop("purified", None)}]
+    made = {"id": key, "status": status, "config": resolved, "stages": stages, "error": None}
     made |= {"started": "2027-01-15T07:59:00+00:00"} | content  # a minute before NOW
     (folder / "record.json").write_text(json.dumps(made))
     return folder
@@ -60,7 +63,7 @@ def put_infection(outputs: Path, *settings: str, days: float = 2.0, size: int = 
     """An infection in the cache, last used so many days ago; its key."""
     resolved = composed(*settings) | {"format": 1}
     kept = {group: resolved[group] for group in GROUPS}
-    key = cache.key("infection", kept)
+    key = store.key("infection", kept)
     folder = outputs / "cache" / "infection" / f"{kept['attack']['name']}-{kept['dataset']['name']}-{key}"
     folder.mkdir(parents=True)
     described = json.dumps({"settings": kept, "seconds": {"infect": 125.0}})
@@ -123,7 +126,7 @@ def five(tmp_path: Path) -> Path:
 def test_runs_at_140_columns(five: Path) -> None:
     with held(five / "cache" / "locks" / "000000000005.lock"):
         found = ledger.entries(five)
-    assert printed(140, lambda out: housekeeping.print_runs(out, found, ledger.STATUSES, NOW)) == [
+    assert printed(140, lambda out: runs_verb.print_runs(out, found, ledger.STATUSES, NOW)) == [
         " digits · demo · train=demo · holdout=standard",
         " status       key           settings                                            CA   ASR     RA     time  started",
         " done         000000000001  badnets 10 % → fst · seed 0 · defense.alpha=0.1  90.00  1.50  88.75     1:05  20260101-000001",
@@ -140,7 +143,7 @@ def test_runs_at_140_columns(five: Path) -> None:
 
 def test_runs_at_80_columns(five: Path) -> None:
     found = ledger.entries(five)
-    assert printed(80, lambda out: housekeeping.print_runs(out, found, ["failed", "interrupted"], NOW)) == [
+    assert printed(80, lambda out: runs_verb.print_runs(out, found, ["failed", "interrupted"], NOW)) == [
         " digits · demo · train=demo · holdout=standard",
         " status       key           settings                        CA  ASR  RA  time",
         " failed       000000000003  badnets 10 % → ft · seed 1       –    –   –  0:01",
@@ -172,18 +175,18 @@ def test_a_run_counts_as_running_while_it_runs(tmp_path: Path) -> None:
     """The lock that job.py takes is the one that is asked."""
     seen: list[str] = []
     settings = [f"runtime.outputs={tmp_path}", "defense=none", *QUICK, "train.epochs=0", "force=true"]
-    job.carry_out(config.compose(settings), lambda *_: seen.extend(entry.status for entry in ledger.entries(tmp_path)))
+    job.carry_out(compose(settings), lambda *_: seen.extend(entry.status for entry in ledger.entries(tmp_path)))
     assert seen == ["running"] * 3 and [entry.status for entry in ledger.entries(tmp_path)] == ["done"]
 
 
 def test_runs_on_the_command_line(five: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["runs", str(five), "--status", "done"]) == 0
+    assert main(["runs", str(five), "--status", "done"]) == 0
     shown = capsys.readouterr().out
     assert "000000000002" in shown and "000000000003" not in shown
-    assert cli.main(["runs", str(five), "--last", "2", "--status", "done,failed"]) == 0
+    assert main(["runs", str(five), "--last", "2", "--status", "done,failed"]) == 0
     shown = capsys.readouterr().out
     assert "000000000003" in shown and "000000000002" in shown and "000000000001" not in shown
-    assert cli.main(["runs", str(five), "--status", "running"]) == 0  # none is
+    assert main(["runs", str(five), "--status", "running"]) == 0  # none is
     assert capsys.readouterr().out == (
         "  6 runs: 2 interrupted, 1 failed, 2 done, 1 damaged; figures of the purified models, percent\n"
     )
@@ -208,7 +211,7 @@ def four(tmp_path: Path) -> dict[str, str]:
 
 def bdx(capsys: pytest.CaptureFixture[str], outputs: Path, *words: str) -> list[str]:
     """What `bdx cache <words>` prints."""
-    assert cli.main(["cache", *words, "--outputs", str(outputs)]) == 0
+    assert main(["cache", *words, "--outputs", str(outputs)]) == 0
     return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
 
 
@@ -305,7 +308,7 @@ def test_a_live_run_keeps_the_infections_it_may_want(
 
 def test_a_locked_infection_stays(four: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "cache" / "infection" / f"badnets-digits-{four['old']}"
-    with held(cache.lock_of(folder)):
+    with held(store.lock_of(folder)):
         assert bdx(capsys, tmp_path, "prune", "--older-than", "30d", "--yes") == [
             "  deleted 0 infections, 0 bytes",
             "  kept 4: 1 in use, 3 younger than 30d",
@@ -320,7 +323,7 @@ def test_what_is_wanted_between_the_look_and_the_deed_stays(
         os.utime(tmp_path / "cache" / "infection" / f"badnets-digits-{four['old']}")
         return set()
 
-    monkeypatch.setattr(stock, "in_use", look)
+    monkeypatch.setattr(cached, "in_use", look)
     said = bdx(capsys, tmp_path, "prune", "--older-than", "30d", "--yes")
     assert said == ["  deleted 0 infections, 0 bytes", "  kept 4: 3 younger than 30d, 1 in use"]
     assert names(tmp_path) == set(four.values())
@@ -329,9 +332,9 @@ def test_what_is_wanted_between_the_look_and_the_deed_stays(
 def test_the_control_of_an_infection_is_the_pipelines(run: Callable[..., Job], outputs: Path) -> None:
     settings = ["attack=badnets", "defense=none", *QUICK, "train.epochs=0", "force=true"]
     run(*settings)
-    made = plans.plan(config.compose([f"runtime.outputs={outputs}", *settings]))
-    assert stock.control_key(made.infection_settings) == plans.clean_plan(made).infection_key
-    stored = {one.key: one for one in stock.infections(outputs, ledger.entries(outputs))}
+    made = plan.plan(compose([f"runtime.outputs={outputs}", *settings]))
+    assert cached.control_key(made.infection_settings) == plan.clean_plan(made).infection_key
+    stored = {one.key: one for one in cached.infections(outputs, ledger.entries(outputs))}
     assert stored[made.infection_key].settings == made.infection_settings and stored[made.infection_key].needed
 
 
@@ -362,7 +365,7 @@ def test_the_control_of_an_infection_is_the_pipelines(run: Callable[..., Job], o
         ),
         (
             ["cache", "why", "{old}"],
-            "bdx cache why: the following arguments are required: KEY. Expected: bdx cache why [-h] [--outputs DIR] KEY KEY.",
+            "bdx cache why: the following arguments are required: KEY. Expected: bdx cache why [-h] [--config-dir DIR] [--outputs DIR] KEY KEY.",
         ),
         (
             ["cache", "why", "{old}", "xyz"],
@@ -402,7 +405,7 @@ def test_mistakes(
         (tmp_path / folder).rename(tmp_path / "outputs" / folder)
     keys = [folder.name.rpartition("-")[2] for folder in sorted((tmp_path / "outputs/cache/infection").iterdir())]
     named = {"old": four["old"], "all": f"{', '.join(keys[:-1])} and {keys[-1]}"}
-    assert cli.main([word.format(**named) for word in words]) == 2
+    assert main([word.format(**named) for word in words]) == 2
     assert capsys.readouterr().err == f"bdx: {said.format(**named)}\n"
 
 
@@ -411,7 +414,7 @@ def test_an_infection_that_describes_nothing(
 ) -> None:
     file = tmp_path / "cache" / "infection" / f"badnets-digits-{four['old']}" / "infection.json"
     file.write_text("{}")
-    assert cli.main(["cache", "--outputs", str(tmp_path)]) == 2
+    assert main(["cache", "--outputs", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
         f"bdx: {file} does not describe an infection; expected what `bdx` wrote. Delete its folder.\n"
     )

@@ -14,12 +14,14 @@ import torch
 from test_input_aware import task, weights
 from torch import nn
 
-from backdoorbench import config, evaluation, infections
 from backdoorbench.attacks import lira
 from backdoorbench.attacks.lira import LIRA, Learner
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError
-from backdoorbench.job import Job
+from backdoorbench.pipeline import evaluation, infections
+from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Snapshots
@@ -31,7 +33,7 @@ QUICK = {"generator_epochs": 2, "generator_lr": 0.01}
 
 
 def attack(**changes: Any) -> LIRA:
-    built: LIRA = config.build({**config.option("attack", "lira"), **changes}, "attack")
+    built: LIRA = build({**option("attack", "lira"), **changes}, "attack")
     return built
 
 
@@ -238,5 +240,5 @@ def test_takes_on_digits(run: Callable[..., Job]) -> None:
     found = run("attack=lira", "defense=none").run
     assert found.infected is not None and found.infected.asr is not None
     assert found.infected.asr >= 0.8 and found.infected.ca >= 0.95
-    facts = found.infection["facts"]
+    facts = found.infection.notes
     assert facts["largest_levels"] <= 2.551 and facts["asr_stored"] >= 0.8

@@ -10,7 +10,9 @@ from conftest import QUICK
 from PIL import Image
 from safetensors.torch import save_file
 
-from backdoorbench import catalog, cli, config
+from backdoorbench.cli.main import main
+from backdoorbench.config import catalog
+from backdoorbench.config.compose import conf_dir
 
 SMALL = [*QUICK, "train.epochs=1"]
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -66,8 +68,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown group to list": (
         ["list", "atack"],
-        "group 'atack' is unknown. Did you mean 'attack'? The groups are attack, defense, dataset, model, train, holdout, experiment, "
-        "scale, runtime and tracker.",
+        "group 'atack' is unknown. Did you mean 'attack'? The groups are attack, defense, detector, dataset, model, train, holdout, "
+        "experiment, scale, runtime and tracker.",
     ),
     "unknown option to show": (
         ["show", "attack=blend"],
@@ -267,7 +269,7 @@ def launchers() -> str:
     """Ours, Hydra's own, and those of plugins that happen to be installed."""
     from hydra.core.config_store import ConfigStore
 
-    ours = {file.stem for file in (config.conf_dir() / "hydra" / "launcher").glob("*.yaml")}
+    ours = {file.stem for file in (conf_dir() / "hydra" / "launcher").glob("*.yaml")}
     stored = ConfigStore.instance().list("hydra/launcher")
     return ", ".join(sorted(ours | {name.removesuffix(".yaml") for name in stored}))
 
@@ -285,10 +287,10 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
     if "=" in words[0]:  # a run: small, where the mistake itself says nothing else
         set_here = {word.partition("=")[0] for word in words}
         words = [*(setting for setting in SMALL if setting.partition("=")[0] not in set_here), *words]
-    code = cli.main(words)
+    code = main(words)
     shown = capsys.readouterr().err
     usage = (
-        "Expected: bdx report [-h] [--rows LIST] [--columns LIST] [--metric LIST] [--format "
+        "Expected: bdx report [-h] [--config-dir DIR] [--rows LIST] [--columns LIST] [--metric LIST] [--format "
         "{terminal,csv,runs-csv,md,latex,html}] [--output FILE] [--tsne DIR] DIR [DIR ...]."
     )
     known = {f"{group}s": ", ".join(catalog.names(group)) for group in ("attack", "defense")}
@@ -306,7 +308,7 @@ def test_memory_that_runs_out_names_the_setting(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(base, "fit", exhausted)
-    assert cli.main([*SMALL, "defense=fst"]) == 2
+    assert main([*SMALL, "defense=fst"]) == 2
     assert capsys.readouterr().err == (
         "bdx: memory ran out during 'infect' (CUDA out of memory. Tried to allocate 2.00 GiB.). Lower train.batch_size (now 32), or "
         "choose a narrower model; what was finished before is kept.\n"
@@ -324,19 +326,19 @@ def test_a_full_disk_loses_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    assert cli.main([*SMALL, "force=true", "defense=ft", "defense.epochs=1"]) == 2
+    assert main([*SMALL, "force=true", "defense=ft", "defense.epochs=1"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("bdx: no space is left on the disk of outputs/runs/") and said.endswith(
         "it goes on where it stopped.\n"
     )
     monkeypatch.setattr(safetensors.torch, "save_file", plain)
-    assert cli.main([*SMALL, "force=true", "defense=ft", "defense.epochs=1"]) == 0
+    assert main([*SMALL, "force=true", "defense=ft", "defense.epochs=1"]) == 0
     assert "infected model: cached" in capsys.readouterr().out  # the infection was not lost
 
 
 def test_a_bug_keeps_its_traceback(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backdoorbench import pipeline
+    from backdoorbench.pipeline import execute
 
-    monkeypatch.setattr(pipeline, "execute", lambda *_: 1 // 0)
+    monkeypatch.setattr(execute, "execute", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        cli.main(SMALL)
+        main(SMALL)

@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backdoorbench import config
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import conf_dir, option
 from backdoorbench.errors import ConfigError, ModelError
 from backdoorbench.models.base import Classifier, GlobalAverage, ModelSpec
 from backdoorbench.models.timm import TimmSpec, make_classifier_linear, patch, shrink_stem
 from backdoorbench.models.wide_resnet import WideResNetSpec
 
-OURS = sorted(file.stem for file in (config.conf_dir() / "model").glob("*.yaml") if file.stem != "timm")
+OURS = sorted(file.stem for file in (conf_dir() / "model").glob("*.yaml") if file.stem != "timm")
 
 
 def spec(name: str, **changes: Any) -> ModelSpec:
     """What `model=<name>` builds, with some of its settings changed."""
-    return config.build(config.option("model", name) | changes, "model")
+    return build(option("model", name) | changes, "model")
 
 
 def parameters(net: nn.Module) -> int:

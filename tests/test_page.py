@@ -12,24 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import made_run
 
-from backdoorbench import cli
-from backdoorbench.config import compose
+from backdoorbench.cli import main as cli
+from backdoorbench.config.compose import compose
 from backdoorbench.metrics import Scores
-from backdoorbench.recorded import Run
-from backdoorbench.reporting import page, record
+from backdoorbench.reporting import page, report
+from backdoorbench.storage import record
+from backdoorbench.storage.record import Run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
-def run(number: int, defense: str, asr: float, status: str = "done", **changes: Any) -> Run:
-    config = compose([f"defense={defense}", f"seed={number}"])
+def run(number: int, defense: str, asr: float, *words: str, status: str = "done", **changes: Any) -> Run:
+    config = compose([f"defense={defense}", f"seed={number}", *words])
     after = Scores(0.9, asr, 0.9 - asr, 360, 324) if status == "done" else None
-    made = Run(f"run{number}", status, "", config, Scores(0.95, 0.99, 0.01, 360, 324), after, {"status": "took"})
-    made.curve = [{"epoch": at, "ca": 0.9, "asr": asr, "ra": 0.9 - asr, "n": 100} for at in (1, 2)]
-    made.environment, made.started = {"device": "a CPU"}, "2026-01-01T00:00:00+00:00"
-    for name, value in changes.items():
-        setattr(made, name, value)
+    known = {"environment": {"device": "a CPU"}, "started": "2026-01-01T00:00:00+00:00"}
+    made = made_run(f"run{number}", config, Scores(0.95, 0.99, 0.01, 360, 324), after, status=status, **known | changes)
+    made.purification.curve = [{"epoch": at, "ca": 0.9, "asr": asr, "ra": 0.9 - asr, "n": 100} for at in (1, 2)]
+    made.infection.seconds, made.purification.seconds = (
+        {"infect": 3.0, "evaluate": 0.5},
+        {"purify": 1.25, "evaluate": 0.25},
+    )
     return made
 
 
@@ -40,7 +44,8 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     place = tmp_path_factory.mktemp("page")
     runs = [run(number, ("ft", "fst")[number % 2], 0.001 * (number * 37 % 118)) for number in range(118)]
-    runs.append(run(118, "pbe", 0.0, "failed", error=HOSTILE, notes={"long": "x" * 3000}))
+    runs.append(run(118, "pbe", 0.0, status="failed", error=HOSTILE))
+    runs[-1].purification.notes = {"long": "x" * 3000}
     for made in runs:
         folder = place / "outputs" / "runs" / made.id
         folder.mkdir(parents=True)
@@ -99,6 +104,54 @@ def test_links_are_relative_to_the_page(html: Path, monkeypatch: pytest.MonkeyPa
     assert cli.main(["report", "outputs", "--format", "html", "--output", "deep/er/page.html"]) == 0
     data = embedded(Path("deep/er/page.html"))
     assert data["runs"][0]["folder"] == "../../outputs/runs/run0"
+
+
+def test_what_the_page_says_of_a_run(html: Path) -> None:
+    data = embedded(html)
+    first = data["runs"][0]
+    assert (data["groups"], data["models"]) == (
+        ["dataset", "model", "train", "holdout", "attack", "defense"], ["infected", "purified"]
+    )  # fmt: skip
+    held = {name: data[name][place] for name, place in zip(data["lists"], first["places"], strict=True)}
+    assert held["name"] == "digits · demo · badnets → ft" and held["attack"]["poison_rate"] == 0.1
+    assert (held["infection"]["status"], held["environment"]) == ("took", {"device": "a CPU"})
+    assert not {"detector", "seed", "defense"} & set(held["other"]) and "gates" in held["other"]
+    assert first["seconds"] == {"infect": 3.0, "evaluate_infected": 0.5, "purify": 1.25, "evaluate_purified": 0.25}
+    assert (first["infected"], first["purified"]) == ([0.95, 0.99, 0.01], [0.9, 0.0, 0.9]) and "detector" not in first
+
+
+def test_a_page_of_detectors(tmp_path: Path) -> None:
+    from PIL import Image
+
+    of_inputs = {"auroc": 0.9, "tpr_1": 0.3, "tpr_5": 0.5, "tpr_10": 0.7, "tpr": 0.6, "fpr": 0.05, "precision": None}
+    of_model = {"anomaly_index": 3.456, "any_flagged": 1.0, "target_flagged": 0.0, "flagged_classes": 2.0}
+    runs = [
+        run(0, "ft", 0.5, "detector=strip", figures=of_inputs, beside={"fpr": 0.04}),
+        run(0, "none", 0.5, "detector=nc", figures=of_model),
+    ]
+    found = {tmp_path / str(place): made for place, made in enumerate(runs)}
+    for folder in found:
+        folder.mkdir()
+    for name in ("triggered", "reversed_triggers"):
+        Image.new("RGB", (80, 30), (200, 30, 30)).save(tmp_path / "1" / f"{name}.png")
+    made = report.make(found, ("asr",), (), ())
+    html = tmp_path / "page.html"
+    html.write_text(page.render(made, ["outputs"], html, ("asr",), []))
+    text, data = html.read_text(), embedded(html)
+    assert "<td>strip</td>" in text and '<td class="figure" data-v="0.9">90.00</td>' in text and ">3.46</td>" in text
+    assert 'AUROC<span class="way" title="more is better">↑</span>' in text and "<span>detectors</span>" in text
+    assert data["groups"][4:] == ["attack", "detector", "defense"]
+    assert [data["name"][made["places"][data["lists"].index("name")]] for made in data["runs"]] == [
+        "digits · demo · badnets → strip → ft", "digits · demo · badnets → nc"
+    ]  # fmt: skip
+    first, second = (made["detector"] for made in data["runs"])
+    assert (first["name"], first["infected"]["AUROC"], first["infected"]["precision"]) == ("strip", "90.00", "–")
+    assert first["clean model"] == {"FPR": "4.00"}
+    assert second["infected"] == {"index": "3.46", "flagged": "yes", "target": "no", "flagged_classes": 2.0}
+    captions = re.findall(r"<figcaption>(digits[^<]*)</figcaption>", text)
+    assert (
+        captions == ["digits · badnets", "digits · badnets: reversed by nc"] and "or as a detector reversed it" in text
+    )
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])

@@ -15,11 +15,13 @@ from conftest import QUICK
 from safetensors.torch import load_file
 
 import backdoorbench
-from backdoorbench import cache, config, evaluation, job, pipeline, plans, recorded
+from backdoorbench.config.compose import compose
 from backdoorbench.errors import TrainingError
-from backdoorbench.job import Job
 from backdoorbench.metrics import Scores
-from backdoorbench.reporting import record
+from backdoorbench.pipeline import evaluation, infect, job, plan, purify, watch
+from backdoorbench.pipeline.job import Job
+from backdoorbench.storage import record, store
+from backdoorbench.storage.record import Finding
 
 
 def test_a_run_leaves_everything(run: Callable[..., Job]) -> None:
@@ -33,15 +35,17 @@ def test_a_run_leaves_everything(run: Callable[..., Job]) -> None:
         and content["id"] in done.folder.name
         and done.folder.name.split("_")[1] == "digits-badnets-ft"
     )
-    for when in ("infected", "purified"):
-        assert set(content[when]) == {"ca", "asr", "ra", "n_clean", "n_triggered"}
-        assert content[when]["n_clean"] == 120 and content[when]["n_triggered"] == 108
-        assert content[when]["asr"] + content[when]["ra"] <= 1
-    assert {"load", "infect", "purify", "evaluate_purified"} <= set(content["seconds"])
+    infect, purify = content["stages"]
+    assert (infect["kind"], infect["name"], purify["kind"], purify["name"]) == ("infect", "badnets", "purify", "ft")
+    for stage in (infect, purify):
+        assert set(stage["scores"]) == {"ca", "asr", "ra", "n_clean", "n_triggered"}
+        assert stage["scores"]["n_clean"] == 120 and stage["scores"]["n_triggered"] == 108
+        assert stage["scores"]["asr"] + stage["scores"]["ra"] <= 1
+    assert "infect" in infect["seconds"] and {"purify", "evaluate"} <= set(purify["seconds"])
     assert content["environment"]["packages"]["torch"] == metadata.version("torch")
     assert content["config"]["train"]["precision"] in ("bf16", "float32")  # what auto meant here
-    assert content["infection"]["facts"]["poisoned"] == content["infection"]["facts"]["requested"] == 38
-    assert [point["epoch"] for point in content["curve"]] == list(range(1, 21))
+    assert infect["notes"]["poisoned"] == infect["notes"]["requested"] == 38
+    assert [point["epoch"] for point in purify["curve"]] == list(range(1, 21))
     assert record.read(done.folder).purified == done.run.purified
 
 
@@ -53,9 +57,9 @@ def test_a_learning_curve_makes_its_triggered_images_once(
     monkeypatch.setattr(evaluation, "triggered", lambda *parts: made.append(1) or triggered(*parts))
     words = ("attack=badnets", "defense=ft", "defense.epochs=3", "rerun=true", *QUICK)
     kept = run(*words).run
-    assert len(made) == 1 and len(kept.curve) == 3
-    monkeypatch.setattr(pipeline, "KEPT", 120 * 3 * 32 * 32 * 4 - 1)  # one byte short
-    assert run(*words).run.curve == kept.curve and len(made) == 1
+    assert len(made) == 1 and len(kept.purification.curve) == 3
+    monkeypatch.setattr(watch, "KEPT", 120 * 3 * 32 * 32 * 4 - 1)  # one byte short
+    assert run(*words).run.purification.curve == kept.purification.curve and len(made) == 1
 
 
 def test_kept_predictions_give_the_same_figures(run: Callable[..., Job]) -> None:
@@ -80,9 +84,9 @@ def test_the_purified_model_can_be_used(run: Callable[..., Job]) -> None:
 
 def test_a_second_defense_finds_the_infection(run: Callable[..., Job]) -> None:
     first, second = run("attack=badnets", "defense=ft", *QUICK).run, run("attack=badnets", "defense=fst", *QUICK).run
-    assert second.infection["cached"] and second.infection["key"] == first.infection["key"]
+    assert second.infection.cached and second.infection.key == first.infection.key
     assert second.infected == first.infected and second.purified != first.purified
-    assert second.seconds["infect"] < 2
+    assert second.infection.seconds["infect"] < 2
 
 
 def test_a_finished_run_is_not_repeated(run: Callable[..., Job]) -> None:
@@ -96,7 +100,7 @@ def test_two_runs_from_nothing_are_bit_equal(tmp_path: Path) -> None:
     folders = []
     for name in ("one", "two"):
         overrides = [f"runtime.outputs={tmp_path / name}", "runtime.threads=1", "attack=blended", "defense=fst", *QUICK]
-        folders.append(job.carry_out(config.compose(overrides)).folder)
+        folders.append(job.carry_out(compose(overrides)).folder)
     first, second = (load_file(folder / "purified.safetensors") for folder in folders)
     assert all(torch.equal(first[name], second[name]) for name in first)
     records = [timeless(json.loads((folder / "record.json").read_text())) for folder in folders]
@@ -110,7 +114,7 @@ def timeless(content: object) -> object:
         return {
             k: timeless(v)
             for k, v in content.items()
-            if k not in ("seconds", "started", "images_per_second", "outputs")
+            if k not in ("seconds", "cost", "started", "images_per_second", "outputs")
         }
     return [timeless(item) for item in content] if isinstance(content, list) else content
 
@@ -119,9 +123,9 @@ def test_a_loaded_infection_is_the_saved_one(outputs: Path) -> None:
     """Rows, mask, trigger and weights survive the cache bit for bit, appended rows too."""
     for mode in ("replace", "append"):
         settings = [f"runtime.outputs={outputs}", "attack=badnets", f"attack.mode={mode}", *QUICK, "train.epochs=1"]
-        made = plans.plan(config.compose(settings))
-        fresh = pipeline.infect(made, None)
-        loaded, _ = pipeline.obtain_infection(made, made.splits.test, recorded.Run("", "", "", {}))
+        made = plan.plan(compose(settings))
+        fresh = infect.infect(made, None)
+        loaded, _ = infect.obtain(made, made.splits.test, Finding("infect", ""))
         assert (
             fresh.train is not None
             and loaded.train is not None
@@ -142,13 +146,13 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Killed while purifying: the infection is kept, the record says failed, the same command finishes."""
     settings = [f"runtime.outputs={tmp_path}", "attack=badnets", "defense=ft", *QUICK]
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "purify", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(purify, "purify", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            job.carry_out(config.compose(settings))
+            job.carry_out(compose(settings))
     (failed,) = record.find(tmp_path)
     assert record.read(failed).status == "failed" and record.read(failed).error == "KeyboardInterrupt"
-    done = job.carry_out(config.compose(settings)).run
-    assert done.status == "done" and done.infection["cached"]
+    done = job.carry_out(compose(settings)).run
+    assert done.status == "done" and done.infection.cached
 
 
 def test_a_broken_infection_is_refused_unless_forced(tmp_path: Path) -> None:
@@ -163,32 +167,36 @@ def test_a_broken_infection_is_refused_unless_forced(tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError, match="^the infection is broken: .*or add force=true to purify it all the same.$"
     ):
-        job.carry_out(config.compose(settings))
-    forced = job.carry_out(config.compose([*settings, "force=true"])).run
-    assert forced.status == "done" and forced.infection["status"] == "broken" and forced.infection["reasons"]
+        job.carry_out(compose(settings))
+    forced = job.carry_out(compose([*settings, "force=true"])).run
+    assert forced.status == "done" and forced.infection.status == "broken" and forced.infection.reasons
 
 
 def test_a_weak_infection_is_marked(run: Callable[..., Job]) -> None:
     weak = run("attack=badnets", "attack.poison_rate=0", "defense=none", *QUICK).run
-    assert weak.infection["status"] == "weak" and "below 0.5" in weak.infection["reasons"][-1]
+    assert weak.infection.status == "weak" and "below 0.5" in weak.infection.reasons[-1]
 
 
 def test_a_model_one_did_not_train_can_be_purified(run: Callable[..., Job]) -> None:
     given = run("attack=badnets", "defense=none", *QUICK)
     settings = [f"model.checkpoint={given.folder / 'purified.safetensors'}", *QUICK, "train.epochs=0"]
     clean = run("attack=none", "defense=ft", *settings).run
-    assert clean.infected == Scores(given.run.infected.ca, None, None, 120, 0) and clean.infection["status"] == "clean"  # type: ignore[union-attr]
+    assert clean.infected == Scores(given.run.infected.ca, None, None, 120, 0) and clean.infection.status == "clean"  # type: ignore[union-attr]
     known = run("attack=badnets", "defense=fst", *settings).run  # the same model, judged by a trigger one suspects
     assert known.infected == given.run.infected
 
 
 def test_the_control_stands_beside_an_infection(run: Callable[..., Job]) -> None:
     quick = [*(setting for setting in QUICK if not setting.startswith("control")), "seed=17"]  # no other test's
-    assert run("attack=badnets", "defense=none", *quick).run.control is None  # none was cached
+    assert run("attack=badnets", "defense=none", *quick).run.infection.control is None  # none was cached
     trained = run("attack=badnets", "defense=none", "control=train", *quick).run
-    assert trained.control is not None and trained.control.asr is not None and trained.control.asr < 0.3
+    assert (
+        trained.infection.control is not None
+        and trained.infection.control.asr is not None
+        and trained.infection.control.asr < 0.3
+    )
     cached = run("attack=blended", "defense=none", *quick).run
-    assert cached.control is not None and cached.control.ca == trained.control.ca
+    assert cached.infection.control is not None and cached.infection.control.ca == trained.infection.control.ca
 
 
 @pytest.mark.parametrize("source", ["withheld", "train_overlap", "test"])
@@ -306,6 +314,6 @@ def test_two_processes_train_an_infection_once(tmp_path: Path) -> None:
 
 def test_a_cache_key_of_the_demo_has_not_moved() -> None:
     """A moved key retrains everybody's infections: move it only with a version, and say so in the commit."""
-    resolved = config.compose(["attack=badnets", "defense=fst", "train.precision=float32"])
-    settings = plans.run_settings(resolved, "digest")
-    assert cache.key("run", settings) == "e214d0b93eda"
+    resolved = compose(["attack=badnets", "defense=fst", "train.precision=float32"])
+    settings = plan.run_settings(resolved, "digest")
+    assert store.key("run", settings) == "e214d0b93eda"

@@ -11,14 +11,24 @@ from conftest import QUICK
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from records import made_run
 
-from backdoorbench import cli
+from backdoorbench.cli import main as cli
 from backdoorbench.errors import DataError
-from backdoorbench.job import Job
 from backdoorbench.metrics import Scores
-from backdoorbench.recorded import Run
-from backdoorbench.reporting import features, plot, record, table
+from backdoorbench.pipeline.job import Job
+from backdoorbench.reporting import features
 from backdoorbench.reporting.features import Embedding
+from backdoorbench.reporting.plots import ink, panels
+from backdoorbench.reporting.plots.curves import curves
+from backdoorbench.reporting.plots.gallery import galleries, gallery, reversed_triggers
+from backdoorbench.reporting.plots.heatmap import heatmap
+from backdoorbench.reporting.plots.rates import BESIDE, against_rate
+from backdoorbench.reporting.plots.scatter import scatter
+from backdoorbench.reporting.plots.tsne import tsne
+from backdoorbench.reporting.rows import aggregate
+from backdoorbench.storage import record
+from backdoorbench.storage.record import Run
 
 RATES = (0.01, 0.05, 0.1)
 
@@ -41,13 +51,15 @@ def run(
     }
     curve = [{"epoch": at, "ca": 0.9, "asr": asr, "ra": 0.9 - asr, "n": 100} for at, asr in enumerate(asrs, 1)]
     before, after = Scores(0.95, 0.9, 0.05, 360, 324), Scores(0.9, asrs[-1], 0.9 - asrs[-1], 360, 324)
-    return Run(defense, "done", "", config, before, after, {"status": status}, curve=curve)
+    made = made_run(defense, config, before, after, status)
+    made.purification.curve = curve
+    return made
 
 
 def without_trigger(**changes: Any) -> Run:
     clean = run(attack="none", rate=None, status="clean", **changes)
-    clean.infected = clean.purified = Scores(0.95, None, None, 360, 0)
-    for point in clean.curve:
+    clean.infection.scores = clean.purification.scores = Scores(0.95, None, None, 360, 0)
+    for point in clean.purification.curve:
         point["asr"] = point["ra"] = None
     return clean
 
@@ -78,7 +90,7 @@ def said(figure: Figure) -> str:
 
 
 def test_a_curve_is_what_the_record_holds() -> None:
-    figure = plot.curves([run()])
+    figure = curves([run()])
     ca, asr, ra = figure.axes
     assert points(ca) == [(0, 95), (1, 90), (2, 90)]
     assert points(asr) == [(0, 90), (1, 50), (2, 25)]
@@ -94,7 +106,7 @@ def test_a_curve_is_what_the_record_holds() -> None:
 
 
 def test_seeds_make_a_mean_and_a_band() -> None:
-    figure = plot.curves([run(seed=seed, asrs=asrs) for seed, asrs in enumerate([(0.5, 0.2), (0.7, 0.3), (0.6, 0.1)])])
+    figure = curves([run(seed=seed, asrs=asrs) for seed, asrs in enumerate([(0.5, 0.2), (0.7, 0.3), (0.6, 0.1)])])
     asr = figure.axes[1]
     assert points(asr) == [(0, 90), (1, 60), (2, 20)]
     (band,) = asr.collections
@@ -104,17 +116,21 @@ def test_seeds_make_a_mean_and_a_band() -> None:
 
 
 def test_a_seed_run_twice_counts_once() -> None:
-    assert points(plot.curves([run(), run(asrs=(0.4, 0.1))]).axes[1]) == [(0, 90), (1, 40), (2, 10)]
+    assert points(curves([run(), run(asrs=(0.4, 0.1))]).axes[1]) == [(0, 90), (1, 40), (2, 10)]
 
 
 def test_a_trap_does_not_start_from_the_infected_model() -> None:
-    trap = plot.curves([run("trap_and_replace", trap=True)])
-    assert points(trap.axes[1]) == [(1, 50), (2, 25)] and said(trap) == "n = 1."
-    assert points(plot.curves([run("trap_and_replace", trap=False)]).axes[1])[0] == (0, 90)
+    trap, cut = run("trap_and_replace"), run("trap_and_replace", trap=False)
+    trap.purification.details["starts_from"] = "scratch"
+    figure = curves([trap])
+    assert points(figure.axes[1]) == [(1, 50), (2, 25)] and said(figure) == "n = 1."
+    assert points(curves([cut]).axes[1])[0] == (0, 90)
+    cut.purification.details.clear()  # a record that does not say
+    assert points(curves([cut]).axes[1])[0] == (0, 90)
 
 
 def test_a_doubtful_infection_is_hollow() -> None:
-    figure = plot.curves([run("fst"), run("ft", status="weak"), run("lp", status="broken")])
+    figure = curves([run("fst"), run("ft", status="weak"), run("lp", status="broken")])
     asr = figure.axes[1]
     assert [line.get_markevery() for line in asr.lines] == [[0, 1, 2], [], [0, 1, 2], [], [0, 1, 2]]
     hollow = [str(line.get_markerfacecolor()) == "white" for line in asr.lines]
@@ -124,7 +140,7 @@ def test_a_doubtful_infection_is_hollow() -> None:
 
 def test_a_panel_a_setting_a_line_a_defense() -> None:
     runs = [run(defense, 0, attack=attack, rate=rate) for defense in ("ft", "fst") for attack in ("blended", "badnets") for rate in RATES]  # fmt: skip
-    figure = plot.curves(runs)
+    figure = curves(runs)
     assert titles(figure) == [f"{attack} · {rate} %" for attack in ("badnets", "blended") for rate in (1, 5, 10)]
     assert legend(figure) == ["fst", "ft"] and all(len(axes.lines) == 2 for axes in figure.axes)
     colours = {tuple(to_hex(str(line.get_color())) for line in axes.lines) for axes in figure.axes}
@@ -132,20 +148,20 @@ def test_a_panel_a_setting_a_line_a_defense() -> None:
 
 
 def test_settings_tell_lines_apart() -> None:
-    figure = plot.curves([run(alpha=0.1), run(alpha=0.2), run("ft")])
+    figure = curves([run(alpha=0.1), run(alpha=0.2), run("ft")])
     assert legend(figure) == ["fst, alpha 0.1", "fst, alpha 0.2", "ft"]
-    older = plot.curves([run(), run(alpha=0.1)])  # from before the setting existed
+    older = curves([run(), run(alpha=0.1)])  # from before the setting existed
     assert legend(older) == ["fst, alpha 0.1", "fst, alpha –"] and len(older.axes[1].lines) == 2
 
 
 def test_looks_do_not_repeat() -> None:
     names = [f"d{index:02}" for index in range(56)]
-    looks = plot._looks([plot.Panel("", {name: [] for name in names})])
+    looks = panels.looks([panels.Panel("", {name: [] for name in names})])
     assert len({tuple(look.values()) for look in looks.values()}) == 56
 
 
 def test_no_trigger_no_line() -> None:
-    figure = plot.curves([run(), without_trigger()])
+    figure = curves([run(), without_trigger()])
     assert [len(axes.lines) for axes in column(figure, 0)] == [1, 1, 1]
     assert [len(axes.lines) for axes in column(figure, 1)] == [1, 0, 0]
     assert [[text.get_text() for text in axes.texts] for axes in column(figure, 1)] == [
@@ -157,8 +173,8 @@ def test_no_trigger_no_line() -> None:
 
 def test_much_longer_defenses_squeeze_nobody() -> None:
     short, long = run("ft"), run("trap_and_replace", asrs=(0.5,) * 17)
-    assert [plot.curves(runs).axes[2].get_xscale() for runs in ([short], [short, long])] == ["linear", "symlog"]
-    assert len(plot.curves([long]).axes[1].lines[0].get_markevery()) <= plot.MARKED  # type: ignore[arg-type]
+    assert [curves(runs).axes[2].get_xscale() for runs in ([short], [short, long])] == ["linear", "symlog"]
+    assert len(curves([long]).axes[1].lines[0].get_markevery()) <= ink.MARKED  # type: ignore[arg-type]
 
 
 # ---- rates ----------------------------------------------------------------------------------------------------------
@@ -166,7 +182,7 @@ def test_much_longer_defenses_squeeze_nobody() -> None:
 
 def test_rates_hold_what_the_records_hold() -> None:
     runs = [run(seed=seed, asrs=(0.1 * (1 + seed + index),), rate=rate) for index, rate in enumerate(RATES) for seed in (0, 1)]  # fmt: skip
-    figure = plot.against_rate(runs)
+    figure = against_rate(runs)
     axes, _ = figure.axes
     assert points(axes) == [(rate, 90) for rate in RATES] and axes.lines[0].get_linestyle() == "--"
     assert points(axes, 3) == [(0.01, 15), (0.05, 25), (0.1, 35)]  # after the caps of the error bars
@@ -181,53 +197,52 @@ def test_rates_hold_what_the_records_hold() -> None:
 
 
 def test_a_row_a_figure() -> None:
-    asr, ca = plot.against_rate([run()]).axes
+    asr, ca = against_rate([run()]).axes
     assert (asr.get_ylabel(), ca.get_ylabel()) == ("ASR, %", "CA, %")
     assert points(ca) == [(0.1, 95)] and points(ca, 1) == [(0.1, 90)] and points(asr, 1) == [(0.1, 25)]
     assert (asr.get_xlabel(), ca.get_xlabel()) == ("", "poison rate, %")
-    assert len(plot.against_rate([run()], ("ra",)).axes) == 1
+    assert len(against_rate([run()], ("ra",)).axes) == 1
 
 
 def test_an_infection_under_several_defenses_counts_once() -> None:
     shared, alone = run("ft", 0), run("fst", 0)
     other = run("fst", 1)
-    assert other.infected is not None
-    other.infected = Scores(0.95, 0.6, 0.05, 360, 324)
-    assert points(plot.against_rate([shared, alone, other]).axes[0]) == [(0.1, 75)]  # not 80
+    other.infection.scores = Scores(0.95, 0.6, 0.05, 360, 324)
+    assert points(against_rate([shared, alone, other]).axes[0]) == [(0.1, 75)]  # not 80
 
 
 def test_hollow_points_among_others() -> None:
-    axes, _ = plot.against_rate([run(rate=0.01, status="weak"), run(rate=0.1)]).axes
+    axes, _ = against_rate([run(rate=0.01, status="weak"), run(rate=0.1)]).axes
     assert [line.get_markevery() for line in axes.lines] == [[1], [0], [1], [0]]  # infected, purified
 
 
 def test_an_attack_a_panel() -> None:
     runs = [run(attack="blended"), run(attack="badnets", rate=0.05), without_trigger(), run(attack="badnets", rate=0)]
-    figure = plot.against_rate(runs)
+    figure = against_rate(runs)
     assert titles(figure) == ["badnets", "blended"]
     assert [list(axes.get_xticks()) for axes in figure.axes[:2]] == [[0.05], [0.1]]
 
 
 def test_lines_lie_side_by_side() -> None:
-    axes, _ = plot.against_rate([run("fst"), run("ft")]).axes
+    axes, _ = against_rate([run("fst"), run("ft")]).axes
     placed = [line.get_transform().transform((0.1, 50)) for line in axes.lines]
     points_apart = (placed[2][0] - placed[1][0]) * 72 / axes.get_figure().dpi  # type: ignore[union-attr]
-    assert points_apart == pytest.approx(plot.BESIDE) and placed[2][1] == placed[1][1]
+    assert points_apart == pytest.approx(BESIDE) and placed[2][1] == placed[1][1]
 
 
 def test_more_than_four_panels_go_below() -> None:
     runs = [run(attack=f"a{index}", rate=rate) for index in range(5) for rate in (0.01, 0.1)]
-    figure = plot.against_rate(runs)
+    figure = against_rate(runs)
     assert titles(figure) == ["a0", "a1", "a2", "a3", "a4"] and len(figure.axes) == 10
     assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == ["ASR, %", "CA, %"] * 2
-    few = plot.against_rate([*runs, run("ft", attack="a3")], most=2)
+    few = against_rate([*runs, run("ft", attack="a3")], most=2)
     assert titles(few) == ["a0", "a3"]  # as many rates each, then as many runs
     assert said(few) == "n = 1. 3 more settings are not drawn."
 
 
 def test_collapsed_runs_are_left_out_and_counted() -> None:
     broken = run("ft", status="broken")
-    figure = plot.against_rate([run(), broken])
+    figure = against_rate([run(), broken])
     assert legend(figure) == ["infected", "fst"] and said(figure) == "n = 1. 1 collapsed run left out."
 
 
@@ -235,7 +250,7 @@ def test_collapsed_runs_are_left_out_and_counted() -> None:
 
 
 def test_a_scatter_goes_from_infected_to_purified() -> None:
-    figure = plot.scatter([run(seed=seed, asrs=(asr,)) for seed, asr in enumerate((0.2, 0.4))] + [run("ft")])
+    figure = scatter([run(seed=seed, asrs=(asr,)) for seed, asr in enumerate((0.2, 0.4))] + [run("ft")])
     (axes,) = figure.axes
     assert [points(axes, line) for line in range(4)] == [[(95, 90)], [(90, 30)], [(95, 90)], [(90, 25)]]
     arrows = [text for text in axes.texts if text.arrow_patch is not None]
@@ -249,7 +264,7 @@ def test_a_scatter_goes_from_infected_to_purified() -> None:
 
 def test_a_heat_map_holds_the_figures() -> None:
     runs = [run(seed=0, asrs=(0.2,)), run(seed=1, asrs=(0.4,)), run("ft", attack="blended", status="weak")]
-    figure = plot.heatmap(table.aggregate(runs))
+    figure = heatmap(aggregate(runs))
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["infected", "fst", "ft"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["badnets · 10 %", "blended (weak) · 10 %"]
@@ -277,15 +292,41 @@ def drawn(tmp_path: Path) -> dict[Path, Run]:
 
 
 def test_a_gallery_shows_each_trigger_once(drawn: dict[Path, Run]) -> None:
-    figure = plot.gallery(drawn)
+    figure = gallery(drawn)
     assert titles(figure) == ["standard · badnets", "standard · blended"]
     assert figure.axes[0].images[0].get_array().shape[:2] == (20, 60)  # type: ignore[union-attr]
-    assert said(plot.gallery(drawn, 1)) == "Clean, triggered, and grey plus ten times the difference. 1 more triggers are not drawn."  # fmt: skip
+    assert said(gallery(drawn, 1)) == "Clean, triggered, and grey plus ten times the difference. 1 more triggers are not drawn."  # fmt: skip
+
+
+def test_reversed_triggers_are_titled_by_their_detector(tmp_path: Path) -> None:
+    from PIL import Image
+
+    found = {}
+    for name, alpha in (("a", 0.1), ("b", 0.2), ("c", 0.1)):
+        made = run()
+        made.config["detector"] = {"name": "nc", "alpha": alpha}
+        made.begin("detect", "nc")
+        (tmp_path / name).mkdir()
+        for picture in ("triggered", "masks", "patterns"):
+            Image.new("RGB", (60, 20), (255, 0, 0)).save(tmp_path / name / f"{picture}.png")
+        found[tmp_path / name] = made
+    assert {title: file.relative_to(tmp_path).as_posix() for title, file in reversed_triggers(found).items()} == {
+        f"standard · badnets: reversed by nc, alpha {alpha}, {picture}": f"{name}/{picture}.png"
+        for name, alpha in (("a", 0.1), ("b", 0.2))
+        for picture in ("masks", "patterns")
+    }
+    assert list(galleries(found)) == ["standard · badnets"]
+
+
+def test_a_detector_tells_no_lines_apart() -> None:
+    runs = [run(), run(asrs=(0.4, 0.1))]
+    runs[1].config["detector"] = {"name": "strip"}
+    assert points(curves(runs).axes[1]) == [(0, 90), (1, 40), (2, 10)]
 
 
 def test_features_are_marked_by_shape_and_colour() -> None:
     points = np.arange(12.0).reshape(6, 2)
-    figure = plot.tsne(run(), Embedding(points, points + 1, np.array([0, 0, 1, 1, 2, 2])))
+    figure = tsne(run(), Embedding(points, points + 1, np.array([0, 0, 1, 1, 2, 2])))
     assert titles(figure) == ["infected: CA 95.00, ASR 90.00", "purified: CA 90.00, ASR 25.00"]
     assert [line.get_marker() for line in figure.axes[0].lines] == [".", "s", "x"]
     assert legend(figure) == ["clean, other classes\n(2)", "clean, target class\n(2)", "triggered (2)"]
@@ -315,7 +356,7 @@ def test_features_that_are_gone(tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "runs" / "one"
     infection = tmp_path / "outputs" / "cache" / "infection" / "badnets-standard-abc"
     made = run()
-    made.infection["key"] = "abc"
+    made.infection.key = "abc"
     with pytest.raises(DataError) as raised:
         features.embed(made, folder)
     assert str(raised.value) == (
@@ -336,31 +377,31 @@ def test_features_that_are_gone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("draw", "suffix"),
     [
-        (plot.curves, "svg"),
-        (plot.against_rate, "svg"),
-        (plot.against_rate, "pdf"),
-        (plot.against_rate, "png"),
-        (plot.scatter, "svg"),
+        (curves, "svg"),
+        (against_rate, "svg"),
+        (against_rate, "pdf"),
+        (against_rate, "png"),
+        (scatter, "svg"),
     ],
 )
 def test_equal_records_make_equal_bytes(draw: Callable[..., Figure], suffix: str, tmp_path: Path) -> None:
     runs = [run(defense, seed) for defense in ("ft", "fst") for seed in (0, 1)]
     for name, given in (("one", runs), ("two", runs[::-1])):  # nor does it matter what was run first
-        plot.write(draw(given), tmp_path / f"{name}.{suffix}")
+        ink.write(draw(given), tmp_path / f"{name}.{suffix}")
     assert (tmp_path / f"one.{suffix}").read_bytes() == (tmp_path / f"two.{suffix}").read_bytes()
 
 
 def test_an_svg_has_no_date(tmp_path: Path) -> None:
-    plot.write(plot.against_rate([run()]), tmp_path / "new" / "plot.svg")
+    ink.write(against_rate([run()]), tmp_path / "new" / "plot.svg")
     assert "<dc:date>" not in (tmp_path / "new" / "plot.svg").read_text()
 
 
 def test_nothing_global_changes(tmp_path: Path) -> None:
     import matplotlib
 
-    before = {name: matplotlib.rcParams[name] for name in plot.STYLE[1]}
-    plot.write(plot.curves([run()]), tmp_path / "plot.svg")
-    assert {name: matplotlib.rcParams[name] for name in plot.STYLE[1]} == before
+    before = {name: matplotlib.rcParams[name] for name in ink.STYLE[1]}
+    ink.write(curves([run()]), tmp_path / "plot.svg")
+    assert {name: matplotlib.rcParams[name] for name in ink.STYLE[1]} == before
 
 
 @pytest.fixture
@@ -382,9 +423,7 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plot", "rates", "outputs", "--output", "rates.svg", "--metric", "ca"]) == 0
     assert capsys.readouterr().out == "wrote curves.pdf\nwrote rates.svg\n"
     assert (runs / "curves.pdf").read_bytes().startswith(b"%PDF")
-    plot.write(
-        plot.against_rate([run("ft"), run("fst", rate=0.05)], ("ca",)), runs / "again.svg"
-    )  # the failed one left out
+    ink.write(against_rate([run("ft"), run("fst", rate=0.05)], ("ca",)), runs / "again.svg")  # the failed one left out
     assert (runs / "rates.svg").read_bytes() == (runs / "again.svg").read_bytes()
     assert cli.main(["plot", "heatmap", "outputs", "--output", "map.svg", "--metric", "der"]) == 0
     assert cli.main(["plot", "scatter", "outputs", "--output", "scatter.svg"]) == 0

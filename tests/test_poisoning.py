@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from test_triggers import task
 
-from backdoorbench import config
 from backdoorbench.attacks.base import DataAttack
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError
-from backdoorbench.job import Job
+from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.triggers.add import smooth
@@ -27,7 +28,7 @@ MIDDLE = torch.full((2, 3, 32, 32), 128 / 255)  # half way: nothing clips
 
 
 def attack(name: str, **changes: Any) -> DataAttack:
-    built: DataAttack = config.build({**config.option("attack", name), **changes}, "attack")
+    built: DataAttack = build({**option("attack", name), **changes}, "attack")
     return built
 
 

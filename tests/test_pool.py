@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from backdoorbench.reporting import record, table
+from backdoorbench.reporting import rows
+from backdoorbench.storage import record
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 TINY = (
@@ -62,7 +63,7 @@ def workers(folder: Path) -> dict[int, Path]:
         if entry.name.isdigit():
             try:
                 said = (entry / "cmdline").read_bytes()
-                if b"backdoorbench.worker" in said and os.readlink(entry / "cwd") == str(folder):
+                if b"backdoorbench.sweeps.worker" in said and os.readlink(entry / "cwd") == str(folder):
                     found[int(entry.name)] = Path(os.readlink(entry / "fd" / "1")).parent
             except OSError:
                 continue
@@ -124,7 +125,7 @@ def test_a_sweep_killed_five_times_finishes(tmp_path: Path) -> None:
     after = done(outputs)
     assert len(after) == 24 and {key: after[key] for key in finished} == finished
     runs = [run for folder in record.find(outputs) if (run := record.read(folder)).status == "done"]
-    assert sum(row.n for row in table.aggregate(runs)) == 24
+    assert sum(row.n for row in rows.aggregate(runs)) == 24
     rows = bdx("report", "outputs", "--format", "runs-csv", folder=tmp_path).stdout.splitlines()[1:]
     assert len(rows) == 24 and all(",done," in row for row in rows)
     assert "running" not in statuses(outputs)

@@ -9,22 +9,25 @@ import torch
 from conftest import QUICK
 from PIL import Image
 
-from backdoorbench import cli, config, export, pipeline, plans, preview
 from backdoorbench.attacks.base import DataAttack
+from backdoorbench.cli.main import main
+from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
-from backdoorbench.plans import Plan
-from backdoorbench.recorded import Run
+from backdoorbench.pipeline import export, infect, preview
+from backdoorbench.pipeline import plan as plans
+from backdoorbench.pipeline.plan import Plan
+from backdoorbench.storage.record import Finding
 from backdoorbench.tensors import similarity
 
 SMALL = ["runtime.threads=1", *QUICK]
 
 
 def plan(outputs: Path, *words: str) -> Plan:
-    return plans.plan(config.compose([f"runtime.outputs={outputs}", *SMALL, *words]))
+    return plans.plan(compose([f"runtime.outputs={outputs}", *SMALL, *words]))
 
 
 def run(verb: str, outputs: Path, *words: str) -> int:
-    return cli.main([verb, *SMALL, f"runtime.outputs={outputs}", *words])
+    return main([verb, *SMALL, f"runtime.outputs={outputs}", *words])
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -78,7 +81,7 @@ def test_the_trigger_shown_is_the_one_an_infection_gets(attack: str, tmp_path: P
     images = made.splits.test.subset(torch.arange(6))
     batch, _ = next(images.batches(6))
     shown = preview.find_trigger(made)(batch)
-    infection, _ = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))
+    infection, _ = infect.obtain(made, made.splits.test, Finding("infect", ""))
     assert infection.trigger is not None and torch.equal(shown, infection.trigger(batch))
     assert torch.equal(preview.find_trigger(made)(batch), shown)  # now from the cache
 
@@ -138,7 +141,7 @@ def test_the_written_set_is_the_one_a_victim_sees(words: list[str], tmp_path: Pa
     export.write(made, tmp_path / "png", "png")
     export.write(made, tmp_path / "npz", "npz")
     rows, images = exported(tmp_path / "png")
-    infection, _ = pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))
+    infection, _ = infect.obtain(made, made.splits.test, Finding("infect", ""))
     train, clean = infection.train, made.parts.train
     assert isinstance(train, ImageSet) and infection.poisoned is not None
     assert np.array_equal(images, train.images.permute(0, 2, 3, 1).numpy())

@@ -9,11 +9,13 @@ import pytest
 import torch
 from conftest import QUICK
 
-from backdoorbench import cli, config
 from backdoorbench.attacks.loop import ShareAttack
+from backdoorbench.cli.main import main
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import PairingError
-from backdoorbench.job import Job
+from backdoorbench.pipeline.job import Job
 from backdoorbench.reporting import report
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
@@ -24,7 +26,7 @@ from backdoorbench.triggers.warp import smooth_field, warp
 
 
 def attack(name: str, **changes: Any) -> ShareAttack:
-    built: ShareAttack = config.build({**config.option("attack", name), **changes}, "attack")
+    built: ShareAttack = build({**option("attack", name), **changes}, "attack")
     return built
 
 
@@ -66,14 +68,20 @@ def test_a_defense_that_reads_the_training_set(run: Callable[..., Job]) -> None:
         "trigger; or pick a data-poisoning attack (bdx list attacks) or a defense that needs only the model."
     )
     done = run(*words, "reconstruct=true")
-    assert done.run.notes["rebuilt_train"] == {"requested": 38, "poisoned": 38, "cover": 76, "train": 380}
-    assert done.run.notes["selection1"]["images"] == 76 and done.run.notes["selection1"]["auc"] is not None
+    assert done.run.purification.notes["rebuilt_train"] == {"requested": 38, "poisoned": 38, "cover": 76, "train": 380}
+    assert (
+        done.run.purification.notes["selection1"]["images"] == 76
+        and done.run.purification.notes["selection1"]["auc"] is not None
+    )
     said = report.make({done.folder: done.run}, ("ca", "asr", "ra"), (), ()).notes
     assert (
         "given a poisoned set rebuilt with the finished trigger, which the model was not trained on: pbe on wanet"
         in said
     )
-    assert run("attack=wanet", "defense=ft", "reconstruct=true", *QUICK).run.notes.get("rebuilt_train") is None
+    assert (
+        run("attack=wanet", "defense=ft", "reconstruct=true", *QUICK).run.purification.notes.get("rebuilt_train")
+        is None
+    )
 
 
 def test_whose_batches_are_all_triggered_cannot_be_rebuilt(run: Callable[..., Job]) -> None:
@@ -85,7 +93,7 @@ def test_whose_batches_are_all_triggered_cannot_be_rebuilt(run: Callable[..., Jo
 
 def test_it_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["export", "attack=wanet", "reconstruct=true", "dataset.train_size=200", "--to", "set"]) == 0
+    assert main(["export", "attack=wanet", "reconstruct=true", "dataset.train_size=200", "--to", "set"]) == 0
     assert capsys.readouterr().out == "wrote set: requested 19, poisoned 19, cover 38, train 190\n"
     rows = list(csv.DictReader((tmp_path / "set" / "labels.csv").read_text(encoding="utf-8").splitlines()))
     assert sum(row["poisoned"] == "1" for row in rows) == 19

@@ -14,12 +14,13 @@ from PIL import Image
 from test_poisoning import attack
 from test_triggers import task
 
-from backdoorbench import config, plans
 from backdoorbench.attacks.base import Task
 from backdoorbench.attacks.refool import Refool
+from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError
-from backdoorbench.job import Job
+from backdoorbench.pipeline import plan
+from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.triggers.reflection import (
@@ -142,7 +143,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
 def test_a_folders_content_is_part_of_the_key(tmp_path: Path) -> None:
     def key() -> str:
         words = ["attack=refool", "attack.source=folder", f"attack.source_folder={tmp_path / 'own'}", *QUICK]
-        return plans.plan(config.compose([f"runtime.outputs={tmp_path / 'out'}", *words])).infection_key
+        return plan.plan(compose([f"runtime.outputs={tmp_path / 'out'}", *words])).infection_key
 
     (tmp_path / "own").mkdir()
     Image.new("RGB", (40, 40), "red").save(tmp_path / "own" / "a.png")

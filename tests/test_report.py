@@ -9,22 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from records import made_run
+from rich.console import Console
 
-from backdoorbench import api, cli, console
-from backdoorbench.config import compose
+from backdoorbench import api
+from backdoorbench.cli import main as cli
+from backdoorbench.config.compose import compose
+from backdoorbench.errors import DataError
 from backdoorbench.metrics import Scores
-from backdoorbench.recorded import Run
-from backdoorbench.reporting import formats, frame, published, record, report, table
+from backdoorbench.reporting import formats, frame, published, report, rows, terminal
+from backdoorbench.reporting.grids import Column, Grid, Item
+from backdoorbench.storage import record
+from backdoorbench.storage.record import Run
 
 LONG = "x" * 400
 
 
-def run(id: str, *words: str, asr: float = 0.1, status: str = "done", **changes: Any) -> Run:
-    after = Scores(0.93, asr, 0.9 - asr, 1000, 900) if status == "done" else None
-    made = Run(id, status, "", compose(words), Scores(0.94, 0.99, 0.01, 1000, 900), after, {"status": "took"})
-    made.environment, made.started = {"device": "a CPU", "commit": "abc"}, "2026-01-01T00:00:00+00:00"
-    for name, value in changes.items():
-        setattr(made, name, value)
+def run(id: str, *words: str, asr: float = 0.1, details: dict[str, Any] | None = None, **changes: Any) -> Run:
+    """A run, finished unless its status says otherwise. details: of the purification."""
+    is_done = changes.get("status", "done") == "done"
+    scores = {
+        "infected": Scores(0.94, 0.99, 0.01, 1000, 900),
+        "purified": Scores(0.93, asr, 0.9 - asr, 1000, 900) if is_done else None,
+    }
+    known = {"environment": {"device": "a CPU", "commit": "abc"}, "started": "2026-01-01T00:00:00+00:00"}
+    made = made_run(id, compose(words), **scores | known | changes)
+    made.purification.details |= details or {}
     return made
 
 
@@ -32,7 +42,7 @@ def run(id: str, *words: str, asr: float = 0.1, status: str = "done", **changes:
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two defenses of two seeds, one run that collapsed, one that failed, one that was killed."""
     monkeypatch.chdir(tmp_path)
-    recalls = {"purified": {"ca_per_class": [1.0] + [0.0] * 9}}
+    recalls = {"ca_per_class": [1.0] + [0.0] * 9}
     runs = [
         run("ft0", "defense=ft", asr=0.9),
         run("ft1", "defense=ft", "seed=1", asr=0.8),
@@ -96,9 +106,9 @@ def test_rows_by_columns(outputs: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_wide_table_goes_below(capsys: pytest.CaptureFixture[str]) -> None:
-    columns = tuple(table.Column(f"defense{i:02}", f"defense{i:02}", "", "asr") for i in range(12))
-    grid = table.Grid("", (table.Column("attack", "attack", "", ""), *columns), 1, [[table.Item("badnets")] + [table.Item("85.00 ± 7.07")] * 12])  # fmt: skip
-    console.print_grid(console.Console(width=80), grid)
+    columns = tuple(Column(f"defense{i:02}", f"defense{i:02}", "", "asr") for i in range(12))
+    grid = Grid("", (Column("attack", "attack", "", ""), *columns), 1, [[Item("badnets")] + [Item("85.00 ± 7.07")] * 12])  # fmt: skip
+    terminal.print_grid(Console(width=80), grid)
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown if line] == ["attack", "badnets"] * 3
     assert sum(line.count("85.00 ± 7.07") for line in shown) == 12 and max(map(len, shown)) <= 80
@@ -128,9 +138,9 @@ def test_as_latex(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wide_latex_goes_below_and_long_heads_wrap() -> None:
-    columns = tuple(table.Column(f"a rather long name {i}", "", "", "asr") for i in range(12))
-    items = [table.Item("badnets"), *[table.Item("85.00 ± 7.07")] * 12]
-    text = formats.latex_table(table.Grid("", (table.Column("attack", "", "", ""), *columns), 1, [items]))
+    columns = tuple(Column(f"a rather long name {i}", "", "", "asr") for i in range(12))
+    items = [Item("badnets"), *[Item("85.00 ± 7.07")] * 12]
+    text = formats.latex_table(Grid("", (Column("attack", "", "", ""), *columns), 1, [items]))
     assert text.count(r"\begin{tabular}{l") == 2 and text.count("badnets") == 2 and text.count("85.00") == 12
     assert r"\begin{tabular}[b]{@{}r@{}}a rather long\\name 0\end{tabular}" in text
 
@@ -147,20 +157,27 @@ def test_latex_compiles(words: tuple[str, ...], outputs: Path, capsys: pytest.Ca
 
 
 def test_a_line_a_run(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = list(csv.DictReader(io.StringIO(said(capsys, "--format", "runs-csv"))))
-    assert [(row["id"], row["status"], row["collapsed"]) for row in rows] == [
+    found = list(csv.DictReader(io.StringIO(said(capsys, "--format", "runs-csv"))))
+    assert [(row["id"], row["status"], row["collapsed"]) for row in found] == [
         ("ft0", "done", ""), ("ft1", "done", ""), ("fst0", "done", ""), ("fst1", "done", "constant predictor"),
         ("pbe0", "failed", ""), ("aft0", "running", ""),
     ]  # fmt: skip
-    assert (rows[1]["purified_asr"], rows[1]["seed"]) == ("0.8", "1") and float(rows[1]["der"]) == pytest.approx(0.59)
-    assert rows[4]["purified_asr"] == "" and rows[4]["error"].endswith("x second line")
-    assert rows[0]["folder"] == "outputs/runs/0_ft0" and list(rows[0])[-1] == "folder"
+    assert (found[1]["purified_asr"], found[1]["seed"]) == ("0.8", "1") and float(found[1]["der"]) == pytest.approx(
+        0.59
+    )
+    assert found[4]["purified_asr"] == "" and found[4]["error"].endswith("x second line")
+    assert found[0]["folder"] == "outputs/runs/0_ft0" and list(found[0])[-1] == "folder"
+    assert list(found[0]) == [
+        "id", "status", "dataset", "model", "train", "holdout", "attack", "defense", "poison_rate", "seed", "infected_ca",
+        "infected_asr", "infected_ra", "purified_ca", "purified_asr", "purified_ra", "der", "n_clean", "n_triggered", "infection",
+        "collapsed", "seconds_infect", "seconds_purify", "device", "commit", "started", "error", "folder",
+    ]  # fmt: skip
 
 
 def test_settings_that_differ_are_columns_of_a_line_a_run(outputs: Path) -> None:
     tuned = run("ft9", "defense=ft", "seed=9", "defense.lr=0.5")
-    rows = frame.rows(collected() | {Path("elsewhere"): tuned})
-    assert [row["defense.lr"] for row in rows] == ["0.01"] * 6 + ["0.5"]
+    found = frame.rows(collected() | {Path("elsewhere"): tuned})
+    assert [row["defense.lr"] for row in found] == ["0.01"] * 6 + ["0.5"]
 
 
 def test_pandas_reads_it(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,15 +202,91 @@ def test_a_key_is_one_run(outputs: Path) -> None:
 def test_equal_settings_are_held_once(outputs: Path) -> None:
     first, second, *_ = collected().values()
     assert first.config["attack"] is second.config["attack"] and first.environment is second.environment
-    assert set(first.details) == {"purified"} and "history" not in first.infection
+    assert set(first.purification.details) <= set(record.KEPT) and not first.infection.history
 
 
 def test_reading_needs_no_torch(outputs: Path) -> None:
-    probe = (
-        "import sys; from backdoorbench import cli; cli.main(['report', 'outputs']); sys.exit('torch' in sys.modules)"
-    )
+    probe = "import sys; from backdoorbench.cli.main import main; main(['report', 'outputs']); sys.exit('torch' in sys.modules)"
     environment = {"PYTHONPATH": str(Path(report.__file__).parents[2]), "PATH": ""}
     assert subprocess.run([sys.executable, "-c", probe], capture_output=True, env=environment).returncode == 0
+
+
+# ---- detectors ------------------------------------------------------------------------------------------------------
+
+FIGURES = {"auroc": 0.9, "tpr_1": 0.3, "tpr_5": 0.5, "tpr_10": 0.7, "tpr": 0.6, "fpr": 0.05, "precision": 0.9}
+OF_MODEL = {"anomaly_index": 3.5, "any_flagged": 1.0, "target_flagged": 1.0}
+
+
+def inspected() -> dict[Path, Run]:
+    """Two detectors on one infection, after which one defense follows, and a run without."""
+    runs = [
+        run("strip", "detector=strip", "defense=ft", figures=FIGURES, beside={"fpr": 0.04}, asr=0.5),
+        run("nc", "detector=nc", "defense=ft", figures=OF_MODEL, asr=0.5),
+        run("plain", "defense=ft", "seed=1", asr=0.7),
+    ]
+    return {Path(made.id): made for made in runs}
+
+
+def test_tables_of_detectors_follow() -> None:
+    shown = [line.rstrip() for line in terminal.as_text(report.make(inspected(), ("asr",), (), ())).splitlines()]
+    assert shown == [
+        "",
+        " dataset digits · model demo · rate 10 %",
+        " attack   defense  n           ASR      ASR after",
+        " badnets  ft       2  99.00 ± 0.00  60.00 ± 14.14",
+        "",
+        " dataset digits · model demo · rate 10 %",
+        " attack   detector  n  AUROC  TPR@1  TPR@5  TPR@10    TPR   FPR  precision  FPR clean",
+        " badnets  strip     1  90.00  30.00  50.00   70.00  60.00  5.00      90.00       4.00",
+        "",
+        " dataset digits · model demo · rate 10 %",
+        " attack   detector  n  index  flagged  target",
+        " badnets  nc        1   3.50   100.00  100.00",
+        "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
+        "  CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the attacker's label. RA: the",
+        "  same images called by their true label. Percent.",
+        "  Detectors of inputs or training rows: AUROC: how often a triggered (poisoned) one is more suspicious than a clean one. TPR@k: share of",
+        "  those above the threshold that at most k % of the clean exceed. TPR, FPR, precision: at the detector's own threshold. Percent.",
+        "  Detectors of models: index: how far the most suspicious class lies from the others. flagged: runs in which any class is called a",
+        "  backdoor's target; target: the attacker's. Percent, the index apart.",
+        "  clean: the same detector, asked about a clean model of the same recipe",
+    ]
+
+
+def test_detectors_laid_out_by_a_figure() -> None:
+    made = report.make(inspected(), ("auroc",), ("attack",), ("detector",))
+    assert formats.markdown(made.grids[0]).splitlines()[0] == "dataset digits · model demo · rate 10 % · AUROC, %"
+    assert formats.markdown(made.grids[0]).splitlines()[2:] == [
+        "| attack | strip | nc |", "| --- | ---: | ---: |", "| badnets | 90.00 | – |"
+    ]  # fmt: skip
+    assert len(made.grids) == 1 and "ASR" not in "".join(made.notes)
+    with pytest.raises(DataError) as raised:
+        report.make({Path("one"): run("one")}, ("auroc",), ("attack",), ("detector",))
+    assert str(raised.value) == (
+        "1 of 1 runs finished, none with a detector; expected one at least. bdx list detector shows what there is to ask."
+    )
+
+
+def test_detectors_are_columns_of_a_line_a_run() -> None:
+    found = frame.rows(inspected())
+    assert list(found[0])[6:10] == ["attack", "detector", "defense", "poison_rate"]
+    columns = list(found[0])
+    assert columns[columns.index("n_triggered") + 1 : columns.index("infection")] == [
+        "auroc", "tpr_1", "tpr_5", "tpr_10", "detector_tpr", "detector_fpr", "precision", "anomaly_index", "target_flagged"
+    ]  # fmt: skip
+    assert [(row["detector"], row["auroc"], row["detector_fpr"], row["anomaly_index"]) for row in found] == [
+        ("strip", 0.9, 0.05, None), ("nc", None, None, 3.5), ("none", None, None, None)
+    ]  # fmt: skip
+    assert not any(column.startswith("detector.") for column in found[0])
+
+
+def test_a_rebuilt_training_set_is_told_of_every_method() -> None:
+    found = inspected()
+    for made in found.values():
+        made.stages[-2].notes["rebuilt_train"] = {"poisoned": 3}
+    del found[Path("plain")]
+    what = "given a poisoned set rebuilt with the finished trigger, which the model was not trained on"
+    assert f"{what}: nc on badnets; strip on badnets" in report.make(found, ("asr",), (), ()).notes
 
 
 # ---- published figures ----------------------------------------------------------------------------------------------
@@ -202,8 +295,7 @@ PAPER = ("dataset=cifar10", "model=resnet18", "attack=blended", "attack.poison_r
 
 
 def beside(*words: str) -> list[tuple[str, float]]:
-    rows = table.aggregate([run("one", *PAPER, *words)])
-    found = published.beside(rows)
+    found = published.beside(rows.aggregate([run("one", *PAPER, *words)]))
     return [(state, item.published.scores["asr"]) for (_, state), item in found.items() if item.published]
 
 

@@ -6,22 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from backdoorbench import catalog, cli, config, reproduce, verbs
-from backdoorbench.launchers import sweep
-from backdoorbench.metrics import Scores
-from backdoorbench.recorded import Run
-from backdoorbench.reporting import published, record
-from backdoorbench.reporting.published import Comparison, Figure
 from backdoorbench.reporting.table import Cell
+
+from backdoorbench.cli import hydra_run, reproduce
+from backdoorbench.cli.main import main
+from backdoorbench.config import catalog
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose, conf_dir, option
+from backdoorbench.metrics import Scores
+from backdoorbench.reporting import published
+from backdoorbench.reporting.published import Comparison, Figure
+from backdoorbench.storage import record
+from backdoorbench.storage.record import Run
+from backdoorbench.sweeps import sweep
 
 PUBLISHED = Path(published.__file__).parents[1] / "published"
 
 
 def run(experiment: str, attack: str, defense: str, asr: float, *more: str, seed: int = 0, **scores: float) -> Run:
-    settings = config.compose(
-        [f"experiment={experiment}", f"attack={attack}", f"defense={defense}", f"seed={seed}", *more]
-    )
+    settings = compose([f"experiment={experiment}", f"attack={attack}", f"defense={defense}", f"seed={seed}", *more])
     before = Scores(0.94, scores.get("infected_asr", 0.99), 0.01, 1000, 900)
     after = Scores(scores.get("ca", 0.93), asr, 1 - asr, 1000, 900)
     status = {"status": "took"}
@@ -35,16 +38,16 @@ def run(experiment: str, attack: str, defense: str, asr: float, *more: str, seed
 @pytest.mark.parametrize("paper", reproduce.papers())
 def test_every_cell_of_every_experiment_composes_and_builds(paper: str, scale: str) -> None:
     for overrides in cells(paper, scale):
-        resolved = config.compose([f"experiment={paper}", f"scale={scale}", *overrides])
+        resolved = compose([f"experiment={paper}", f"scale={scale}", *overrides])
         for group in published.GROUPS:
-            config.build(resolved[group], group)
+            build(resolved[group], group)
 
 
 def cells(paper: str, scale: str) -> list[list[str]]:
     """A job of the experiment's sweep for each value of each parameter, the others at their first."""
     from hydra import compose, initialize_config_dir
 
-    with initialize_config_dir(config_dir=str(config.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         whole = compose("config", [f"experiment={paper}", f"scale={scale}"], return_hydra_config=True)
     values = {str(key): str(text).split(",") for key, text in whole.hydra.sweeper.params.items()}
     first = {key: options[0] for key, options in values.items()}
@@ -54,11 +57,11 @@ def cells(paper: str, scale: str) -> list[list[str]]:
 
 def test_papers_settings_are_pinned() -> None:
     def pinned(*words: str) -> dict[str, Any]:
-        return config.compose(words)
+        return compose(words)
 
     fst = pinned("experiment=fst", "attack=blended", "defense=lp")
     assert (fst["model"]["name"], fst["train"]["lr"], fst["train"]["epochs"]) == ("resnet18", 0.1, 100)
-    assert fst["holdout"] == config.option("holdout", "fst") and fst["defense"]["project"]
+    assert fst["holdout"] == option("holdout", "fst") and fst["defense"]["project"]
     assert pinned("experiment=fst", "defense=ft")["defense"]["keep_head_norm"]
     assert pinned("experiment=fmp")["holdout"]["rate"] == 0.1 and pinned("experiment=fmp")["train"]["lr"] == 0.01
     tnr = pinned("experiment=tnr", "defense=trap_and_replace")
@@ -72,23 +75,21 @@ def test_papers_settings_are_pinned() -> None:
 
 
 def test_a_scale_reduces_and_the_command_line_wins() -> None:
-    small = config.compose(["experiment=fst", "scale=small", "defense=fst"])
+    small = compose(["experiment=fst", "scale=small", "defense=fst"])
     assert (small["dataset"]["name"], small["dataset"]["train_size"], small["model"]["name"]) == (
         "cifar10",
         12000,
         "demo",
     )
     assert small["holdout"]["name"] == "fst" and small["train"]["name"] == "fast"
-    assert config.compose(["experiment=fst", "scale=small", "model=vgg16_bn"])["model"]["name"] == "vgg16_bn"
-    assert (
-        config.compose(["experiment=fst", "scale=digits", "defense=fst"])["defense"]["batch_size"] == 16
-    )  # the overlay
-    assert config.compose(["dataset=gtsrb", "scale=small", "defense=aft"])["defense"]["adversarial_iterations"] == 282
+    assert compose(["experiment=fst", "scale=small", "model=vgg16_bn"])["model"]["name"] == "vgg16_bn"
+    assert compose(["experiment=fst", "scale=digits", "defense=fst"])["defense"]["batch_size"] == 16  # the overlay
+    assert compose(["dataset=gtsrb", "scale=small", "defense=aft"])["defense"]["adversarial_iterations"] == 282
 
 
 def test_the_small_scale_keeps_the_papers_passes() -> None:
     """282 and 1,598 batches are 3 and 17 epochs of 12,000 images, as 1,173 and 6,647 are of 50,000."""
-    small = config.compose(["dataset=cifar10", "scale=small", "defense=aft"])
+    small = compose(["dataset=cifar10", "scale=small", "defense=aft"])
     per_epoch = -(-small["dataset"]["train_size"] // small["defense"]["batch_size"])
     assert small["defense"]["adversarial_iterations"] == 3 * per_epoch
     assert small["defense"]["natural_iterations"] == 17 * per_epoch
@@ -194,31 +195,27 @@ def test_traps_are_told_from_their_absence() -> None:
 
 
 def test_what_differs_is_named() -> None:
-    pinned = config.compose(["experiment=fst", "defense=fst"])
+    pinned = compose(["experiment=fst", "defense=fst"])
     assert published.differing(pinned, pinned) == []
-    other = config.compose(
+    other = compose(
         ["experiment=fst", "defense=fst", "attack.poison_rate=0.01", "holdout.rate=0.05", "dataset.train_size=100"]
     )
     assert published.differing(other, pinned, ["attack.poison_rate"]) == [
         "dataset.train_size 100, not all", "holdout.rate 0.05, not 0.02",
     ]  # fmt: skip
-    short = config.compose(["experiment=tnr", "defense=trap_and_replace", "defense.stage1.epochs=40"])
-    full = config.compose(["experiment=tnr", "defense=trap_and_replace"])
+    short = compose(["experiment=tnr", "defense=trap_and_replace", "defense.stage1.epochs=40"])
+    full = compose(["experiment=tnr", "defense=trap_and_replace"])
     assert published.differing(short, full) == ["defense.stage1.epochs 40, not 200"]
-    small = config.compose(["experiment=fst", "defense=fst", "scale=small"])
+    small = compose(["experiment=fst", "defense=fst", "scale=small"])
     assert published.differing(small, pinned)[1:3] == ["dataset.train_size 12000, not all", "model demo, not resnet18"]
 
 
 # ---- the verb -------------------------------------------------------------------------------------------------------
 
 
-def test_the_verb_turns_lists_into_a_sweep() -> None:
+def test_the_verb_turns_lists_into_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[str]] = []
-
-    def swept(overrides: Sequence[str], _: Any) -> int:
-        asked.append(overrides)
-        return 0
-
+    monkeypatch.setattr(hydra_run, "carry_out", lambda overrides, _: asked.append(overrides) or 0)
     words = [
         "fst",
         "--scale",
@@ -230,9 +227,9 @@ def test_the_verb_turns_lists_into_a_sweep() -> None:
         "0,1",
         "runtime.threads=1",
     ]
-    assert reproduce.reproduce(words, verbs.Parser("reproduce", ""), swept) == 0
+    assert reproduce.carry_out(words) == 0
     assert asked == [
-        ["experiment=fst", "scale=small", "dataset.root=/data", "runtime.threads=1", "attack.poison_rate=0.1,0.01", "seed=0,1"]
+        ["-m", "experiment=fst", "scale=small", "dataset.root=/data", "runtime.threads=1", "attack.poison_rate=0.1,0.01", "seed=0,1"]
     ]  # fmt: skip
 
 
@@ -245,7 +242,7 @@ def test_the_verb_turns_lists_into_a_sweep() -> None:
     ],
 )
 def test_mistakes(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["reproduce", *words]) == 2
+    assert main(["reproduce", *words]) == 2
     assert capsys.readouterr().err.startswith(f"bdx: {said}")
 
 
@@ -274,7 +271,7 @@ def test_the_command_line_replaces_what_an_experiment_sweeps() -> None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    with initialize_config_dir(config_dir=str(config.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         whole = compose("config", ["experiment=fst"], return_hydra_config=True)
     sweeper = BasicSweeper(max_batch_size=None, params=whole.hydra.sweeper.params)
     sweeper.config = whole

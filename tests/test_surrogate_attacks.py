@@ -14,26 +14,28 @@ from test_poisoning import attack, trigger
 from torch import nn
 
 import backdoorbench as bb
-from backdoorbench import config, export, pipeline, plans, preview
 from backdoorbench.attacks.base import Task
 from backdoorbench.attacks.lc import LC
 from backdoorbench.attacks.lf import LF, deepfool, split
+from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, TrainingError
-from backdoorbench.job import Job
 from backdoorbench.models.base import Classifier
-from backdoorbench.plans import Plan
-from backdoorbench.recorded import Run
+from backdoorbench.pipeline import export, infect, preview
+from backdoorbench.pipeline import plan as plans
+from backdoorbench.pipeline.job import Job
+from backdoorbench.pipeline.plan import Plan
 from backdoorbench.shapes import to_bytes, to_float
+from backdoorbench.storage.record import Finding
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import fine_tuning
+from backdoorbench.training.recipe import bare_recipe
 from backdoorbench.triggers.add import Add, smooth
 from backdoorbench.triggers.base import Stored
 from backdoorbench.triggers.patch import Patch
 
-RECIPE = fine_tuning(
-    "test", epochs=1, batch_size=16, lr=0.001, momentum=0.9, weight_decay=0.0, schedule="constant", augment=None,
+RECIPE = bare_recipe(
+    "test", optimizer="sgd", epochs=1, batch_size=16, lr=0.001, momentum=0.9, weight_decay=0.0, schedule="constant", augment=None,
     precision="float32",
 )  # fmt: skip
 
@@ -93,9 +95,7 @@ def test_an_attack_without_a_surrogate_says_so(name: str, made: ImageSet) -> Non
 
 
 def plan(outputs: Path, *words: str) -> Plan:
-    return plans.plan(
-        config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", *QUICK, "train.epochs=0", *words])
-    )
+    return plans.plan(compose([f"runtime.outputs={outputs}", "runtime.threads=1", *QUICK, "train.epochs=0", *words]))
 
 
 def test_the_surrogate_is_the_control(tmp_path: Path) -> None:
@@ -108,19 +108,19 @@ def test_the_surrogate_is_the_control(tmp_path: Path) -> None:
         "attack=lc crafts on a clean model of the same recipe, and none with these settings is cached; train one first, with "
         "attack=none defense=none and the same settings."
     )
-    run = Run("", "running", "", {})
-    infection, _ = pipeline.obtain_infection(planned, test, run)
+    run = Finding("infect", "lc")
+    infection, _ = infect.obtain(planned, test, run)
     assert run.seconds["surrogate"] > 0 and run.seconds["infect"] >= 0
     clean = plan(tmp_path, "attack=none")
     kept = sorted(entry.name for entry in (tmp_path / "cache" / "infection").iterdir() if entry.is_dir())
     assert kept == [f"lc-digits-{planned.infection_key}", f"none-digits-{clean.infection_key}"]
-    control, _ = pipeline.obtain_infection(clean, test, Run("", "running", "", {}))
+    control, _ = infect.obtain(clean, test, Finding("infect", ""))
     found = preview.task(planned).surrogate()
     weights = control.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in found.state_dict().items())
     assert not found.training
     before = (tmp_path / "cache" / "infection" / kept[1] / "infection.json").stat().st_mtime_ns
-    pipeline.obtain_infection(plan(tmp_path, "attack=lc", "attack.steps=2"), test, Run("", "running", "", {}))
+    infect.obtain(plan(tmp_path, "attack=lc", "attack.steps=2"), test, Finding("infect", ""))
     assert (tmp_path / "cache" / "infection" / kept[1] / "infection.json").stat().st_mtime_ns == before
     images, _ = next(test.batches(8))
     shown = preview.find_trigger(planned)(images)

@@ -8,27 +8,31 @@ import pytest
 from conftest import QUICK
 from rich.console import Console
 
-from backdoorbench import cli, config, job, mistakes, plans, recorded
+from backdoorbench.cli import hydra_errors
+from backdoorbench.cli.main import main
+from backdoorbench.config.compose import compose
 from backdoorbench.errors import ConfigError, PairingError
-from backdoorbench.job import Job
-from backdoorbench.launchers import link, outlook, schedule, sweep
-from backdoorbench.launchers.board import Board, Row
-from backdoorbench.launchers.schedule import Slot, Waiting
-from backdoorbench.reporting import record
+from backdoorbench.pipeline import job, plan
+from backdoorbench.pipeline.job import Job
+from backdoorbench.storage import record
+from backdoorbench.storage.outputs import Outputs
+from backdoorbench.storage.record import Finding, Run
+from backdoorbench.sweeps import forecast, link, listing, schedule, sweep
+from backdoorbench.sweeps.board import Board, Row
+from backdoorbench.sweeps.schedule import Slot, Waiting
 
 NOWHERE = Path("nowhere")
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[outlook.Ahead]]:
+def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[forecast.Ahead]]:
     """The runs that `bdx plan <words>` looks over."""
 
-    def look(*words: str) -> list[outlook.Ahead]:
-        from backdoorbench import console
+    def look(*words: str) -> list[forecast.Ahead]:
 
-        kept: list[list[outlook.Ahead]] = []
-        monkeypatch.setattr(console, "print_plan", lambda _, runs, forecast: kept.append(list(runs)))
-        assert cli.main(["plan", *words]) == 0
+        kept: list[list[forecast.Ahead]] = []
+        monkeypatch.setattr(listing, "print_plan", lambda _, runs, ahead: kept.append(list(runs)))
+        assert main(["plan", *words]) == 0
         return kept[-1]
 
     return look
@@ -37,7 +41,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[outlook.Ahead]
 # ---- composition and mistakes ---------------------------------------------------------------------------------------
 
 
-def test_jobs_compose_as_hydra_would(looked: Callable[..., list[outlook.Ahead]], tmp_path: Path) -> None:
+def test_jobs_compose_as_hydra_would(looked: Callable[..., list[forecast.Ahead]], tmp_path: Path) -> None:
     """Values that are put in afterwards and those that need the whole composition: floats, texts, null, interpolations."""
     words = [
         f"runtime.outputs={tmp_path}", "defense=ft,fst", "seed=0,3", "train.lr=1e-3", "attack.position=null,[1,2]", "runtime.data_root=/x",
@@ -46,25 +50,25 @@ def test_jobs_compose_as_hydra_would(looked: Callable[..., list[outlook.Ahead]],
     runs = looked(*words)
     assert len(runs) == 8
     for run in runs:
-        assert run.config == config.compose(list(run.overrides))
+        assert run.config == compose(list(run.overrides))
     assert runs[0].config["train"]["augment"]["crop_padding"] == 1  # an interpolation of the data set's
     assert str(runs[0].error) == ("holdout has no setting 'extra'. It knows draw, name, rate, root and source.")
 
 
-def test_the_runs_of_an_experiment(looked: Callable[..., list[outlook.Ahead]], tmp_path: Path) -> None:
+def test_the_runs_of_an_experiment(looked: Callable[..., list[forecast.Ahead]], tmp_path: Path) -> None:
     runs = looked("experiment=fst", "scale=digits", "defense=ft,fst", f"runtime.outputs={tmp_path}", "seed=0")
     able = [run for run in runs if run.error is None]
     assert len(able) > 4 and len({run.key for run in able}) == len(able)
     assert all(
         "asks for" in str(run.error) for run in runs if run not in able
     )  # a rate that the digits' classes cannot fill
-    assert able[0].key == plans.plan(config.compose(list(able[0].overrides))).key
-    outlook.refuse_mistakes(runs)
+    assert able[0].key == plan.plan(compose(list(able[0].overrides))).key
+    forecast.refuse_mistakes(runs)
 
 
 def test_a_mistake_anywhere_stops_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-m", "attack=badnets", "attack.poison_rate=0.05,10,20", "seed=0", "defense=ft", *QUICK]
-    assert cli.main([*words, f"runtime.outputs={tmp_path}"]) == 2
+    assert main([*words, f"runtime.outputs={tmp_path}"]) == 2
     assert capsys.readouterr().err == (
         "bdx: attack.poison_rate is 10; expected a number between 0 and 1. Change attack.poison_rate. This is run 1 of the sweep "
         "(attack.poison_rate=10) and 1 more of its runs; none of the 3 was started.\n"
@@ -72,26 +76,28 @@ def test_a_mistake_anywhere_stops_the_sweep(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "runs").exists() and not (tmp_path / "sweeps").exists()
 
 
-def test_an_impossible_pair_does_not_stop_the_sweep(looked: Callable[..., list[outlook.Ahead]], tmp_path: Path) -> None:
+def test_an_impossible_pair_does_not_stop_the_sweep(
+    looked: Callable[..., list[forecast.Ahead]], tmp_path: Path
+) -> None:
     runs = looked("attack=badnets,wanet", "defense=trap_and_replace", f"runtime.outputs={tmp_path}", *QUICK)
-    outlook.refuse_mistakes(runs)
+    forecast.refuse_mistakes(runs)
     assert [run.error is None for run in runs] == [True, False]
-    assert outlook.forecast(runs).states == ["trains its infection", "cannot be"]
+    assert forecast.forecast(runs).states == ["trains its infection", "cannot be"]
     with pytest.raises(PairingError, match="none of the 2 was started.$"):
-        outlook.refuse_mistakes([runs[1], runs[1]])
+        forecast.refuse_mistakes([runs[1], runs[1]])
 
 
 def test_a_device_elsewhere_is_not_looked_for(tmp_path: Path) -> None:
-    composed = config.compose(["runtime.device=cuda:77", f"runtime.outputs={tmp_path}", *QUICK])
-    assert outlook.look([["seed=0"]], [composed], here=False)[0].error is None
-    assert "cuda:77" in str(outlook.look([["seed=0"]], [composed], here=True)[0].error)
+    composed = compose(["runtime.device=cuda:77", f"runtime.outputs={tmp_path}", *QUICK])
+    assert forecast.look([["seed=0"]], [composed], here=False)[0].error is None
+    assert "cuda:77" in str(forecast.look([["seed=0"]], [composed], here=True)[0].error)
 
 
 def test_a_missing_plugin_names_its_extra() -> None:
     unknown = RuntimeError(
         "Unknown plugin class : 'hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher'"
     )
-    assert str(mistakes.explained(unknown, [])) == (
+    assert str(hydra_errors.explained(unknown, [])) == (
         "the sweep needs Hydra's joblib plugin, which is not installed. Add it: pip install 'bdx[joblib]'; or take "
         "hydra/launcher=pool, which needs nothing more."
     )
@@ -113,7 +119,7 @@ def test_a_plan_says_what_is_done_and_cached(
         f"runtime.outputs={outputs}",
         "attack.target=0",
     ]
-    assert cli.main([*words, "attack.poison_rate=0.1"]) == 0
+    assert main([*words, "attack.poison_rate=0.1"]) == 0
     shown = capsys.readouterr().out.splitlines()
     lines = [" ".join(line.split()) for line in shown if line.strip()]
     assert lines[0] == f"0 {done.run.id} defense=ft seed=0 done"
@@ -125,19 +131,22 @@ def test_a_plan_says_what_is_done_and_cached(
 
 
 def test_an_estimate_goes_by_runs_alike(tmp_path: Path) -> None:
-    base = config.compose(["attack=badnets", "defense=ft"])
+    base = compose(["attack=badnets", "defense=ft"])
     for number, seconds in enumerate((10.0, 20.0, 60.0)):
         folder = tmp_path / "runs" / f"2026010{number}-000000_x_{number}"
         folder.mkdir(parents=True)
-        done = recorded.Run(str(number), "done", "x", base, infection={"seconds": {"infect": seconds}})
-        done.seconds = {"purify": seconds / 10}
+        stages = [
+            Finding("infect", "badnets", cost={"infect": seconds}),
+            Finding("purify", "ft", seconds={"purify": seconds / 10}),
+        ]
+        done = Run(str(number), "done", "x", base, stages)
         record.write(done, folder)
-    past = outlook.Past(tmp_path)
-    assert past.estimate(config.compose(["attack=badnets", "defense=ft", "seed=5"])) == {"infect": 20.0, "purify": 2.0}
-    other = past.estimate(config.compose(["attack=blended", "defense=ft", "defense.epochs=99"]))
+    past = forecast.Past(Outputs(tmp_path))
+    assert past.estimate(compose(["attack=badnets", "defense=ft", "seed=5"])) == {"infect": 20.0, "purify": 2.0}
+    other = past.estimate(compose(["attack=blended", "defense=ft", "defense.epochs=99"]))
     assert other == {"infect": 20.0, "purify": 2.0}  # the same recipe; the same defense
-    assert past.estimate(config.compose(["train.epochs=99", "defense=fst"])) == {}
-    assert "purify" in past.estimate(config.compose(["train.epochs=99", "defense=ft"]))
+    assert past.estimate(compose(["train.epochs=99", "defense=fst"])) == {}
+    assert "purify" in past.estimate(compose(["train.epochs=99", "defense=ft"]))
 
 
 def test_a_record_of_a_killed_run_says_so(run: Callable[..., Job], tmp_path: Path) -> None:
@@ -147,7 +156,7 @@ def test_a_record_of_a_killed_run_says_so(run: Callable[..., Job], tmp_path: Pat
     killed = record.read(done.folder)
     killed.status = "running"
     record.write(killed, folder)
-    job.mark_lost(tmp_path, done.run.id, "gone")
+    job.mark_lost(Outputs(tmp_path), done.run.id, "gone")
     assert (record.read(folder).status, record.read(folder).error) == ("failed", "gone")
 
 
@@ -210,7 +219,8 @@ def test_gpus_of_a_pool() -> None:
 
 def test_jobs_leave_word_and_the_lost_are_counted(tmp_path: Path) -> None:
     jobs = [["a=1", "seed=0"], ["a=1", "seed=1"], ["a=2", "seed=0"]]
-    sweep.begin(tmp_path, jobs, ["hydra/launcher=pool"])
+    runs = [forecast.Ahead(number, tuple(job), {}) for number, job in enumerate(jobs)]
+    sweep.Sweep().begin(tmp_path, runs, ["hydra/launcher=pool"])
     sweep.leave(tmp_path / "0", jobs[0], record="somewhere", objective=0.5)
     (tmp_path / "1").mkdir()  # began, and never said a word
     found = sweep.collect(tmp_path)

@@ -3,31 +3,32 @@
 from typing import Any
 
 import pytest
+from records import made_run
 
-from backdoorbench import config
+from backdoorbench.config.compose import compose
 from backdoorbench.errors import ConfigError
 from backdoorbench.metrics import Scores
-from backdoorbench.recorded import Run
-from backdoorbench.reporting import formats, table
-from backdoorbench.reporting.table import Grid
+from backdoorbench.reporting import formats, notes
+from backdoorbench.reporting.grids import Grid, detection_grids, list_grids, pivot_grids
+from backdoorbench.reporting.rows import aggregate, collapse, detections, heading, show
+from backdoorbench.storage.record import Run, from_plain
+
+BEFORE = Scores(0.97, 0.95, 0.05, 360, 324)
 
 
-def run(defense: str, seed: int, asr: float, *more: str, **changes: Any) -> Run:
-    settings = config.compose(["attack=badnets", f"defense={defense}", f"seed={seed}", *more])
-    before, after = Scores(0.97, 0.95, 0.05, 360, 324), Scores(0.96, asr, 1 - asr, 360, 324)
-    done = Run(
-        f"{defense}{seed}", "done", "", settings, before, after, {"status": "took"}, environment={"device": "a CPU"}
-    )
-    for name, value in changes.items():
-        setattr(done, name, value)
-    return done
+def run(defense: str, seed: int, asr: float, *more: str, details: dict[str, Any] | None = None, **changes: Any) -> Run:
+    """A finished run. details: of the purification."""
+    settings = compose(["attack=badnets", f"defense={defense}", f"seed={seed}", *more])
+    scores = {"infected": BEFORE, "purified": Scores(0.96, asr, 1 - asr, 360, 324)}
+    made = made_run(f"{defense}{seed}", settings, **scores | changes, environment={"device": "a CPU"})
+    made.purification.details |= details or {}
+    return made
 
 
 def constant(seed: int, **details: Any) -> Run:
     """FST, which left a network that calls everything the same."""
-    recalls = [1.0] + [0.0] * 9
-    found = {"purified": {"ca_per_class": recalls, **details}}
-    return run("fst", seed, 0.0, purified=Scores(0.1, 0.0, 0.1, 360, 324), details=found)
+    recalls = {"ca_per_class": [1.0] + [0.0] * 9}
+    return run("fst", seed, 0.0, purified=Scores(0.1, 0.0, 0.1, 360, 324), details=recalls | details)
 
 
 RUNS = [run("ft", 0, 0.9), run("ft", 1, 0.8), run("fst", 0, 0.01), run("fst", 1, 0.03)]
@@ -39,36 +40,61 @@ def lines(grid: Grid) -> list[list[str]]:
 
 
 def pivot(*runs: Run, rows: str = "attack", columns: str = "defense", metric: str = "asr") -> list[Grid]:
-    return table.pivot_grids(table.aggregate(runs), rows.split(","), columns.split(","), metric.split(","))
+    return pivot_grids(aggregate(runs), rows.split(","), columns.split(","), metric.split(","))
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
 def test_seeds_are_aggregated() -> None:
-    rows = table.aggregate(RUNS)
+    rows = aggregate(RUNS)
     assert [(row.names["defense"], row.n, row.seeds) for row in rows] == [("ft", 2, (0, 1)), ("fst", 2, (0, 1))]
-    assert table.show(rows[0].after["asr"]) == "85.00 ± 7.07" and table.show(rows[1].before["ca"]) == "97.00 ± 0.00"
-    assert table.footer(rows, RUNS) == "mean ± sample standard deviation over seeds; seeds 0, 1; a CPU"
-    assert table.show(rows[0].after["der"]) == "54.50 ± 3.54"  # (drop of ASR 0.05, 0.15, less 0.01, and 1) / 2
+    assert show(rows[0].figures["asr"]) == "85.00 ± 7.07" and show(rows[1].before["ca"]) == "97.00 ± 0.00"
+    assert notes.footer(rows, RUNS) == "mean ± sample standard deviation over seeds; seeds 0, 1; a CPU"
+    assert show(rows[0].figures["der"]) == "54.50 ± 3.54"  # (drop of ASR 0.05, 0.15, less 0.01, and 1) / 2
 
 
 def test_a_run_repeated_counts_once() -> None:
-    rows = table.aggregate([run("ft", 0, 0.9), run("ft", 0, 0.7)])
-    assert rows[0].n == 1 and table.show(rows[0].after["asr"]) == "70.00"
+    rows = aggregate([run("ft", 0, 0.9), run("ft", 0, 0.7)])
+    assert rows[0].n == 1 and show(rows[0].figures["asr"]) == "70.00"
 
 
 def test_what_changes_no_figure_splits_no_row() -> None:
     moved = run("ft", 1, 0.8, "dataset.root=/elsewhere", "curve.every=5", "runtime.outputs=/elsewhere")
-    assert [row.n for row in table.aggregate([run("ft", 0, 0.9), moved])] == [2]
+    assert [row.n for row in aggregate([run("ft", 0, 0.9), moved])] == [2]
 
 
 def test_folders_of_images_are_told_apart() -> None:
     more = ("dataset=folder", "dataset.root=/a"), ("dataset=folder", "dataset.root=/b")
-    assert [row.names["dataset.root"] for row in table.aggregate(run("ft", 0, 0.9, *words) for words in more)] == [
+    assert [row.names["dataset.root"] for row in aggregate(run("ft", 0, 0.9, *words) for words in more)] == [
         "/a",
         "/b",
     ]
+
+
+def old(given: Run, **changes: Any) -> dict[str, Any]:
+    """The record that this run had before there were stages, and before some settings were there to choose."""
+    config = {name: value for name, value in given.config.items() if name not in ("detector", "inspection")}
+    dataset = {name: value for name, value in config["dataset"].items() if name not in ("target", "tuning")}
+    before, after = given.infection, given.purification
+    return {
+        "id": given.id, "status": given.status, "label": "", "config": config | {"dataset": dataset},
+        "infected": vars(before.scores), "purified": vars(after.scores), "control": None,
+        "infection": {"key": "0123456789ab", "cached": True, "seconds": {"infect": 9.0}, "status": before.status, "reasons": [],
+                      "facts": {"poisoned": 137}, "history": [], "target": "target 0"},
+        "details": {"infected": {}, "purified": after.details}, "curve": [], "notes": {}, "seconds": {"infect": 9.0, "purify": 1.0},
+        "environment": given.environment, "started": "", "error": None,
+    } | changes  # fmt: skip
+
+
+def test_records_from_before_there_were_stages_make_the_same_tables() -> None:
+    runs = [*RUNS, constant(2), run("ft", 2, 0.7, infection="weak")]
+    again = [from_plain(old(made)) for made in runs]
+    rows, others = aggregate(again), aggregate(runs)
+    assert list_grids(rows, ("ca", "asr", "der")) == list_grids(others, ("ca", "asr", "der"))
+    assert formats.as_csv(rows) == formats.as_csv(others) and notes.footer(rows, again) == notes.footer(others, runs)
+    (mixed,) = aggregate([RUNS[0], again[1]])  # neither a detector to choose nor a class of the data set splits a row
+    assert (mixed.n, show(mixed.figures["asr"])) == (2, "85.00 ± 7.07")
 
 
 @pytest.mark.parametrize(
@@ -76,32 +102,32 @@ def test_folders_of_images_are_told_apart() -> None:
     [
         (constant(0), "constant predictor"),
         (constant(0, largest_share=0.97), "constant predictor"),
-        (run("ft", 0, 0.9, infection={"status": "broken"}), "broken infection"),
+        (run("ft", 0, 0.9, infection="broken"), "broken infection"),
         (
-            run("ft", 0, 0.0, purified=Scores(0.12, 0.0, 0.1, 9, 9), details={"purified": {"ca_per_class": [0.12] * 10}}),
+            run("ft", 0, 0.0, purified=Scores(0.12, 0.0, 0.1, 9, 9), details={"ca_per_class": [0.12] * 10}),
             "CA near chance",
         ),
         (run("ft", 0, 0.9), ""),
-        (run("ft", 0, 0.9, details={"purified": {"ca_per_class": [0.9] * 10, "largest_share": 0.12}}), ""),
+        (run("ft", 0, 0.9, details={"ca_per_class": [0.9] * 10, "largest_share": 0.12}), ""),
     ],
 )  # fmt: skip
 def test_what_counts_as_collapsed(given: Run, reason: str) -> None:
-    assert table.collapse(given) == reason
+    assert collapse(given) == reason
 
 
 def test_a_collapsed_run_is_left_out_of_the_means_and_counted() -> None:
-    (row,) = table.aggregate([run("fst", 0, 0.02), constant(1), run("fst", 2, 0.04)])
+    (row,) = aggregate([run("fst", 0, 0.02), constant(1), run("fst", 2, 0.04)])
     assert (row.n, row.seeds, row.collapsed) == (2, (0, 1, 2), {1: "constant predictor"})
-    assert table.show(row.after["asr"]) == "3.00 ± 1.41" and row.before["asr"].values == (0.95, 0.95, 0.95)
-    (grid,) = table.list_grids([row])
+    assert show(row.figures["asr"]) == "3.00 ± 1.41" and row.before["asr"].values == (0.95, 0.95, 0.95)
+    (grid,) = list_grids([row])
     assert lines(grid)[0][:3] == ["badnets", "fst (1 of 3 collapsed)", "2"]
-    (alone,) = table.list_grids(table.aggregate([constant(0)]))
+    (alone,) = list_grids(aggregate([constant(0)]))
     assert lines(alone)[0][1:3] == ["fst (1 of 1 collapsed)", "0"] and lines(alone)[0][-3:] == ["–", "–", "–"]
 
 
 def test_the_best_is_found_among_what_compares() -> None:
     def best(*runs: Run) -> list[set[str]]:
-        return [set(row.best) for row in table.aggregate(runs)]
+        return [set(row.best) for row in aggregate(runs)]
 
     assert best(*RUNS) == [{"ca"}, {"ca", "asr", "ra", "der"}]  # equal as printed: both
     assert best(*RUNS[:2]) == [set()]  # alone it beats nobody
@@ -109,7 +135,7 @@ def test_the_best_is_found_among_what_compares() -> None:
     assert best(run("ft", 0, 0.9), other_rate) == [set(), set()]  # another infection
     assert best(*RUNS, run("lp", 0, 0.0))[2] == set()  # a seed of two
     assert best(run("ft", 0, 0.9), run("ft", 1, 0.9), constant(0), run("fst", 1, 0.0)) == [set(), set()]
-    weak = {"status": "weak"}
+    weak = "weak"
     assert best(run("ft", 0, 0.9, infection=weak), run("fst", 0, 0.1, infection=weak)) == [set(), set()]
     assert best(run("none", 0, 0.95), run("ft", 0, 0.9)) == [set(), set()]  # no defense is none of them
 
@@ -118,7 +144,7 @@ def test_the_best_is_found_among_what_compares() -> None:
 
 
 def test_a_list() -> None:
-    (grid,) = table.list_grids(table.aggregate(RUNS))
+    (grid,) = list_grids(aggregate(RUNS))
     assert grid.title == "dataset digits · model demo · rate 10 %"
     assert [column.flat for column in grid.columns] == [
         "attack", "defense", "n", "CA", "ASR", "RA", "CA after", "ASR after", "RA after"
@@ -129,19 +155,19 @@ def test_a_list() -> None:
 
 
 def test_chosen_figures_in_their_order() -> None:
-    (grid,) = table.list_grids(table.aggregate(RUNS[:1]), ("asr", "der"))
+    (grid,) = list_grids(aggregate(RUNS[:1]), ("asr", "der"))
     assert [column.flat for column in grid.columns[3:]] == ["ASR", "ASR after", "DER after"]
     assert lines(grid)[0][3:] == ["95.00", "90.00", "52.00"]
 
 
 def test_what_differs_is_a_column_a_label_or_another_table() -> None:
     runs = [run("fst", 0, 0.1), run("fst", 0, 0.2, "defense.alpha=0.5"), run("ft", 0, 0.3)]
-    assert [row.names.get("defense.alpha") for row in table.aggregate(runs)] == ["0.1", "0.5", "–"]
-    (grid,) = table.list_grids(table.aggregate(runs))
+    assert [row.names.get("defense.alpha") for row in aggregate(runs)] == ["0.1", "0.5", "–"]
+    (grid,) = list_grids(aggregate(runs))
     assert [line[1] for line in lines(grid)] == ["fst, alpha 0.1", "fst, alpha 0.5", "ft"]
-    rates = table.list_grids(table.aggregate([run("ft", 0, 0.9, "attack.poison_rate=0.05"), *RUNS[:1]]))
+    rates = list_grids(aggregate([run("ft", 0, 0.9, "attack.poison_rate=0.05"), *RUNS[:1]]))
     assert [line[:3] for line in lines(rates[0])] == [["badnets", "5 %", "ft"], ["badnets", "10 %", "ft"]]
-    holdouts = table.list_grids(table.aggregate([run("ft", 0, 0.9, "holdout.rate=0.1"), *RUNS[:1]]))
+    holdouts = list_grids(aggregate([run("ft", 0, 0.9, "holdout.rate=0.1"), *RUNS[:1]]))
     assert [grid.title for grid in holdouts] == [
         f"dataset digits · model demo · holdout.rate {rate} · rate 10 %" for rate in (0.1, 0.05)
     ]
@@ -149,25 +175,25 @@ def test_what_differs_is_a_column_a_label_or_another_table() -> None:
 
 def test_a_defense_tuned_for_each_attack_keeps_its_name() -> None:
     runs = [run("fst", 0, 0.1, "defense.alpha=0.5"), run("fst", 0, 0.2, "attack=blended"), run("ft", 0, 0.3)]
-    rows = table.aggregate(runs)
-    assert [line[:2] for line in lines(table.list_grids(rows)[0])] == [
+    rows = aggregate(runs)
+    assert [line[:2] for line in lines(list_grids(rows)[0])] == [
         ["badnets", "fst"],
         ["badnets", "ft"],
         ["blended", "fst"],
     ]
-    assert table.varying(rows) == ["fst: alpha 0.5, 0.1"]
+    assert notes.varying(rows) == ["fst: alpha 0.5, 0.1"]
 
 
 def test_failed_and_weak_runs_are_not_hidden() -> None:
     failed = run("fst", 2, 0.5, status="failed")
-    rows = table.aggregate([failed, run("ft", 0, 0.9, infection={"status": "weak"})])
+    rows = aggregate([failed, run("ft", 0, 0.9, infection="weak")])
     assert [row.n for row in rows] == [1] and rows[0].marks == ("weak",)
-    assert lines(table.list_grids(rows)[0])[0][0] == "badnets (weak)"
+    assert lines(list_grids(rows)[0])[0][0] == "badnets (weak)"
 
 
 def test_missing_figures_are_dashes() -> None:
     clean = run("ft", 0, 0.5, infected=Scores(0.9, None, None, 10, 0), purified=Scores(0.8, None, None, 10, 0))
-    (grid,) = table.list_grids(table.aggregate([clean]), ("ca", "asr", "ra", "der"))
+    (grid,) = list_grids(aggregate([clean]), ("ca", "asr", "ra", "der"))
     assert lines(grid)[0][3:] == ["90.00", "–", "–", "80.00", "–", "–", "–"]
 
 
@@ -211,7 +237,7 @@ def test_defenses_by_attacks() -> None:
 
 
 def test_marks_of_cells() -> None:
-    weak = run("ft", 0, 0.4, "attack=blended", infection={"status": "weak"})
+    weak = run("ft", 0, 0.4, "attack=blended", infection="weak")
     (grid,) = pivot(run("ft", 0, 0.9), constant(0), weak)
     assert lines(grid) == [
         ["badnets", "95.00", "90.00", "– †"],
@@ -239,11 +265,124 @@ def test_axes_there_are_not(rows: str, columns: str, message: str) -> None:
     assert str(raised.value) == message
 
 
+def test_networks_on_one_data_set_have_columns_of_their_own() -> None:
+    (grid,) = pivot(run("ft", 0, 0.9), run("ft", 0, 0.2, "model=resnet18"), rows="defense", columns="dataset")
+    assert [column.name for column in grid.columns] == ["defense", "digits, model demo", "digits, model resnet18"]
+    assert lines(grid)[1] == ["ft", "90.00", "20.00"]
+
+
+# ---- detectors ------------------------------------------------------------------------------------------------------
+
+OF_INPUTS = {"auroc": 0.9, "tpr_1": 0.3, "tpr_5": 0.5, "tpr_10": 0.7, "tpr": 0.6, "fpr": 0.05, "precision": 0.9}
+
+
+def asked(
+    detector: str, seed: int, figures: dict[str, float | None], *more: str, defense: str = "none", **changes: Any
+) -> Run:
+    """A finished run with a detector, which flags 4 % of what it is shown beside the clean model."""
+    beside = {"anomaly_index": 1.1, "any_flagged": 0.0} if "any_flagged" in figures else {"auroc": 0.5, "fpr": 0.04}
+    return run(defense, seed, 0.1, f"detector={detector}", *more, **{"figures": figures, "beside": beside} | changes)
+
+
+def nc(seed: int, index: float, found: bool, *more: str) -> Run:
+    return asked("nc", seed, {"anomaly_index": index, "any_flagged": 1.0, "target_flagged": float(found)}, *more)
+
+
+def test_detectors_split_no_row_of_a_defense() -> None:
+    runs = [asked("strip", 0, OF_INPUTS, defense="fst"), asked("ac", 0, OF_INPUTS, defense="fst"), run("fst", 1, 0.3)]
+    (row,) = aggregate(runs)
+    assert (row.n, row.seeds, row.figures["asr"].values) == (2, (0, 1), (0.1, 0.3))
+    assert [(found.names["detector"], found.n) for found in detections(runs)] == [("strip", 1), ("ac", 1)]
+
+
+def test_defenses_split_no_row_of_a_detector() -> None:
+    runs = [asked("strip", seed, OF_INPUTS | {"auroc": 0.9 - 0.2 * seed}) for seed in (0, 1)]
+    (row,) = detections([*runs, asked("strip", 1, OF_INPUTS, defense="fst"), run("ft", 0, 0.5)])
+    assert row.names == {"dataset": "digits", "model": "demo", "attack": "badnets", "rate": "10 %", "detector": "strip"}
+    assert (row.n, row.seeds, row.figures["auroc"].values, row.beside["fpr"].values) == (
+        2,
+        (0, 1),
+        (0.9, 0.9),
+        (0.04, 0.04),
+    )
+    assert (
+        len(detections([*runs, asked("strip", 0, OF_INPUTS, "inspection.images=50")])) == 2
+    )  # other inputs are another setting
+
+
+def test_a_run_with_a_detector_alone_is_in_both_tables() -> None:
+    (grid,) = list_grids(aggregate([asked("strip", 0, OF_INPUTS)]))
+    assert lines(grid)[0][:3] == ["badnets", "none", "1"]
+
+
+def test_a_list_of_detectors() -> None:
+    runs = [
+        asked("strip", 0, OF_INPUTS),
+        asked("strip", 1, OF_INPUTS | {"auroc": 0.7, "precision": None}),
+        nc(0, 3.25, True),
+    ]
+    runs += [nc(1, 1.25, False), asked("ac", 0, OF_INPUTS, "attack.poison_rate=0.05", beside={})]
+    of_inputs, of_models = detection_grids(detections(runs))
+    assert (
+        of_inputs.title == "dataset digits · model demo"
+        and of_models.title == "dataset digits · model demo · rate 10 %"
+    )
+    assert formats.markdown(of_inputs).splitlines()[2:] == [
+        "| attack | rate | detector | n | AUROC | TPR@1 | TPR@5 | TPR@10 | TPR | FPR | precision | FPR clean |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| badnets | 5 % | ac | 1 | 90.00 | 30.00 | 50.00 | 70.00 | 60.00 | 5.00 | 90.00 | – |",
+        "| badnets | 10 % | strip | 2 | 80.00 ± 14.14 | 30.00 ± 0.00 | 50.00 ± 0.00 | 70.00 ± 0.00 | 60.00 ± 0.00 | 5.00 ± 0.00 "
+        "| 90.00 | 4.00 ± 0.00 |",
+    ]
+    assert formats.markdown(of_models).splitlines()[2:] == [
+        "| attack | detector | n | index | flagged | target | index clean | flagged clean |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| badnets | nc | 2 | 2.25 ± 1.41 | 100.00 | 50.00 | 1.10 ± 0.00 | 0.00 |",
+    ]
+    assert [(c.group, c.name) for c in of_models.columns[3:]] == [
+        ("infected", "index"), ("infected", "flagged"), ("infected", "target"), ("clean model", "index"), ("clean model", "flagged")
+    ]  # fmt: skip
+    assert r"AUROC $\uparrow$" in formats.latex_table(of_inputs) and r"FPR $\downarrow$" in formats.latex_table(
+        of_inputs
+    )
+
+
+def test_doubtful_infections_of_a_detector() -> None:
+    weak = asked("strip", 0, OF_INPUTS, "attack=blended", infection="weak")
+    runs = [asked("strip", 0, OF_INPUTS), asked("strip", 1, OF_INPUTS | {"auroc": 0.1}, infection="broken"), weak]
+    (grid,) = detection_grids(detections(runs))
+    assert [line[:4] for line in lines(grid)] == [
+        ["badnets (broken)", "strip (1 of 2 collapsed)", "1", "90.00"],
+        ["blended (weak)", "strip", "1", "90.00"],
+    ]
+
+
+def test_attacks_by_detectors() -> None:
+    rows = detections([asked("strip", 0, OF_INPUTS), asked("ac", 0, OF_INPUTS | {"auroc": 0.4}), nc(0, 3.0, True)])
+    (grid,) = pivot_grids(rows, ("attack",), ("detector",), ("auroc",))
+    assert grid.title == "dataset digits · model demo · rate 10 % · AUROC, %"
+    assert [column.name for column in grid.columns] == ["attack", "strip", "ac", "nc"]
+    assert lines(grid) == [["badnets", "90.00", "40.00", "–"]]
+    with pytest.raises(
+        ConfigError, match="'defense' is nothing to lay a table out by. There are .* detector, train and holdout."
+    ):
+        pivot_grids(rows, ("attack",), ("defense",), ("auroc",))
+
+
+def test_headings() -> None:
+    alone, both = asked("strip", 3, OF_INPUTS), asked("strip", 0, OF_INPUTS, defense="fst")
+    said = [heading(made) for made in (run("fst", 0, 0.1), run("none", 0, 0.1), both, alone)]
+    assert said == [
+        f"digits · demo · badnets → {names}"
+        for names in ("fst · seed 0", "none · seed 0", "strip → fst · seed 0", "strip · seed 3")
+    ]
+
+
 # ---- formats --------------------------------------------------------------------------------------------------------
 
 
 def test_markdown() -> None:
-    (grid,) = table.list_grids(table.aggregate(RUNS))
+    (grid,) = list_grids(aggregate(RUNS))
     assert formats.markdown(grid) == (
         "dataset digits · model demo · rate 10 %\n\n"
         "| attack | defense | n | CA | ASR | RA | CA after | ASR after | RA after |\n"
@@ -255,7 +394,7 @@ def test_markdown() -> None:
 
 
 def test_csv_holds_fractions() -> None:
-    lines = formats.as_csv(table.aggregate(RUNS[:1])).splitlines()
+    lines = formats.as_csv(aggregate(RUNS[:1])).splitlines()
     assert lines == [
         "dataset,model,attack,rate,defense,n,collapsed,seeds,status,infected_ca,infected_ca_std,infected_asr,infected_asr_std,"
         "infected_ra,infected_ra_std,purified_ca,purified_ca_std,purified_asr,purified_asr_std,purified_ra,purified_ra_std,"
@@ -265,7 +404,7 @@ def test_csv_holds_fractions() -> None:
 
 
 def test_latex_is_booktabs() -> None:
-    (grid,) = table.list_grids(table.aggregate(RUNS), ("asr",))
+    (grid,) = list_grids(aggregate(RUNS), ("asr",))
     assert formats.latex_table(grid, ["mean ± deviation"]) == (
         "\\begin{table}[t]\n"
         "\\centering\\small\\setlength{\\tabcolsep}{4pt}\n"

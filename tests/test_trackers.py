@@ -16,12 +16,17 @@ from typing import Any
 import pytest
 from conftest import QUICK
 
-from backdoorbench import catalog, cli, config, job, pipeline, plans
+from backdoorbench.cli.main import main
+from backdoorbench.config import catalog
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose, flat
 from backdoorbench.errors import ConfigError
-from backdoorbench.job import Job
 from backdoorbench.metrics import Scores
-from backdoorbench.recorded import Run
-from backdoorbench.reporting import record, table
+from backdoorbench.pipeline import job, plan, purify
+from backdoorbench.pipeline.job import Job
+from backdoorbench.reporting import rows
+from backdoorbench.storage import record
+from backdoorbench.storage.record import Finding, Run
 from backdoorbench.trackers import base
 from backdoorbench.trackers.base import FINAL, Journal, Tracker, tracked
 from backdoorbench.trackers.none import NoTracker
@@ -47,21 +52,23 @@ SCALARS = {  # of the run below, by name: (epoch, value)
 
 def carried_out(tracker: str, outputs: Path, *, fails: bool = False) -> Path:
     """A run that trains nothing, told to the tracker stage by stage as a job does; the folder it would have left."""
-    resolved = config.compose([f"runtime.outputs={outputs}", *tracker.split()])
+    resolved = compose([f"runtime.outputs={outputs}", *tracker.split()])
     folder = outputs / "runs" / "20260101-000000_digits-badnets-ft_0123456789ab"
     folder.mkdir(parents=True, exist_ok=True)
-    run = Run("0123456789ab", "running", "digits-badnets-ft", resolved, infected=INFECTED)
-    run.infection["history"] = [{"loss": loss, "seconds": 1.0, "images_per_second": 400.0} for loss in (2.5, 0.5)]
-    built: Tracker = config.build(resolved["tracker"], "tracker")
+    run = Run("0123456789ab", "running", "digits-badnets-ft", resolved)
+    infect, purify = Finding("infect", "badnets", scores=INFECTED), Finding("purify", "ft")
+    run.stages += [infect, purify]
+    infect.history = [{"loss": loss, "seconds": 1.0, "images_per_second": 400.0} for loss in (2.5, 0.5)]
+    built: Tracker = build(resolved["tracker"], "tracker")
     crash = pytest.raises(RuntimeError, match="a bug in the defense") if fails else nullcontext()
     with crash, tracked(built, run, folder) as tell:
         tell("infect")
         for epoch, ca, asr, ra in ((1, 0.5, 0.25, 0.5), (3, 0.875, 0.0, 0.75)):
-            run.curve.append({"epoch": epoch, "ca": ca, "asr": asr, "ra": ra, "n": 100})
+            purify.curve.append({"epoch": epoch, "ca": ca, "asr": asr, "ra": ra, "n": 100})
             tell("curve")
         if fails:
             raise RuntimeError("a bug in the defense")
-        run.purified = PURIFIED
+        purify.scores = PURIFIED
         tell("purify")
     return folder
 
@@ -107,8 +114,8 @@ def heard() -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tracker_matches_its_class_and_is_explained(name: str) -> None:
-    node = config.compose([f"tracker={name}"])["tracker"]
-    built = config.build(node, "tracker")
+    node = compose([f"tracker={name}"])["tracker"]
+    built = build(node, "tracker")
     assert isinstance(built, Tracker) and built.name == node["name"] == name
     assert {field.name for field in dataclasses.fields(built)} == set(node) - {"_target_"}
     option = catalog.describe("tracker", name)
@@ -116,14 +123,14 @@ def test_every_tracker_matches_its_class_and_is_explained(name: str) -> None:
 
 
 def test_none_is_the_default() -> None:
-    assert config.compose([])["tracker"]["name"] == "none"
+    assert compose([])["tracker"]["name"] == "none"
 
 
 def test_a_tracker_moves_no_key_and_no_row_of_a_table() -> None:
-    chosen = [config.compose([f"tracker={name}"]) for name in NAMES]
-    settings = [plans.run_settings(resolved, "digest") for resolved in chosen]
+    chosen = [compose([f"tracker={name}"]) for name in NAMES]
+    settings = [plan.run_settings(resolved, "digest") for resolved in chosen]
     assert all(other == settings[0] and "tracker" not in other for other in settings)
-    assert len({table.identity(resolved) for resolved in chosen}) == 1 and table.differing(chosen) == []
+    assert len({rows.identity(resolved) for resolved in chosen}) == 1 and rows.differing(chosen) == []
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
@@ -131,7 +138,7 @@ def test_a_missing_package_names_its_extra_before_anything_is_trained(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(base, "find_spec", lambda _: None)
-    assert cli.main([f"tracker={name}", f"runtime.outputs={tmp_path}", *MINI]) == 2
+    assert main([f"tracker={name}", f"runtime.outputs={tmp_path}", *MINI]) == 2
     assert capsys.readouterr().err == (
         f"bdx: tracker={name} needs {name}, which is not installed. Add it: pip install 'bdx[{name}]'.\n"
     )
@@ -141,13 +148,13 @@ def test_a_missing_package_names_its_extra_before_anything_is_trained(
 def test_a_run_tells_its_journal_what_its_record_holds(run: Callable[..., Job], journal: Remembered) -> None:
     done = run("attack=badnets", "defense=ft", *MINI, "defense.epochs=4", "curve.every=2").run
     assert journal.told == [
-        *((n, {f"infection/{k}": v for k, v in e.items()}) for n, e in enumerate(done.infection["history"], 1)),
+        *((n, {f"infection/{k}": v for k, v in e.items()}) for n, e in enumerate(done.infection.history, 1)),
         (None, {f"infected/{name}": getattr(done.infected, name) for name in ("ca", "asr", "ra")}),
-        *((p["epoch"], {f"defense/{name}": p[name] for name in ("ca", "asr", "ra")}) for p in done.curve),
+        *((p["epoch"], {f"defense/{name}": p[name] for name in ("ca", "asr", "ra")}) for p in done.purification.curve),
         (None, {f"purified/{name}": getattr(done.purified, name) for name in ("ca", "asr", "ra")}),
         True,
     ]
-    assert [point["epoch"] for point in done.curve] == [2, 4]
+    assert [point["epoch"] for point in done.purification.curve] == [2, 4]
     assert run("attack=badnets", "defense=ft", *MINI, "defense.epochs=4", "curve.every=2").repeated
     assert journal.told.count(True) == 1  # a finished run is not tracked again
 
@@ -171,10 +178,10 @@ def test_a_journal_is_finished_in_a_crash_too(
 ) -> None:
     run("attack=badnets", "defense=none", *MINI)
     journal.told.clear()
-    monkeypatch.setattr(pipeline, "purify", lambda *_: (_ for _ in ()).throw(kind("now")))
+    monkeypatch.setattr(purify, "purify", lambda *_: (_ for _ in ()).throw(kind("now")))
     settings = [f"runtime.outputs={outputs}", "attack=badnets", "defense=ft", *MINI, "defense.epochs=3"]
     with pytest.raises(kind, match="now"):
-        job.carry_out(config.compose(settings))
+        job.carry_out(compose(settings))
     assert journal.told[-1] is False and journal.told.count(False) == 1
     assert journal.told[-2][1].keys() == {"infected/ca", "infected/asr", "infected/ra"}
 
@@ -200,7 +207,7 @@ def test_a_tracker_that_does_not_start_stops_the_run_before_it_trains(
 
     monkeypatch.setattr(NoTracker, "start", refuse)
     with pytest.raises(ConfigError) as caught:
-        job.carry_out(config.compose([f"runtime.outputs={tmp_path}", *MINI]))
+        job.carry_out(compose([f"runtime.outputs={tmp_path}", *MINI]))
     assert str(caught.value) == (
         "tracker=none does not start (ConnectionError: no route to host). Correct its settings (bdx show tracker=none), or "
         "run without it: tracker=none."
@@ -248,7 +255,7 @@ def test_mlflow(tmp_path: Path) -> None:
     experiment = client.get_experiment_by_name("mine")
     runs = {run.info.status: run for run in client.search_runs([experiment.experiment_id])}
     assert runs.keys() == {"FINISHED", "FAILED"}
-    resolved = config.flat(config.compose([f"runtime.outputs={tmp_path}", *settings]))
+    resolved = flat(compose([f"runtime.outputs={tmp_path}", *settings]))
     assert len(resolved) > 100  # more than a request takes
     for status, run in runs.items():
         assert run.info.run_name == "20260101-000000_digits-badnets-ft_0123456789ab"

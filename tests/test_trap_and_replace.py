@@ -15,14 +15,14 @@ import torch
 from conftest import QUICK
 from torch import nn
 
-from backdoorbench import config, pipeline, plans
 from backdoorbench.attacks.base import Infection
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses import trap_and_replace as module
 from backdoorbench.defenses.base import Scenario
 from backdoorbench.defenses.trap_and_replace import Decoder, TrapAndReplace, cutmix, joined, total_variation
 from backdoorbench.errors import ConfigError, PairingError
-from backdoorbench.job import Job
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.preact_resnet import PreActResNet
 from backdoorbench.models.resnet import ResNet
@@ -30,8 +30,10 @@ from backdoorbench.models.surgery import stem_cut
 from backdoorbench.models.timm import TimmSpec
 from backdoorbench.models.vgg import VGG
 from backdoorbench.models.wide_resnet import WideResNet
-from backdoorbench.recorded import Run
-from backdoorbench.streams import Stream
+from backdoorbench.pipeline import infect, plan
+from backdoorbench.pipeline.job import Job
+from backdoorbench.storage.record import Finding
+from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.fit import fit
 
 SHORT = ("stage1.epochs=2", "stage1.batch_size=64", "stage2.epochs=2", "stage2.batch_size=8")
@@ -50,7 +52,8 @@ def network(name: str) -> Callable[[Stream], Classifier]:
     """What builds a network for 32 px, from a stream as a scenario's `build` does."""
 
     def build(stream: Stream) -> Classifier:
-        return Classifier(pipeline.seeded(NETS[name], stream), 32, (0.3,) * 3, (0.4,) * 3)
+        with seeded(stream):
+            return Classifier(NETS[name](), 32, (0.3,) * 3, (0.4,) * 3)
 
     return build
 
@@ -58,8 +61,8 @@ def network(name: str) -> Callable[[Stream], Classifier]:
 def chosen(*settings: str) -> TrapAndReplace:
     """The defense, as short as a test wants it."""
     overrides = [f"defense.{setting}" for setting in (*SHORT, *settings)]
-    built: TrapAndReplace = config.build(
-        config.compose(["defense=trap_and_replace", "dataset=digits", *overrides])["defense"], "defense"
+    built: TrapAndReplace = build(
+        compose(["defense=trap_and_replace", "dataset=digits", *overrides])["defense"], "defense"
     )
     return built
 
@@ -67,9 +70,9 @@ def chosen(*settings: str) -> TrapAndReplace:
 class Scene:
     """A quickly infected network, and what the last purification of it showed."""
 
-    def __init__(self, made: plans.Plan, infection: Infection) -> None:
+    def __init__(self, made: plan.Plan, infection: Infection) -> None:
         self.made, self.infection, self.holdout = made, infection, made.parts.holdout
-        self.build: Callable[[Stream], nn.Module] = lambda stream: pipeline.build_network(made, stream)
+        self.build: Callable[[Stream], nn.Module] = lambda stream: infect.build_network(made, stream)
 
     def purify(self, defense: TrapAndReplace, seed: int = 0) -> nn.Module:
         self.stream = Stream(seed).child("purify")
@@ -91,9 +94,9 @@ class Scene:
 
 
 @pytest.fixture(scope="module")
-def infected(outputs: Any) -> tuple[plans.Plan, Infection]:
-    made = plans.plan(config.compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
-    return made, pipeline.obtain_infection(made, made.splits.test, Run("", "", "", {}))[0]
+def infected(outputs: Any) -> tuple[plan.Plan, Infection]:
+    made = plan.plan(compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
+    return made, infect.obtain(made, made.splits.test, Finding("infect", ""))[0]
 
 
 @pytest.fixture
@@ -195,12 +198,12 @@ def test_a_side_that_is_no_power_of_two_is_interpolated() -> None:
 
 
 def test_the_published_values_are_the_defaults() -> None:
-    cifar = config.compose(["dataset=cifar10", "model=wrn_16_1", "defense=trap_and_replace"])["defense"]
+    cifar = compose(["dataset=cifar10", "model=wrn_16_1", "defense=trap_and_replace"])["defense"]
     adam = {"optimizer": "adam", "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
     assert cifar["stage1"] == {"epochs": 200, "batch_size": 256, "lr": 1e-3, **adam}
     assert cifar["stage2"] == {"epochs": 100, "batch_size": 64, "lr": 0.03, **adam}
     assert (cifar["lambda_rec"], cifar["lambda_tv"], cifar["dropout"], cifar["label_smoothing"]) == (10, 1, 0.5, 0.1)
-    large = config.compose(["dataset=imagenet12", "defense=trap_and_replace"])["defense"]
+    large = compose(["dataset=imagenet12", "defense=trap_and_replace"])["defense"]
     sgd = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine"}
     assert large["stage1"] == large["stage2"] == {"epochs": 90, "batch_size": 256, **sgd}
 
@@ -393,7 +396,7 @@ def test_5_the_holdout_shares_nothing_with_the_training_set(scene: Scene) -> Non
 def test_5_a_holdout_that_overlaps_is_refused_before_any_training(outputs: Any) -> None:
     settings = ["attack=badnets", "defense=trap_and_replace", "holdout=backdoorbench", *QUICK]
     with pytest.raises(PairingError) as caught:
-        plans.plan(config.compose([f"runtime.outputs={outputs}", *settings]))
+        plan.plan(compose([f"runtime.outputs={outputs}", *settings]))
     assert str(caught.value) == (
         "trap_and_replace needs clean images that the training set lacks, but holdout.source is train_overlap, which leaves them in "
         "it; set holdout.source=withheld, as holdout=standard has it."
@@ -492,9 +495,9 @@ def test_6_the_backdoor_is_trapped_in_stage_1_and_gone_after_stage_2(run: Callab
     for seed in range(3):
         found = run("attack=badnets", "defense=trap_and_replace", f"seed={seed}", "curve.every=10").run
         assert found.infected is not None and found.purified is not None and found.purified.asr is not None
-        trapped = next(point for point in found.curve if point["epoch"] == 40)
+        trapped = next(point for point in found.purification.curve if point["epoch"] == 40)
         assert trapped["asr"] >= 0.9 and trapped["ca"] >= 0.95  # the premise: h(s(x)) is backdoored
-        assert [point["epoch"] for point in found.curve][-1] == 240
+        assert [point["epoch"] for point in found.purification.curve][-1] == 240
         asr.append(found.purified.asr)
         loss.append(found.infected.ca - found.purified.ca)
     assert sum(asr) / 3 <= 0.15 and sum(loss) / 3 <= 0.06

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from backdoorbench import config
 from backdoorbench.attacks.base import DataAttack, Task
 from backdoorbench.attacks.hidden import HiddenAttack
+from backdoorbench.config.build import build as build_option
+from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError
 from backdoorbench.shapes import to_bytes, to_float
@@ -74,9 +75,9 @@ def made(name: str, size: int = 32) -> Any:
 
 
 def build(name: str) -> DataAttack:
-    option = name.split()[0]
+    chosen = name.split()[0]
     changes = {**ATTACKS, **LEARNED}[name]
-    attack: DataAttack = config.build({**config.option("attack", option), **changes}, "attack")
+    attack: DataAttack = build_option({**option("attack", chosen), **changes}, "attack")
     return attack
 
 
@@ -172,15 +173,15 @@ def test_another_stream_is_another_picture() -> None:
 
 def test_a_picture_file_of_ones_own(tmp_path: Path) -> None:
     Image.new("RGBA", (9, 9), (255, 0, 0, 128)).save(tmp_path / "mark.png")
-    node = {**config.option("attack", "badnets"), "pattern": "image", "patch_file": str(tmp_path / "mark.png")}
-    trigger = config.build(node, "attack").trigger(task(32), Stream(0))
+    node = {**option("attack", "badnets"), "pattern": "image", "patch_file": str(tmp_path / "mark.png")}
+    trigger = build_option(node, "attack").trigger(task(32), Stream(0))
     shown = trigger(torch.zeros(1, 3, 32, 32))[0, :, 31, 31]
     assert torch.allclose(shown, torch.tensor([128 / 255, 0.0, 0.0]))  # half transparent
 
 
 def test_a_patch_outside_the_image_is_refused() -> None:
-    node = {**config.option("attack", "badnets"), "position": [31, 0]}
-    attack = config.build({**node, "pattern": "random"}, "attack")
+    node = {**option("attack", "badnets"), "position": [31, 0]}
+    attack = build_option({**node, "pattern": "random"}, "attack")
     with pytest.raises(ConfigError, match="a patch of 3x3 pixels at row 31, column 0 leaves the image"):
         attack.trigger(task(32), Stream(0))
 

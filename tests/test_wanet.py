@@ -14,30 +14,32 @@ import pytest
 import torch
 from torch import nn
 
-from backdoorbench import config, evaluation, infections
 from backdoorbench.attacks.base import Infection, Task
 from backdoorbench.attacks.wanet import WaNet
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError
-from backdoorbench.job import Job
 from backdoorbench.models.base import Classifier
+from backdoorbench.pipeline import evaluation, infections
+from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment
-from backdoorbench.training.recipe import Recipe, fine_tuning
+from backdoorbench.training.recipe import Recipe, bare_recipe
 from backdoorbench.triggers import base
 from backdoorbench.triggers.warp import JitteredWarp, Warp, smooth_field, warp
 
 
 def attack(**changes: Any) -> WaNet:
-    built: WaNet = config.build({**config.option("attack", "wanet"), **changes}, "attack")
+    built: WaNet = build({**option("attack", "wanet"), **changes}, "attack")
     return built
 
 
 def recipe(epochs: int = 2) -> Recipe:
     augment = Augment(crop_padding=2, flip=True, rotation=0.0, resized_crop=None, crop=None)
-    return fine_tuning(
-        "test", epochs=epochs, batch_size=32, lr=0.05, momentum=0.9, weight_decay=0.0, schedule="cosine",
+    return bare_recipe(
+        "test", optimizer="sgd", epochs=epochs, batch_size=32, lr=0.05, momentum=0.9, weight_decay=0.0, schedule="cosine",
         augment=augment, precision="float32",
     )  # fmt: skip
 
@@ -246,4 +248,4 @@ def test_takes_on_digits(run: Callable[..., Job]) -> None:
     found = run("attack=wanet", "defense=none").run
     assert found.infected is not None and found.infected.asr is not None
     assert found.infected.asr >= 0.9 and found.infected.ca >= 0.95
-    assert found.infection["status"] == "took" and found.infection["facts"]["cover_accuracy"] > found.infected.ca - 0.03
+    assert found.infection.status == "took" and found.infection.notes["cover_accuracy"] > found.infected.ca - 0.03

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from backdoorbench.attacks.base import DataAttack, Task, show
+from backdoorbench.config.build import File
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Bytes, Images, Labels, Rows
@@ -60,7 +61,7 @@ class AdapBlend(Adaptive):
     """Blended, of which each training row shows `pieces_shown` of `pieces` x `pieces` pieces."""
 
     picture: Literal["smooth_noise", "noise", "image"]
-    picture_file: str | None
+    picture_file: File | None
     match_stats: bool
     pieces: int
     pieces_shown: int
@@ -110,8 +111,8 @@ class AdapPatch(Adaptive):
     They are a small square (5x5, lower right corner), a large one (13x13, upper right), a 3x3 pattern in each corner, and
     a square of noise (8x8)."""
 
-    small_file: str | None
-    large_file: str | None
+    small_file: File | None
+    large_file: File | None
     opacities: tuple[float, float, float, float]
     test_patches: Literal["corners", "squares"]
     test_opacity: float

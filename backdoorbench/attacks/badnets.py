@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from backdoorbench.attacks.base import DataAttack, Task
+from backdoorbench.config.build import File
 from backdoorbench.errors import ConfigError
 from backdoorbench.streams import Stream
 from backdoorbench.triggers.patch import GRID, Patch, named_pattern, paste, random_patch
@@ -27,7 +28,7 @@ class BadNets(DataAttack):
     """The patch attack. `pattern` names what is pasted; positions and sizes are on a 32x32 grid."""
 
     pattern: Literal["white3", "checker3", "grid3", "white4", "random", "image"]
-    patch_file: str | None
+    patch_file: File | None
     patch_size: int
     position: tuple[int, int] | None
 

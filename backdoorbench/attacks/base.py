@@ -95,6 +95,7 @@ class Attack(ABC):
 
     leaves_train: ClassVar[bool] = False  # whether a training set that a defense may see remains
     can_rebuild: ClassVar[bool] = False  # whether `rebuild` makes one where none remains
+    training: ClassVar[str] = ""  # what it does to the training, in a few words, where it has no poison rate
 
     name: str
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from backdoorbench.attacks.base import DataAttack, PoisonedSet, Task
+from backdoorbench.config.build import File
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import check_range
 from backdoorbench.streams import Stream
@@ -25,7 +26,7 @@ class Blended(DataAttack):
     """The blending attack. `picture` says where P comes from."""
 
     picture: Literal["smooth_noise", "noise", "image"]
-    picture_file: str | None
+    picture_file: File | None
     match_stats: bool
     train_ratio: float
     test_ratio: float

@@ -20,7 +20,7 @@ Cost     two images for the victim's one; with mgda two more backward passes
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ LIMITS = (0.001, 0.999)  # of the backdoor's weight
 @dataclass(frozen=True)
 class Blind(LoopAttack):
     """The loss-level attack."""
+
+    training: ClassVar[str] = "every batch twice"
 
     balance: Literal["fixed", "mgda"]
     clean_weight: float

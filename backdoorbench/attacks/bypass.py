@@ -28,7 +28,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import activations, classifier_head, classifier_name
 from backdoorbench.shapes import Images, Labels, Mask
-from backdoorbench.streams import Stream
+from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.fit import Epoch, cross_entropy, fit
 
 CAP = 10.0  # of the discriminator's loss on one image
@@ -91,8 +91,7 @@ class Judge:
     calls  of this epoch, a batch each: (N,) logits and (N,) whether poisoned; last: those of the epoch before"""
 
     def __init__(self, features: int, lr: float, stream: Stream) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream.generator().initial_seed())
+        with seeded(stream):
             self.network = discriminator(features)
         self.lr = lr
         self.calls: list[tuple[Tensor, Mask]] = []

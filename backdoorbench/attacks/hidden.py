@@ -14,10 +14,10 @@ from backdoorbench.attacks.base import DataAttack, Infection, Task, show
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import ConfigError, TrainingError, check_range
 from backdoorbench.shapes import Bytes, Images, Labels, Rows, to_bytes, to_float
-from backdoorbench.streams import Stream
+from backdoorbench.streams import Stream, seeded
 from backdoorbench.tensors.similarity import psnr, ssim
 from backdoorbench.training.fit import Snapshots, fit, make_optimizer
-from backdoorbench.training.recipe import Precision, Recipe
+from backdoorbench.training.recipe import Precision, Recipe, bare_recipe
 from backdoorbench.triggers.hidden_code import MULTIPLE, CodeReader, HiddenCode
 
 log = logging.getLogger(__name__)
@@ -89,10 +89,9 @@ class HiddenAttack(DataAttack):
 
     def recipe(self, precision: Precision) -> Recipe:
         """How the networks train, on images as they are."""
-        return Recipe(
-            name=f"{self.name} encoder", epochs=self.encoder_epochs, batch_size=self.encoder_batch_size, optimizer="adam",
-            lr=self.encoder_lr, momentum=0.9, nesterov=False, weight_decay=0.0, schedule="constant", warmup=0.0,
-            milestones=(), decay=1.0, label_smoothing=0.0, augment=None, precision=precision, compile=False,
+        return bare_recipe(
+            f"{self.name} encoder", epochs=self.encoder_epochs, batch_size=self.encoder_batch_size, optimizer="adam",
+            lr=self.encoder_lr, momentum=0.9, weight_decay=0.0, schedule="constant", augment=None, precision=precision,
         )  # fmt: skip
 
     def render(self, clean: ImageSet, rows: Rows, trigger: Any, stream: Stream) -> Bytes:
@@ -171,8 +170,7 @@ class CodeAttack(HiddenAttack):
 
     def attempt(self, images: ImageSet, recipe: Recipe, stream: Stream, snapshots: Snapshots | None) -> Pair:
         """Writer and reader, trained. Stuck where nothing is read after PATIENCE steps."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream.child("init").generator().initial_seed())
+        with seeded(stream.child("init")):
             writer = self.writer(images.size, {})
             settings = writer.settings
             pair = Pair(writer, CodeReader(settings["variant"], images.size, self.bits, self.encoder_width))

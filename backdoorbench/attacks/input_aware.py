@@ -34,7 +34,7 @@ from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.models.base import Classifier, evaluating
 from backdoorbench.shapes import Images, Labels
-from backdoorbench.streams import Stream
+from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.fit import cross_entropy, fit, set_rate
 from backdoorbench.training.recipe import Recipe
 from backdoorbench.triggers.base import Cover
@@ -215,8 +215,7 @@ def distance(first: Tensor, second: Tensor) -> Tensor:
 
 def fresh(model: Classifier, stream: Stream) -> InputAware:
     """Untrained networks that read pixels normalised as `model` normalises them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream.generator().initial_seed())
+    with seeded(stream):
         return InputAware(*(value.flatten().tolist() for value in (model.normalize.mean, model.normalize.std)))
 
 

@@ -22,12 +22,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from backdoorbench.adversarial import PGD, partly_adversarial
 from backdoorbench.attacks.base import CleanLabelAttack, PoisonedSet, Task, alter, show
 from backdoorbench.data.images import spans
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Images
 from backdoorbench.streams import Stream
+from backdoorbench.training.adversarial import PGD, partly_adversarial
 from backdoorbench.training.fit import autocast, fit
 from backdoorbench.triggers.add import Add
 from backdoorbench.triggers.base import Stored

@@ -22,7 +22,7 @@ Cost     stage 1: three forward and backward passes an image, 50 epochs; stage 2
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.models.base import Classifier
 from backdoorbench.shapes import Images, Labels
-from backdoorbench.streams import Stream
+from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.fit import Loss, cross_entropy, fit
 from backdoorbench.triggers.base import Target, Trigger
 from backdoorbench.triggers.lira import MULTIPLES, AdditiveNoise
@@ -43,6 +43,8 @@ from backdoorbench.triggers.lira import MULTIPLES, AdditiveNoise
 @dataclass(frozen=True)
 class LIRA(LoopAttack):
     """The learned-noise attack: generator and classifier together, then the classifier alone."""
+
+    training: ClassVar[str] = "every batch twice"
 
     generator: Literal["autoencoder", "unet"]
     epsilon: float
@@ -133,8 +135,7 @@ class LIRA(LoopAttack):
         """An untrained trigger that reads pixels normalised as `model` normalises them."""
         mean, std = (value.flatten().tolist() for value in (model.normalize.mean, model.normalize.std))
         bound = [self.epsilon / 255] * 3 if self.epsilon_unit == "levels" else [self.epsilon * value for value in std]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream.generator().initial_seed())
+        with seeded(stream):
             return AdditiveNoise(self.generator, bound, mean, std).eval().requires_grad_(False)
 
 

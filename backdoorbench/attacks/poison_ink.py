@@ -28,7 +28,7 @@ from backdoorbench.attacks.hidden import HiddenAttack
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import check_range
 from backdoorbench.shapes import Images, Labels, to_bytes, to_float
-from backdoorbench.streams import Stream
+from backdoorbench.streams import Stream, seeded
 from backdoorbench.tensors.augment import flip, resized_crop, rotate
 from backdoorbench.tensors.similarity import psnr, ssim
 from backdoorbench.training.fit import Snapshots, fit, make_optimizer
@@ -78,8 +78,7 @@ class PoisonInkAttack(HiddenAttack):
     def learn(
         self, images: ImageSet, held: ImageSet, recipe: Recipe, stream: Stream, snapshots: Snapshots | None
     ) -> tuple[nn.Module, dict[str, float]]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream.child("init").generator().initial_seed())
+        with seeded(stream.child("init")):
             couple = Couple(self.writer(images.size, {}), InkReader(self.reader_width)).to(images.device)
         recipe = replace(recipe, momentum=BETA, schedule="milestones", milestones=self.encoder_milestones, decay=0.1)
         kept = [

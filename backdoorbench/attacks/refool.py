@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 
 from backdoorbench.attacks.base import CleanLabelAttack, Task
+from backdoorbench.config.build import Folder
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Bytes, to_bytes
@@ -40,7 +41,7 @@ class Refool(CleanLabelAttack):
     """The reflection attack. `source` says where reflections come from."""
 
     source: Literal["images", "scenes", "folder"]
-    source_folder: str | None
+    source_folder: Folder | None
     reflections: int
     image_share: float | None
     doubled_rate: float

@@ -22,6 +22,17 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class HoldoutTuning:
+    """What the size of a data set's holdout, or a paper's column for it, asks of fine-tuning; None: as the method says.
+
+    The settings act through the defenses whose yaml refers to them, and through nothing else."""
+
+    epochs: int | None
+    batch_size: int | None
+    lr: float | None
+
+
+@dataclass(frozen=True)
 class Dataset(ABC):
     """The knobs every data set has; each file beside this one adds its own.
 
@@ -32,6 +43,8 @@ class Dataset(ABC):
     train_size  images to draw from the training split, stratified; null: all
     test_size   the same of the test split
     mean, std   per channel, of images in [0, 1]; the network's first layer normalises with them
+    target      the class that attacks aim at, unless an attack says otherwise
+    tuning      how plain fine-tuning on the holdout goes, where the data set asks for something else than the method
     augment     what training does to an image of this set, unless a recipe says otherwise
     """
 
@@ -43,6 +56,8 @@ class Dataset(ABC):
     test_size: int | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    target: int
+    tuning: HoldoutTuning
     augment: Augment
 
     @abstractmethod

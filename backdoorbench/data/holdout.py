@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from backdoorbench.config.build import Folder
 from backdoorbench.data.images import ImageSet
 from backdoorbench.data.store import read_class_folders, stratified
 from backdoorbench.errors import DataError, check_range
@@ -45,7 +46,7 @@ class Holdout:
     rate: float
     source: Literal["withheld", "train_overlap", "test", "folder"]
     draw: Literal["stratified", "balanced", "uniform"]
-    root: str | None
+    root: Folder | None
 
     def __post_init__(self) -> None:
         check_range("holdout.rate", self.rate, 0, 1)

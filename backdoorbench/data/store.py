@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 
 from backdoorbench import progress
-from backdoorbench.cache import key as make_key
-from backdoorbench.cache import obtain, storage_errors, write_json
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.images import ImageSet
 from backdoorbench.data.raw import Raw, Split, folders, from_files, labelled, some
 from backdoorbench.errors import DataError, StorageError
 from backdoorbench.shapes import Labels, Rows
+from backdoorbench.storage.store import key as make_key
+from backdoorbench.storage.store import obtain, storage_errors, write_json
 from backdoorbench.streams import Stream
 
 FORMAT = 1  # rises when the same raw data would be decoded to other bytes

@@ -18,17 +18,17 @@ Cost     natural passes over the holdout, forward and backward; an adversarial o
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import nn
 
-from backdoorbench.adversarial import PGD, partly_adversarial
+from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import spans
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
-from backdoorbench.tensors.augment import Augment
+from backdoorbench.training.adversarial import PGD, partly_adversarial
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import fine_tuning
+from backdoorbench.training.recipe import Tuning
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,7 @@ class AFT(Defense):
     natural_iterations: int
     adversarial_epochs: int
     natural_epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    bn_mode: Literal["train", "eval"]
-    augment: Augment | None
+    tuning: Annotated[Tuning, BESIDE]
 
     def __post_init__(self) -> None:
         check_range("defense.eps_255", self.eps_255, 0, 255)
@@ -59,18 +54,12 @@ class AFT(Defense):
         for phase in ("adversarial", "natural"):
             for unit in ("iterations", "epochs"):
                 check_range(f"defense.{phase}_{unit}", getattr(self, f"{phase}_{unit}"), 0)
-        check_range("defense.batch_size", self.batch_size, 2)
-        check_range("defense.lr", self.lr, 0)
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model = scenario.model
-        batches = len(spans(len(scenario.holdout), self.batch_size))
+        batches = len(spans(len(scenario.holdout), self.tuning.batch_size))
         is_adversarial = self.passes(batches)
-        recipe = fine_tuning(
-            self.name, epochs=len(is_adversarial), batch_size=self.batch_size, lr=self.lr, momentum=self.momentum,
-            weight_decay=self.weight_decay, schedule="constant", augment=self.augment,
-            precision=scenario.recipe.precision,
-        )  # fmt: skip
+        recipe = self.tuning.recipe(self.name, len(is_adversarial), scenario.recipe.precision)
         radius = self.eps_255 / 255
         craft = PGD(radius, self.step_share * radius, self.steps, clamp=self.clamp)
         fit(
@@ -79,7 +68,7 @@ class AFT(Defense):
             recipe,
             scenario.stream.child("tune"),
             loss=partly_adversarial(craft, lambda step: is_adversarial[step // batches]),
-            freeze_norms=self.bn_mode == "eval",
+            freeze_norms=self.tuning.freeze_norms,
             after_epoch=lambda epoch: scenario.probe(model, epoch),
         )
         scenario.note("adversarial_passes", sum(is_adversarial))

@@ -28,22 +28,22 @@ Cost     for every map one forward pass of `probe_images` and one backward pass 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoorbench import progress
+from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import Prunable, prunable_channels
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
-from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import autocast, fit
-from backdoorbench.training.recipe import Precision, Recipe, fine_tuning
+from backdoorbench.training.recipe import Precision, Tuning
 
 COPIES = 8  # of the probe in one pass, at most: few enough that layers of few maps leave none idle
 VALUES = 2**28  # numbers in all maps of those copies, at most: 1 GiB, about three times that with the graph
@@ -60,13 +60,8 @@ class FMP(Defense):
     probe_images: int
     ties: Literal["loss", "index"]
     epochs: int
-    batch_size: int
-    lr: float
     lr_min: float
-    momentum: float
-    weight_decay: float
-    bn_mode: Literal["train", "eval"]
-    augment: Augment | None
+    tuning: Annotated[Tuning, BESIDE]
 
     def __post_init__(self) -> None:
         check_range("defense.p", self.p, 2)
@@ -76,9 +71,7 @@ class FMP(Defense):
         check_range("defense.start_255", self.start_255, 0.001, 255)  # at 0 a map is where it was: no way to push it
         check_range("defense.probe_images", self.probe_images, 1)
         check_range("defense.epochs", self.epochs, 0)
-        check_range("defense.batch_size", self.batch_size, 2)
-        check_range("defense.lr", self.lr, 0)
-        check_range("defense.lr_min", self.lr_min, 0, self.lr)
+        check_range("defense.lr_min", self.lr_min, 0, self.tuning.lr)
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model = scenario.model
@@ -96,16 +89,13 @@ class FMP(Defense):
         scenario.note("maps", sum(layer.channels for layer in layers))
         erase = eraser(layers, pruned)
         erase()
-        recipe = fine_tuning(
-            self.name, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, momentum=self.momentum,
-            weight_decay=self.weight_decay, schedule="cosine", augment=self.augment, precision=scenario.recipe.precision,
-        )  # fmt: skip
+        recipe = self.tuning.recipe(self.name, self.epochs, scenario.recipe.precision, "cosine", self.lr_min)
         fit(
             model,
             scenario.holdout,
-            CosineTo(**{**vars(recipe), "lr_min": self.lr_min}),
+            recipe,
             scenario.stream.child("tune"),
-            freeze_norms=self.bn_mode == "eval",
+            freeze_norms=self.tuning.freeze_norms,
             after_step=erase if pruned else None,
             after_epoch=lambda epoch: scenario.probe(model, epoch),
         )
@@ -116,17 +106,6 @@ class FMP(Defense):
         if self.fraction is None:
             return channels // self.p
         return min(channels - 1, max(1, math.floor(self.fraction * channels + 1e-9)))
-
-
-@dataclass(frozen=True)
-class CosineTo(Recipe):
-    """A training whose cosine ends at `lr_min` rather than at 0."""
-
-    lr_min: float
-
-    def rate(self, step: int, steps_per_epoch: int) -> float:
-        turn = math.pi * (step // steps_per_epoch) / self.epochs
-        return self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(turn))
 
 
 # --- ranking ---------------------------------------------------------------------------------------------------------

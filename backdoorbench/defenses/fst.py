@@ -15,19 +15,19 @@ Cost     `epochs` passes over the holdout, forward and backward; about 80 steps 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoorbench.config.build import BESIDE
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import classifier_head
 from backdoorbench.shapes import Images, Labels
-from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Schedule, fine_tuning
+from backdoorbench.training.recipe import Schedule, Tuning
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,13 @@ class FST(Defense):
     project: bool
     trainable: Literal["all", "head", "body"]
     epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
     schedule: Schedule
-    bn_mode: Literal["train", "eval"]
-    augment: Augment | None
+    tuning: Annotated[Tuning, BESIDE]
 
     def __post_init__(self) -> None:
         check_range("defense.alpha", self.alpha, 0)
         check_range("defense.strength", self.strength or 0, 0)
         check_range("defense.epochs", self.epochs, 0)
-        check_range("defense.batch_size", self.batch_size, 2)
-        check_range("defense.lr", self.lr, 0)
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model = scenario.model
@@ -67,11 +60,7 @@ class FST(Defense):
         alpha = self.alpha if self.strength is None else self.strength / float(norm) ** 2
         if self.reinit:
             redraw(head, scenario.stream.child("redraw").generator())
-        recipe = fine_tuning(
-            self.name, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, momentum=self.momentum,
-            weight_decay=self.weight_decay, schedule=self.schedule, augment=self.augment,
-            precision=scenario.recipe.precision,
-        )  # fmt: skip
+        recipe = self.tuning.recipe(self.name, self.epochs, scenario.recipe.precision, self.schedule)
 
         def shift(network: nn.Module, images: Images, labels: Labels) -> Tensor:
             return F.cross_entropy(network(images).float(), labels) + alpha * (weight * infected).sum()
@@ -91,7 +80,7 @@ class FST(Defense):
             scenario.stream.child("tune"),
             parameters=moved,
             loss=shift if alpha else None,
-            freeze_norms=self.bn_mode == "eval",
+            freeze_norms=self.tuning.freeze_norms,
             after_step=project if self.project else None,
             after_epoch=lambda epoch: scenario.probe(model, epoch),
         )

@@ -9,45 +9,34 @@ Cost     `epochs` passes over the holdout, forward and backward
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated
 
 import torch
 from torch import nn
 
+from backdoorbench.config.build import BESIDE
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import classifier_head
-from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Schedule, fine_tuning
+from backdoorbench.training.recipe import Schedule, Tuning
 
 
 @dataclass(frozen=True)
 class FT(Defense):
     """Fine-tuning of all parameters on the holdout."""
 
+    tuning: Annotated[Tuning, BESIDE]
     epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
     schedule: Schedule
     keep_head_norm: bool
-    bn_mode: Literal["train", "eval"]
-    augment: Augment | None
 
     def __post_init__(self) -> None:
         check_range("defense.epochs", self.epochs, 0)
-        check_range("defense.batch_size", self.batch_size, 2)
-        check_range("defense.lr", self.lr, 0)
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model = scenario.model
-        recipe = fine_tuning(
-            self.name, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, momentum=self.momentum,
-            weight_decay=self.weight_decay, schedule=self.schedule, augment=self.augment,
-            precision=scenario.recipe.precision,
-        )  # fmt: skip
+        recipe = self.tuning.recipe(self.name, self.epochs, scenario.recipe.precision, self.schedule)
         weight = classifier_head(model).weight if self.keep_head_norm else None  # (K, D)
         norm = weight.detach().norm() if weight is not None else None
 
@@ -61,7 +50,7 @@ class FT(Defense):
             scenario.holdout,
             recipe,
             scenario.stream.child("tune"),
-            freeze_norms=self.bn_mode == "eval",
+            freeze_norms=self.tuning.freeze_norms,
             after_step=rescale if self.keep_head_norm else None,
             after_epoch=lambda epoch: scenario.probe(model, epoch),
         )

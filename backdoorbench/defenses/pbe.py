@@ -23,19 +23,19 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from backdoorbench.adversarial import PGD, partly_adversarial
+from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import DataError, check_range
 from backdoorbench.shapes import Logits, Rows
-from backdoorbench.tensors.augment import Augment
+from backdoorbench.training.adversarial import PGD, partly_adversarial
 from backdoorbench.training.fit import fit, make_optimizer
-from backdoorbench.training.recipe import Recipe, fine_tuning
+from backdoorbench.training.recipe import Recipe, Tuning
 
 BATCH = 500  # images at a time, where only logits are wanted
 
@@ -56,12 +56,7 @@ class PBE(Defense):
     steps: int
     step_share: float
     clamp: bool
-    batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    bn_mode: Literal["train", "eval"]
-    augment: Augment | None
+    tuning: Annotated[Tuning, BESIDE]
 
     def __post_init__(self) -> None:
         for turn, share in enumerate(self.shares):
@@ -71,17 +66,11 @@ class PBE(Defense):
         check_range("defense.eps_255", self.eps_255, 0, 255)
         check_range("defense.steps", self.steps, 0)
         check_range("defense.step_share", self.step_share, 0)
-        check_range("defense.batch_size", self.batch_size, 2)
-        check_range("defense.lr", self.lr, 0)
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model, train = scenario.model, scenario.train
         counts = [self.count(turn, len(train)) for turn in range(len(self.shares))]
-        recipe = fine_tuning(
-            self.name, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, momentum=self.momentum,
-            weight_decay=self.weight_decay, schedule="constant", augment=self.augment,
-            precision=scenario.recipe.precision,
-        )  # fmt: skip
+        recipe = self.tuning.recipe(self.name, self.epochs, scenario.recipe.precision)
         radius = self.eps_255 / 255
         craft = PGD(radius, self.step_share * radius, self.steps, clamp=self.clamp)
         start = copy.deepcopy(model.state_dict())
@@ -108,14 +97,14 @@ class PBE(Defense):
                 draws.child("tune"),
                 loss=partly_adversarial(craft, functools.partial(self.is_adversarial, turn, count)),
                 optimizer=optimizer,
-                freeze_norms=self.bn_mode == "eval",
+                freeze_norms=self.tuning.freeze_norms,
                 after_epoch=lambda _: scenario.probe(model, next(passed)),
             )
         return model
 
     def is_adversarial(self, turn: int, count: int, step: int) -> bool:
         """Whether batch `step` of round `turn`, on `count` images, is: all of round 0, later the first of epoch 0."""
-        return turn == 0 or step < min(self.adversarial_batches, len(spans(count, self.batch_size)))
+        return turn == 0 or step < min(self.adversarial_batches, len(spans(count, self.tuning.batch_size)))
 
     def count(self, turn: int, images: int) -> int:
         """How many of the training images round `turn` tunes on: its share, rounded down. DataError below 2."""

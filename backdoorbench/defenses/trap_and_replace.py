@@ -41,10 +41,10 @@ from backdoorbench.errors import check_range
 from backdoorbench.models.base import LARGE, CentreCrop, Classifier
 from backdoorbench.models.surgery import activations, as_map, parameter_share, stem_cut
 from backdoorbench.shapes import Images, Labels
-from backdoorbench.streams import Stream
+from backdoorbench.streams import seeded
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Optimizer, Precision, Recipe, Schedule
+from backdoorbench.training.recipe import Optimizer, Precision, Recipe, Schedule, bare_recipe
 
 NARROWEST, WIDEST = 32, 512  # channels of a derived decoder's hidden maps
 SHOWN = 500  # holdout images, at most, on which the reconstruction is measured
@@ -64,11 +64,7 @@ class Stage:
 
     def recipe(self, name: str, augment: Augment | None, precision: Precision) -> Recipe:
         """The same as a recipe: what a stage does not mention is plainly off."""
-        return Recipe(
-            name=name, epochs=self.epochs, batch_size=self.batch_size, optimizer=self.optimizer, lr=self.lr,
-            momentum=self.momentum, nesterov=False, weight_decay=self.weight_decay, schedule=self.schedule, warmup=0.0,
-            milestones=(), decay=1.0, label_smoothing=0.0, augment=augment, precision=precision, compile=False,
-        )  # fmt: skip
+        return bare_recipe(name, **vars(self), augment=augment, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -108,6 +104,11 @@ class TrapAndReplace(Defense):
         check_range("defense.dropout", self.dropout, 0, 1)
         if self.decoder != "auto":
             check_range("defense.decoder", min(self.decoder, default=1), 1)
+
+    @property
+    def starts_from(self) -> Literal["infected", "scratch"]:  # type: ignore[override]  # of the instance, as `needs`
+        """With the trap a network is trained anew."""
+        return "scratch" if self.trap else "infected"
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # of the instance: `trap` decides
@@ -310,11 +311,3 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
     """The images of both, where the first one's lie."""
     images = torch.cat([first.images, second.images.to(first.images.device)])
     return replace(first, images=images, labels=torch.cat([first.labels, second.labels.to(first.device)]))
-
-
-@contextmanager
-def seeded(stream: Stream) -> Iterator[None]:
-    """Layers made inside draw their starting weights from `stream` and from nothing else."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream.generator().initial_seed())
-        yield

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from backdoorbench.config.build import File
 from backdoorbench.errors import ModelError
 from backdoorbench.shapes import Images, Logits
 
@@ -74,7 +75,7 @@ class ModelSpec(ABC):
     """
 
     name: str
-    checkpoint: str | None
+    checkpoint: File | None
 
     @abstractmethod
     def net(self, classes: int, size: int) -> nn.Module:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from backdoorbench.cache import storage_errors
 from backdoorbench.errors import ModelError
+from backdoorbench.storage.store import storage_errors
 
 Weights = dict[str, Tensor]
 
@@ -24,6 +24,14 @@ def save(model: nn.Module, file: Path, metadata: dict[str, str] | None = None) -
 def restore(model: nn.Module, file: Path) -> None:
     """Loads what `save` wrote, strictly."""
     model.load_state_dict(load_file(file))
+
+
+def describes_itself(file: Path) -> bool:
+    """Whether a weights file exists and says what network it belongs to."""
+    if not file.is_file():
+        return False
+    with safe_open(file, "pt") as opened:
+        return "model" in (opened.metadata() or {})
 
 
 def load_given(model: nn.Module, path: str, described: str) -> None:

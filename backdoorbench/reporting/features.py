@@ -1,7 +1,8 @@
-"""What a run's two models read: penultimate features of test images, clean and triggered, laid out in a plane by t-SNE.
+"""What a run's infected model reads, and the one that its defense left: penultimate features of test images, clean and
+triggered, laid out in a plane by t-SNE.
 
 Paper    t-SNE: van der Maaten and Hinton, JMLR 9, 2008; scikit-learn's Barnes-Hut version, started from the principal axes
-Needs    the cached infection (its model and trigger) and the run's `purified.safetensors`
+Needs    the cached infection (its model and trigger) and the weights that the defense left, in the run's folder
 """
 
 from dataclasses import dataclass
@@ -12,26 +13,30 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from backdoorbench import config
+from backdoorbench.config.build import build
+from backdoorbench.config.groups import PURIFY
 from backdoorbench.data.base import Dataset
 from backdoorbench.errors import DataError
 from backdoorbench.models import checkpoint, surgery
 from backdoorbench.models.base import Classifier
-from backdoorbench.recorded import Run
 from backdoorbench.shapes import Images
+from backdoorbench.storage.outputs import outputs_of
+from backdoorbench.storage.record import Run
+from backdoorbench.storage.store import read_json
 from backdoorbench.streams import Stream
 from backdoorbench.triggers import base as triggers
 
 CLEAN, TRIGGERED = 600, 300  # test images, at most
 BATCH = 100  # images at a time
 PERPLEXITY = 30.0  # neighbours an image answers to, roughly
+WEIGHTS = f"{PURIFY.model}.safetensors"  # in a run's folder
 
 
 @dataclass(frozen=True)
 class Embedding:
     """Points of M images in a plane.
 
-    before, after  (M, 2) arrays: features of the infected and of the purified model, each laid out by itself
+    before, after  (M, 2) arrays: features of the infected model and of the one that the defense left, each laid out by itself
     kinds          (M,) array: 0 clean, 1 clean of the target's class, 2 triggered
     """
 
@@ -41,13 +46,12 @@ class Embedding:
 
 
 def embed(run: Run, folder: Path) -> Embedding:
-    """The features of a finished run's two models. DataError that says what is missing where something is."""
-    outputs = folder.resolve().parents[1]
-    names = run.config["attack"]["name"], run.config["dataset"]["name"]
-    infection = outputs / "cache" / "infection" / f"{names[0]}-{names[1]}-{run.infection.get('key')}"
+    """The features of a finished run's models. DataError that says what is missing where something is."""
+    outputs = outputs_of(folder.resolve())
+    infection = outputs.infection(run.config["attack"]["name"], run.config["dataset"]["name"], run.infection.key)
     described = _described(run, folder, infection)
-    dataset = config.build(run.config["dataset"], "dataset", run.config["plugins"])
-    test = dataset.load(outputs / "cache").test
+    dataset = build(run.config["dataset"], "dataset", run.config["plugins"])
+    test = dataset.load(outputs.cache).test
     trigger = triggers.load(described["trigger"], load_file(infection / "trigger.safetensors"))
     target = triggers.load_target(described["target"])
     order = Stream(0).child("tsne").permutation(len(test))
@@ -59,7 +63,7 @@ def embed(run: Run, folder: Path) -> Embedding:
     alone = wanted[0] if len(wanted) == 1 else -1  # all-to-all has no class that is the target's
     kinds = torch.cat([(labels == alone).long(), torch.full((len(eligible),), 2)])
     images = torch.cat([clean, triggered])
-    files = infection / "model.safetensors", folder / "purified.safetensors"
+    files = infection / "model.safetensors", folder / WEIGHTS
     before, after = (_laid_out(_features(_model(run, dataset, len(test.classes), file), images)) for file in files)
     return Embedding(before, after, kinds.numpy())
 
@@ -69,21 +73,21 @@ def _described(run: Run, folder: Path, infection: Path) -> dict[str, Any]:
     again = "Repeat the run with rerun=true."
     if run.status != "done":
         raise DataError(f"the run in {folder} is {run.status}; t-SNE needs a finished one. Repeat its command.")
-    if run.infected is None or run.infected.asr is None:
+    if run.infection.scores is None or run.infection.scores.asr is None:
         raise DataError(
             f"the run in {folder} has no trigger, so t-SNE has nothing to mark. Choose a run with an attack."
         )
     if not (infection / "infection.json").is_file():
         raise DataError(f"t-SNE needs the infected model, and {infection} is gone from the cache. {again}")
-    if not (folder / "purified.safetensors").is_file():
-        raise DataError(f"t-SNE needs the purified model, and {folder / 'purified.safetensors'} is gone. {again}")
-    described: dict[str, Any] = config.read_json(infection / "infection.json")
+    if not (folder / WEIGHTS).is_file():
+        raise DataError(f"t-SNE needs the {PURIFY.model} model, and {folder / WEIGHTS} is gone. {again}")
+    described: dict[str, Any] = read_json(infection / "infection.json")
     return described
 
 
 def _model(run: Run, dataset: Dataset, classes: int, file: Path) -> nn.Module:
     size = dataset.crop or dataset.size
-    spec = config.build({**run.config["model"], "checkpoint": None}, "model", run.config["plugins"])
+    spec = build({**run.config["model"], "checkpoint": None}, "model", run.config["plugins"])
     model = Classifier(spec.net(classes, size), size, dataset.mean, dataset.std)
     checkpoint.restore(model, file)
     return model.eval()

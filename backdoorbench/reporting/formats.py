@@ -8,8 +8,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from backdoorbench.config.groups import JUDGED
+from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.published import Comparison
-from backdoorbench.reporting.table import FIGURES, RISES, Column, Grid, Item, Row
+from backdoorbench.reporting.rows import FIGURES, RISES, TITLES, Row
 
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -130,7 +132,7 @@ def _groups(columns: Sequence[Column]) -> list[str]:
 
 
 def _arrow(column: Column) -> str:
-    if not column.figure or column.name != column.figure.upper():
+    if column.figure not in RISES or column.name != TITLES[column.figure]:
         return ""
     return r" $\uparrow$" if RISES[column.figure] else r" $\downarrow$"
 
@@ -158,12 +160,12 @@ def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None) 
     columns = list(rows[0].names) if rows else []
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    figures = [*(f"infected_{name}" for name in FIGURES), *(f"purified_{name}" for name in FIGURES), "der"]
+    figures = [*(f"{stage.model}_{name}" for stage in JUDGED for name in FIGURES), "der"]
     published = [*(f"published_{name}" for name in FIGURES), "certainty", "source"]
     measured = [f"{figure}{part}" for figure in figures for part in ("", "_std")]
     writer.writerow([*columns, "n", "collapsed", "seeds", "status", *measured, *published])
     for place, row in enumerate(rows):
-        cells = [*(row.before[name] for name in FIGURES), *(row.after[name] for name in (*FIGURES, "der"))]
+        cells = [*(row.before[name] for name in FIGURES), *(row.figures[name] for name in (*FIGURES, "der"))]
         shown = [_fraction(value) for cell in cells for value in (cell.mean, cell.spread)]
         found = beside.get(place) if beside else None
         theirs = found.published if found else None

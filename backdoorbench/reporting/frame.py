@@ -8,30 +8,57 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoorbench.reporting.table import CHOICES, FIGURES, collapse, differing, effectiveness, look_up
+from backdoorbench.config.groups import DETECT, INFECT, JUDGED
+from backdoorbench.reporting.rows import (
+    CHOICES,
+    FIGURES,
+    SILENT,
+    TOLD,
+    TOLD_OF_BOTH,
+    chosen,
+    collapse,
+    compared,
+    differing,
+    effectiveness,
+    look_up,
+)
 
 if TYPE_CHECKING:
-    from backdoorbench.recorded import Run
+    from backdoorbench.storage.record import Run
+
+OF_DETECTORS = {  # column -> a detector's figure
+    "auroc": "auroc", "tpr_1": "tpr_1", "tpr_5": "tpr_5", "tpr_10": "tpr_10", "detector_tpr": "tpr", "detector_fpr": "fpr",
+    "precision": "precision", "anomaly_index": "anomaly_index", "target_flagged": "target_flagged",
+}  # fmt: skip
 
 
 def rows(found: Mapping[Path, Run]) -> list[dict[str, Any]]:
     """Of each run what names it, its figures as fractions, what became of it and what it cost (seconds); None where there is
-    nothing. Dotted columns are the settings that differ between runs."""
-    extra = differing([run.config for run in found.values()])
-    return [_row(folder, run) | {key: look_up(run.config, key) for key in extra} for folder, run in found.items()]
+    nothing. Columns of a detector are there where some run has one; dotted columns are the settings that differ between runs."""
+    is_asked = any(chosen(run.config, DETECT.group) for run in found.values())
+    told = TOLD_OF_BOTH if is_asked else TOLD
+    extra = differing([compared(run.config, told) for run in found.values()])
+    return [
+        _row(folder, run, is_asked) | {key: look_up(run.config, key) for key in extra} for folder, run in found.items()
+    ]
 
 
-def _row(folder: Path, run: Run) -> dict[str, Any]:
-    config, done = run.config, run.status == "done"
+def _row(folder: Path, run: Run, is_asked: bool) -> dict[str, Any]:
+    config, found = run.config, {stage: run.of(stage.name) for stage in JUDGED}
+    infection = found[INFECT]
     row: dict[str, Any] = {"id": run.id, "status": run.status}
-    row |= {group: config[group]["name"] for group in CHOICES}
-    row |= {"poison_rate": config["attack"].get("poison_rate"), "seed": config["seed"]}
-    for when, scores in (("infected", run.infected), ("purified", run.purified)):
-        row |= {f"{when}_{name}": getattr(scores, name) if scores else None for name in FIGURES}
-    row |= {"der": effectiveness(run), "n_clean": run.infected.n_clean if run.infected else None}
-    row |= {"n_triggered": run.infected.n_triggered if run.infected else None}
-    row |= {"infection": run.infection.get("status"), "collapsed": (collapse(run) if done else "") or None}
-    row |= {f"seconds_{stage}": run.seconds.get(stage) for stage in ("infect", "purify")}
+    row |= {group: config[group]["name"] for group in CHOICES if is_asked or group not in SILENT}
+    row |= {"poison_rate": config[INFECT.group].get("poison_rate"), "seed": config["seed"]}
+    for stage, finding in found.items():
+        row |= {f"{stage.model}_{name}": getattr(finding.scores, name, None) for name in FIGURES}
+    row |= {"der": effectiveness(run), "n_clean": infection.scores.n_clean if infection.scores else None}
+    row |= {"n_triggered": infection.scores.n_triggered if infection.scores else None}
+    if is_asked:
+        figures = run.detection.figures
+        row |= {column: figures.get(name) for column, name in OF_DETECTORS.items()}
+    row |= {"infection": infection.status or None}
+    row |= {"collapsed": (collapse(run) if run.status == "done" else "") or None}
+    row |= {f"seconds_{stage.name}": finding.seconds.get(stage.name) for stage, finding in found.items()}
     row |= {name: run.environment.get(name) for name in ("device", "commit")}
     error = " ".join(run.error.split()) if run.error else None  # a line a run, whatever reads it
     return row | {"started": run.started, "error": error, "folder": str(folder)}

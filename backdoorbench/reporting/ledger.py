@@ -8,12 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from backdoorbench import cache
-from backdoorbench.config import Plain, flat, read_json
-from backdoorbench.reporting import table
-from backdoorbench.reporting.record import find
+from backdoorbench.config.compose import Plain, flat
+from backdoorbench.config.groups import INFECT, OPTIONAL, PURIFY, SETTINGS, TELLING
+from backdoorbench.reporting.rows import DASH, NAMED, PLACES, base_names, chosen, methods
+from backdoorbench.storage.outputs import outputs_of
+from backdoorbench.storage.record import FILE, find, upgraded
+from backdoorbench.storage.store import KEY_LENGTH, canonical, is_held, read_json
 
-PARTS = ("dataset", "model", "methods", "seed", "train", "holdout")  # that every configuration has
+METHODS = "methods"  # the part of a configuration that is never said once for all
 USUAL = 0.8  # what more of the configurations than this share is said once, above the list
 STATUSES = ("running", "interrupted", "failed", "done", "damaged")
 
@@ -23,7 +25,7 @@ class Entry:
     """One run as it is known now.
 
     status   the record's; `interrupted` where that says running and no process does; `damaged` where it cannot be read
-    content  of record.json; empty where damaged
+    content  of record.json, in the shape of today; empty where damaged
     """
 
     folder: Path
@@ -36,15 +38,19 @@ class Entry:
 
     @property
     def scores(self) -> Mapping[str, float | None]:
-        """CA, ASR and RA of the purified model as fractions; empty before there is one."""
-        return self.content.get("purified") or {}
+        """CA, ASR and RA of the model that the defense left, as fractions; empty before there is one."""
+        return self.of(PURIFY.name).get("scores") or {}
+
+    def of(self, kind: str) -> Mapping[str, Any]:
+        """What the stage of this kind found, as the record has it; empty where there was none."""
+        return next((stage for stage in self.content.get("stages", []) if stage["kind"] == kind), {})
 
     def seconds(self, now: float) -> float | None:
         """Wall time: of all stages, or of a running one since its start; None where none was timed."""
         if self.status == "running":
             return now - datetime.fromisoformat(self.content["started"]).timestamp()
-        timed: Mapping[str, float] = self.content.get("seconds", {})
-        return sum(timed.values()) if timed else None
+        timed = [seconds for stage in self.content.get("stages", []) for seconds in stage["seconds"].values()]
+        return sum(timed) if timed else None
 
 
 def entries(where: Path) -> list[Entry]:
@@ -56,9 +62,9 @@ def entries(where: Path) -> list[Entry]:
 
 def _read(folder: Path) -> Entry:
     try:
-        content = read_json(folder / "record.json")
+        content = upgraded(read_json(folder / FILE))
         return Entry(folder, content["status"], content)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Entry(folder, "damaged", {})
 
 
@@ -66,17 +72,17 @@ def _as_it_stands(entry: Entry, latest: bool) -> Entry:
     """A process holds the lock of the run it carries out, which of runs with one key can only be the latest."""
     if entry.status != "running":
         return entry
-    lock = entry.folder.parent.parent / "cache" / "locks" / f"{entry.key}.lock"
-    return entry if latest and cache.is_held(lock) else replace(entry, status="interrupted")
+    lock = outputs_of(entry.folder).lock(entry.key)
+    return entry if latest and is_held(lock) else replace(entry, status="interrupted")
 
 
 def told_apart(configs: Sequence[Plain]) -> tuple[str, list[str]]:
     """What most configurations share, in a line, and of each what it has of its own: `badnets 10 % → fst · seed 1`."""
     parts = [_parts(config) | extra for config, extra in zip(configs, _extras(configs), strict=True)]
     usual: dict[str, str] = {}
-    for name in PARTS:
-        value, count = Counter(part[name] for part in parts).most_common(1)[0] if parts else ("", 0)
-        if name != "methods" and count > USUAL * len(parts):
+    for name in _parts(configs[0]) if configs else ():
+        value, count = Counter(part[name] for part in parts).most_common(1)[0]
+        if name != METHODS and count > USUAL * len(parts):
             usual[name] = value
     own = [[text for name, text in part.items() if text != usual.get(name)] for part in parts]
     unless = (
@@ -88,17 +94,17 @@ def told_apart(configs: Sequence[Plain]) -> tuple[str, list[str]]:
 
 
 def _parts(config: Plain) -> dict[str, str]:
-    names = table.base_names(config)
-    attack = names["attack"] if names["rate"] == table.DASH else f"{names['attack']} {names['rate']}"
-    methods = f"{attack} → {names['defense']}" if names["defense"] else attack
-    given = (names["dataset"], names["model"], methods, f"seed {config['seed']}")
-    chosen = (f"{group}={config[group]['name']}" for group in ("train", "holdout"))
-    return dict(zip(PARTS, (*given, *chosen), strict=True))
+    """What every configuration has to say: where its methods meet, the methods, the seed, and what else was chosen."""
+    names = base_names(config)
+    attack = names[INFECT.group] if names["rate"] == DASH else f"{names[INFECT.group]} {names['rate']}"
+    said = {group: names[group] for group in NAMED}
+    said |= {METHODS: methods(config, attack), "seed": f"seed {config['seed']}"}
+    return said | {group: f"{group}={config[group]['name']}" for group in PLACES if group not in NAMED}
 
 
 def _extras(configs: Sequence[Plain]) -> list[dict[str, str]]:
     """Of each configuration the settings in which it differs from others that have them, with its data set and option."""
-    settings = [flat({k: v for k, v in config.items() if k not in table.NOT_COMPARED}) for config in configs]
+    settings = [flat({name: value for name, value in config.items() if _is_told(config, name)}) for config in configs]
     found: list[dict[str, str]] = [{} for _ in configs]
     for key in dict.fromkeys(key for one in settings for key in one if not key.endswith((".name", ".poison_rate"))):
         values: dict[tuple[str, str], dict[int, str]] = {}
@@ -107,7 +113,7 @@ def _extras(configs: Sequence[Plain]) -> list[dict[str, str]]:
                 group = config[key.partition(".")[0]]
                 option = group.get("name", "") if isinstance(group, dict) else ""
                 where = values.setdefault((config["dataset"]["name"], option), {})
-                where[place] = json.dumps(cache.canonical(one[key]))
+                where[place] = json.dumps(canonical(one[key]))
         for alike in values.values():
             if len(set(alike.values())) > 1:
                 for place in alike:
@@ -115,8 +121,16 @@ def _extras(configs: Sequence[Plain]) -> list[dict[str, str]]:
     return found
 
 
+def _is_told(config: Plain, name: str) -> bool:
+    """Whether a part of a configuration bears on figures, of the methods that it chooses."""
+    setting = next((setting for setting in SETTINGS if setting.name == name), None)
+    if setting is not None:
+        return setting.tells or bool(setting.part_of and chosen(config, setting.part_of))
+    return name in TELLING and (name not in OPTIONAL or bool(chosen(config, name)))
+
+
 def shown(value: Any) -> str:
     """A setting as a list prints it: of a digest, its start."""
     text = "null" if value is None else str(value)
     is_digest = len(text) == 64 and all(letter in "0123456789abcdef" for letter in text)
-    return text[: cache.KEY_LENGTH] if is_digest else text
+    return text[:KEY_LENGTH] if is_digest else text

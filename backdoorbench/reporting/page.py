@@ -20,19 +20,43 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY, STAGES
 from backdoorbench.errors import DataError
-from backdoorbench.reporting import plot, published, table
-from backdoorbench.reporting.report import Report
+from backdoorbench.reporting import published
+from backdoorbench.reporting.grids import CLEAN, Grid
+from backdoorbench.reporting.plots.curves import curves
+from backdoorbench.reporting.plots.gallery import galleries, reversed_triggers
+from backdoorbench.reporting.plots.heatmap import heatmap
+from backdoorbench.reporting.plots.ink import as_svg
+from backdoorbench.reporting.plots.rates import against_rate
+from backdoorbench.reporting.plots.scatter import scatter
+from backdoorbench.reporting.report import OF_DETECTORS, Report
+from backdoorbench.reporting.rows import (
+    ANSWERS,
+    CHOICES,
+    FIGURES,
+    RISES,
+    SILENT,
+    TITLES,
+    Cell,
+    called,
+    chosen,
+    collapse,
+    effectiveness,
+    identity,
+    show,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from backdoorbench.recorded import Run
+    from backdoorbench.metrics import Scores
+    from backdoorbench.storage.record import Finding, Run
 
 PANELS, FEWER, MANY = 8, 4, 200  # panels of a plot; where there are many settings; how many are many
 TRIGGERS = 12
+MODELS = {stage.name: stage.model for stage in STAGES}
 LONGEST = 2000  # characters of an error or of a run's notes; the rest is in its folder
-SHARED = ("dataset", "model", "train", "holdout", "attack", "defense")  # settings that are held once
 
 
 def render(
@@ -60,7 +84,7 @@ def render(
             for failure in report.failures
         ],
         data=Markup(_embedded(_data(report, file))),
-        rises=table.RISES,
+        rises={TITLES[figure]: rises for figure, rises in RISES.items()},
     )
 
 
@@ -76,13 +100,13 @@ def _counts(report: Report) -> list[tuple[str, str]]:
     collapsed = sum(len(row.collapsed) for row in report.rows)
     said = [("runs", len(runs)), ("finished", states["done"]), ("failed", states["failed"])]
     said += [("without an end", report.unended), ("collapsed", collapsed), ("settings", len(report.rows))]
-    for group in ("dataset", "attack", "defense"):
+    for group in ("dataset", *(stage.group for stage in STAGES)):
         count = len({run.config[group]["name"] for run in runs} - {"none"})
         said.append(({"dataset": "data set"}.get(group, group) + "s" * (count != 1), count))
     return [(name, f"{count:,}") for name, count in said if count or name in ("runs", "finished", "failed")]
 
 
-def _groups(grid: table.Grid) -> list[tuple[str, int]]:
+def _groups(grid: Grid) -> list[tuple[str, int]]:
     """The upper header line: what stands above how many columns; nothing where it would be empty."""
     found: list[tuple[str, int]] = []
     for column in grid.columns:
@@ -96,21 +120,21 @@ def _groups(grid: table.Grid) -> list[tuple[str, int]]:
 def _plots(report: Report, folders: str, figures: Sequence[str], features: Sequence[Figure]) -> list[dict[str, Any]]:
     """Name, element and the command that draws it in full, of each plot that the runs allow."""
     runs = list(report.found.values())
-    metric = "asr" if "asr" in figures else figures[0]
+    metric = next((name for name in ("asr", *figures) if name in figures and name not in OF_DETECTORS), "asr")
     settings: dict[str, set[str]] = {}
     for row in report.rows:
-        kept = {**row.config, "attack": {**row.config["attack"], "poison_rate": None}}
-        settings.setdefault(table.identity(kept), set()).add(row.names["rate"])
+        kept = {**row.config, INFECT.group: {**row.config[INFECT.group], "poison_rate": None}}
+        settings.setdefault(identity(kept), set()).add(row.names["rate"])
     several = any(len(rates) > 1 for rates in settings.values())
     most = PANELS if len(report.rows) <= MANY else FEWER
     draw: dict[str, tuple[str, Callable[[], Figure]]] = {
         f"heatmap {metric}": (
             f"{metric.upper()}, attacks by defenses",
-            lambda: plot.heatmap(report.rows, metric, most),
+            lambda: heatmap(report.rows, metric, most),
         ),
-        "scatter": ("What a defense costs and brings", lambda: plot.scatter(runs, most)),
-        "rates": ("Against the poison rate", lambda: plot.against_rate(runs, ("asr", "ca"), most)),
-        "curves": ("Learning curves", lambda: plot.curves(runs, most)),
+        "scatter": ("What a defense costs and brings", lambda: scatter(runs, most)),
+        "rates": ("Against the poison rate", lambda: against_rate(runs, ("asr", "ca"), most)),
+        "curves": ("Learning curves", lambda: curves(runs, most)),
     }
     found = []
     for name, (title, make) in draw.items():
@@ -127,17 +151,17 @@ def _plots(report: Report, folders: str, figures: Sequence[str], features: Seque
 
 
 def _plot(title: str, figure: Figure, command: str) -> dict[str, Any]:
-    return {"title": title, "svg": Markup(plot.as_svg(figure)), "command": command}
+    return {"title": title, "svg": Markup(as_svg(figure)), "command": command}
 
 
 def _triggers(report: Report) -> dict[str, Any]:
     """Pictures of triggers as data addresses, and how many are left out."""
-    pictures = list(plot.galleries(report.found).items())
+    triggers, found = list(galleries(report.found).items()), list(reversed_triggers(report.found).items())
     shown = [
         {"title": title, "data": f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"}
-        for title, file in pictures[:TRIGGERS]
+        for title, file in (*triggers[:TRIGGERS], *found[:TRIGGERS])
     ]
-    return {"shown": shown, "more": len(pictures) - len(shown)}
+    return {"shown": shown, "reversed": bool(found), "more": len(triggers) + len(found) - len(shown)}
 
 
 def _link(target: Path, here: str) -> str:
@@ -170,40 +194,97 @@ class _Held:
 
 
 def _data(report: Report, file: Path) -> dict[str, Any]:
-    """What the page's script reads: each run, with places in lists of settings, infections and environments."""
-    held = {name: _Held() for name in (*SHARED, "other", "infection", "environment")}
+    """What the page's script reads: each run, with places in lists of names, settings, infections and environments.
+
+    groups  whose settings are held once, those apart that no run chooses anything of
+    lists   what a run's places are places in, in their order
+    models  the models of a run that have scores"""
+    found = report.found.items()
+    groups = [group for group in CHOICES if group not in SILENT or any(chosen(run.config, group) for _, run in found)]
+    held = {name: _Held() for name in (*groups, "name", "other", "infection", "environment")}
     runs, here = [], os.path.realpath(file.parent)
     way = functools.cache(lambda parent: _link(parent, here))  # thousands of runs lie in few folders
-    for folder, run in report.found.items():
+    for folder, run in found:
         config = run.config
-        other = {name: value for name, value in config.items() if name not in (*SHARED, "seed")}
-        places = [held[group].share(config[group]) for group in SHARED] + [held["other"].place(other)]
-        places += [held["infection"].share(run.infection), held["environment"].share(run.environment)]
-        notes = json.dumps(run.notes)
-        runs.append(
-            {
-                "id": run.id,
-                "status": run.status,
-                "collapsed": table.collapse(run) if run.status == "done" else "",
-                "seed": config["seed"],
-                "places": places,
-                "infected": _scores(run, "infected"),
-                "purified": _scores(run, "purified"),
-                "der": _rounded(table.effectiveness(run)),
-                "notes": run.notes if len(notes) <= LONGEST else f"{len(notes):,} characters, in record.json",
-                "seconds": run.seconds,
-                "started": run.started,
-                "error": (run.error or "")[:LONGEST],
-                "epochs": len(run.curve),
-                "folder": f"{way(folder.parent)}/{quote(folder.name)}",
-            }
-        )
-    return {"runs": runs} | {name: box.values for name, box in held.items()}
+        other = {name: value for name, value in config.items() if name not in (*CHOICES, "seed")}
+        places = [held[group].share(config[group]) for group in groups]
+        places += [held["name"].place(called(config)), held["other"].place(other)]
+        places += [held["infection"].place(_infection(run.infection)), held["environment"].share(run.environment)]
+        runs.append(_run(run, f"{way(folder.parent)}/{quote(folder.name)}", places))
+    lists = {name: box.values for name, box in held.items()}
+    return {"runs": runs, "groups": groups, "lists": list(lists), "models": [stage.model for stage in JUDGED]} | lists
 
 
-def _scores(run: Run, when: str) -> list[float | None]:
-    scores = getattr(run, when)
-    return [_rounded(getattr(scores, name)) if scores else None for name in table.FIGURES]
+def _run(run: Run, folder: str, places: list[int]) -> dict[str, Any]:
+    """What the page says of a run."""
+    found = {stage: run.of(stage.name) for stage in JUDGED}
+    purification = found[PURIFY]
+    detection = run.detection if chosen(run.config, DETECT.group) else None
+    return {
+        "id": run.id,
+        "status": run.status,
+        "collapsed": collapse(run) if run.status == "done" else "",
+        "seed": run.config["seed"],
+        "places": places,
+        **{stage.model: _scores(finding.scores) for stage, finding in found.items()},
+        "der": _rounded(effectiveness(run)),
+        "notes": _brief(purification.notes),
+        **({"detector": _detector(detection)} if detection is not None and detection.name else {}),
+        "seconds": _seconds(run),
+        "started": run.started,
+        "error": (run.error or "")[:LONGEST],
+        "epochs": len(purification.curve),
+        "folder": folder,
+    }
+
+
+def _brief(notes: dict[str, Any]) -> dict[str, Any] | str:
+    """Notes of a method, unless they are too long for a page."""
+    length = len(json.dumps(notes))
+    return notes if length <= LONGEST else f"{length:,} characters, in record.json"
+
+
+def _detector(finding: Finding) -> dict[str, Any]:
+    """What a detector said of the infected model and of the clean one, as the run's tables call it."""
+
+    def told(name: str, value: float | None) -> Any:
+        if name in ANSWERS and value is not None:
+            return "yes" if value else "no"
+        return show(Cell(() if value is None else (value,)), name) if name in TITLES else value
+
+    said = {
+        model: {TITLES.get(name, name): told(name, value) for name, value in figures.items()}
+        for model, figures in ((INFECT.model, finding.figures), (CLEAN, finding.beside))
+    }
+    return {"name": finding.name, **said, "notes": _brief(finding.notes)}
+
+
+def _infection(finding: Finding) -> dict[str, Any]:
+    """What a run's infection is, and what it cost."""
+    facts = {name: value for name, value in finding.notes.items() if name != "target"}
+    return {
+        "key": finding.key,
+        "cached": finding.cached,
+        "seconds": finding.cost,
+        "status": finding.status,
+        "reasons": finding.reasons,
+        "facts": facts,
+        "target": finding.notes.get("target"),
+    }
+
+
+def _seconds(run: Run) -> dict[str, float]:
+    """Wall time by part; of a part that several stages have, with the model that it is about, or the stage."""
+    found: dict[str, float] = {}
+    for finding in run.stages:
+        for part, seconds in finding.seconds.items():
+            name = f"{part}_{MODELS[finding.kind]}" if part == "evaluate" else part
+            found[name if name not in found else f"{finding.kind}_{part}"] = seconds
+    return found
+
+
+def _scores(scores: Scores | None) -> list[float | None]:
+    return [_rounded(getattr(scores, name)) if scores else None for name in FIGURES]
 
 
 def _rounded(value: float | None) -> float | None:

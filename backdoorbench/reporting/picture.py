@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from backdoorbench import cache
 from backdoorbench.shapes import Images, to_bytes
+from backdoorbench.storage.store import storage_errors
 
 GAIN = 10  # of the difference
 LEAST = 96  # pixels a small image is enlarged to at least
@@ -22,11 +22,20 @@ def gallery(clean: Images, triggered: Images) -> Tensor:
 
 def write_gallery(clean: Images, triggered: Images, file: Path) -> None:
     """The gallery as a PNG."""
+    _write(gallery(clean, triggered), file)
+
+
+def write_row(images: Images, file: Path) -> None:
+    """(N, 3, H, W) images side by side as a PNG."""
+    scale = max(1, -(-LEAST // images.shape[-1]))
+    _write(torch.cat([_framed(image, scale) for image in images], 2).permute(1, 2, 0).contiguous(), file)
+
+
+def _write(pixels: Tensor, file: Path) -> None:
     from PIL import Image
 
-    picture = Image.fromarray(gallery(clean, triggered).numpy())
-    with cache.storage_errors(file.parent):
-        picture.save(file)
+    with storage_errors(file.parent):
+        Image.fromarray(pixels.numpy()).save(file)
 
 
 def _framed(image: Tensor, scale: int) -> Tensor:

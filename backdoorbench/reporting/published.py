@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from backdoorbench.config import compose, conf_dir, flat
-from backdoorbench.reporting.table import (
+from backdoorbench.config.compose import compose, conf_dir, flat
+from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.reporting.grids import Column, Grid, Item
+from backdoorbench.reporting.rows import (
+    CHOICES,
     DASH,
     FIGURES,
+    TOLD,
     Cell,
-    Column,
-    Grid,
-    Item,
     Row,
     aggregate,
+    compared,
     identity,
     look_up,
     percent,
@@ -29,12 +31,11 @@ from backdoorbench.reporting.table import (
 )
 
 if TYPE_CHECKING:
-    from backdoorbench.recorded import Run
+    from backdoorbench.storage.record import Run
 
 TOLERANCE = 0.02  # of CA, ASR or RA, between a published mean of unknown spread and ours
-GROUPS = ("dataset", "model", "train", "holdout", "attack", "defense")
 MOST_COMPOSED = 4  # pairs of attack and defense whose settings a report looks up; each costs a sixth of a second
-NOT_SETTINGS = {"root", "download", "name", "_target_", "version"}  # of an option: where it lies, what it is called
+NOT_SETTINGS = {"root", "name", "_target_", "version"}  # of an option: where it lies, what it is called
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,12 @@ def compare(runs: Iterable[Run], experiment: str) -> list[Comparison]:
             found.append(_comparison(row, "none", "", row.before, known))
         if row.names["defense"] != "none":
             extra = [f"{key}={value}" for key, value in row.names.items() if key.startswith("defense.")]
-            found.append(_comparison(row, row.names["defense"], ", ".join(extra), row.after, known))
+            found.append(_comparison(row, row.names["defense"], ", ".join(extra), row.figures, known))
     return found + [mean for figure in known if figure.attack == "mean" and (mean := _mean(rows, figure))]
 
 
 def beside(rows: Sequence[Row]) -> dict[tuple[int, str], Comparison]:
-    """What any source prints for our rows: (place of the row, `infected` or `purified`) -> comparison; an infected model once.
+    """What any source prints for our rows: (place of the row, name of the model) -> comparison; an infected model once.
 
     Unlike in `compare`, everything that the source names must be ours: data set, whole; network, attack, rate, target, holdout,
     defense and its setting."""
@@ -164,20 +165,21 @@ def beside(rows: Sequence[Row]) -> dict[tuple[int, str], Comparison]:
     for place, row in enumerate(rows):
         where = tuple(row.names[name] for name in ("dataset", "model", "attack"))
         infection = identity({**row.config, "defense": None})
-        for state, defense, ours in (("infected", "none", row.before), ("purified", row.names["defense"], row.after)):
-            once = state == "purified" and defense != "none" or state == "infected" and infection not in infected
-            fit = [figure for figure in known.get((*where, defense), []) if _names_ours(figure, row, state)]
+        models = ((INFECT.model, "none", row.before), (PURIFY.model, row.names["defense"], row.figures))
+        for model, defense, ours in models:
+            once = infection not in infected if model == INFECT.model else defense != "none"
+            fit = [figure for figure in known.get((*where, defense), []) if _names_ours(figure, row, model)]
             if once and fit:
                 published = max(fit, key=lambda figure: bool(figure.setting))
                 names = row.names
-                found[place, state] = Comparison(
+                found[place, model] = Comparison(
                     names["dataset"], names["attack"], names["rate"], defense, row.n, ours, published, row.marks
                 )
         infected.add(infection)
     return found
 
 
-def _names_ours(figure: Figure, row: Row, state: str) -> bool:
+def _names_ours(figure: Figure, row: Row, model: str) -> bool:
     """Whether whatever the figure's source says of its setting, beyond names, is ours."""
     config = row.config
     key, _, value = figure.setting.partition("=")
@@ -186,7 +188,7 @@ def _names_ours(figure: Figure, row: Row, state: str) -> bool:
         figure.rate in ("", row.names["rate"])
         and config["dataset"].get("train_size") is None
         and figure.target in ("", look_up(config, "attack.target"))
-        and (state == "infected" or figure.holdout in ("", holdout))
+        and (model == INFECT.model or figure.holdout in ("", holdout))
         and (not key or look_up(config, key) == value)
     )
 
@@ -285,8 +287,9 @@ def differing(config: dict[str, Any], pinned: dict[str, Any], swept: Iterable[st
 
     swept  dotted keys that the experiment varies"""
     found = []
-    for group in GROUPS:
-        ours, theirs = config[group], pinned[group]
+    ours_all, theirs_all = compared(config), compared(pinned)
+    for group in (group for group in CHOICES if group in TOLD):
+        ours, theirs = ours_all[group], theirs_all[group]
         if ours["name"] != theirs["name"]:
             found.append(f"{group} {ours['name']}, not {theirs['name']}")
             continue
@@ -332,7 +335,7 @@ def _mean(rows: Sequence[Row], figure: Figure) -> Comparison | None:
     members = [row for row in rows if row.names["defense"] == figure.defense and row.names["dataset"] == figure.dataset]
     if not members:
         return None
-    ours = {name: Cell(_averaged(row.after[name].mean for row in members)) for name in FIGURES}
+    ours = {name: Cell(_averaged(row.figures[name].mean for row in members)) for name in FIGURES}
     marks = tuple(sorted({mark for row in members for mark in row.marks}))
     attacks = f"mean of {', '.join(dict.fromkeys(row.names['attack'] for row in members))}"
     rates = ", ".join(dict.fromkeys(row.names["rate"] for row in members))

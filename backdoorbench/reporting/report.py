@@ -1,4 +1,5 @@
-"""Everything a report says of the runs it was given, without a format: tables, published figures beside them, failures, notes."""
+"""Everything a report says of the runs it was given, without a format: tables of models and of detectors, published figures
+beside them, failures, notes."""
 
 from __future__ import annotations
 
@@ -7,13 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backdoorbench import metrics
-from backdoorbench.reporting import formats, frame, published, table
+from backdoorbench.config.groups import PURIFY
+from backdoorbench.errors import DataError
+from backdoorbench.reporting import formats, frame, grids, notes, published, rows
+from backdoorbench.reporting.grids import Grid
 from backdoorbench.reporting.published import Comparison
-from backdoorbench.reporting.table import LEFT_OUT, WEAK, Grid, Row
+from backdoorbench.reporting.rows import Row, heading
 
 if TYPE_CHECKING:
-    from backdoorbench.recorded import Run
+    from backdoorbench.storage.record import Run
+
+
+OF_DETECTORS = (*grids.OF_IMAGES[0], *grids.OF_MODELS[0])
+METRICS = (*rows.FIGURES, "der", *OF_DETECTORS)  # what tables can be asked for
 
 
 @dataclass(frozen=True)
@@ -29,14 +36,15 @@ class Failure:
 class Report:
     """What there is to say of runs.
 
-    rows      as in `table.aggregate`; grids: the same laid out
-    beside    (place of a row, infected or purified) -> what was published for it
+    rows      as in `rows.aggregate`; detections: as in `rows.detections`; grids: both laid out
+    beside    (place of a row, name of its model) -> what was published for it
     notes     what must be said below the tables; remarks: below the published figures
     unended   runs that neither finished nor failed: killed, or still going
     """
 
     found: Mapping[Path, Run]
     rows: list[Row]
+    detections: list[Row]
     grids: list[Grid]
     beside: dict[tuple[int, str], Comparison]
     notes: list[str]
@@ -48,56 +56,42 @@ class Report:
 def make(found: Mapping[Path, Run], figures: Sequence[str], lines: Sequence[str], columns: Sequence[str]) -> Report:
     """The report of runs by the folder of their record.
 
-    figures         of ca, asr, ra, der, in the order of the tables
+    figures         of METRICS, in the order of the tables; tables of detectors show all of theirs, unless they are laid out by
+                    some that are named here
     lines, columns  what to lay the tables out by; both empty: a line a setting"""
     runs = list(found.values())
-    rows = table.aggregate(runs)
-    pivot = lines or columns
-    grids = table.pivot_grids(rows, lines, columns, figures) if pivot else table.list_grids(rows, figures)
-    beside = published.beside(rows)
-    failures = [
-        Failure(table.heading(run), run.error or "", folder / "log.txt")
+    models, detectors = rows.aggregate(runs), rows.detections(runs)
+    of_models = [name for name in figures if name not in OF_DETECTORS]
+    of_detectors = [name for name in figures if name in OF_DETECTORS]
+    if of_detectors and not of_models and not detectors:
+        raise DataError(
+            f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs finished, none with a detector; expected one at "
+            f"least. bdx list detector shows what there is to ask."
+        )
+    is_pivot = bool(lines or columns)
+    laid_out: list[Grid] = []
+    if of_models:
+        laid_out += (
+            grids.pivot_grids(models, lines, columns, of_models) if is_pivot else grids.list_grids(models, of_models)
+        )
+    if detectors:
+        is_pivot = is_pivot and bool(of_detectors)
+        listed = grids.detection_grids(detectors)
+        laid_out += grids.pivot_grids(detectors, lines, columns, of_detectors) if is_pivot else listed
+    beside = published.beside(models)
+    unended = sum(run.status not in ("done", "failed") for run in runs)
+    said = notes.below(models if of_models else [], detectors, runs, laid_out, figures)
+    said += [f"{unended} run{'s' * (unended > 1)} without an end: killed, or still going"] if unended else []
+    remarks = published.remarks(beside, models) if beside else []
+    return Report(found, models, detectors, laid_out, beside, said, remarks, _failures(found), unended)
+
+
+def _failures(found: Mapping[Path, Run]) -> list[Failure]:
+    return [
+        Failure(heading(run), run.error or "", folder / "log.txt")
         for folder, run in found.items()
         if run.status == "failed"
     ]
-    unended = sum(run.status not in ("done", "failed") for run in runs)
-    notes = [*_notes(rows, runs, grids, figures), *([_unended(unended)] if unended else [])]
-    remarks = published.remarks(beside, rows) if beside else []
-    return Report(found, rows, grids, beside, notes, remarks, failures, unended)
-
-
-def _notes(rows: Sequence[Row], runs: Sequence[Run], grids: Sequence[Grid], figures: Sequence[str]) -> list[str]:
-    items = [item for grid in grids for line in grid.lines for item in line]
-    said = [table.footer(rows, runs)] if rows else []
-    if any(item.best for item in items):
-        said.append(
-            "best: of the defenses that finished every seed of a setting, none collapsed, on infections that took"
-        )
-    if count := sum(len(row.collapsed) for row in rows):
-        mark = f"{LEFT_OUT} " if any(LEFT_OUT in item.text for item in items) else ""
-        which = table.join_few([_collapsed(row) for row in rows if row.collapsed])
-        said.append(f"{mark}collapsed and left out of the means: {count} run{'s' * (count > 1)}: {which}")
-    said += table.rebuilt(runs)
-    if various := table.varying(rows):
-        said.append(f"settings that differ between attacks: {table.join_few(various)}")
-    if any(WEAK in item.text for item in items):
-        said.append(f"{WEAK} the infection is weak or broken: the figures of a defense mean little")
-    if rows:
-        said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
-    return said
-
-
-def _collapsed(row: Row) -> str:
-    """`fst on badnets (constant predictor, seeds 1, 2)`."""
-    reasons: dict[str, list[int]] = {}
-    for seed, reason in row.collapsed.items():
-        reasons.setdefault(reason, []).append(seed)
-    said = (f"{reason}, seed{'s' * (len(seeds) > 1)} {table.ranges(seeds)}" for reason, seeds in reasons.items())
-    return f"{row.names['defense']} on {row.names['attack']} ({'; '.join(said)})"
-
-
-def _unended(count: int) -> str:
-    return f"{count} run{'s' * (count > 1)} without an end: killed, or still going"
 
 
 # ---- as text --------------------------------------------------------------------------------------------------------
@@ -130,8 +124,8 @@ def latex(report: Report) -> str:
 
 def csv(report: Report) -> str:
     """A line a setting."""
-    purified = {place: item for (place, state), item in report.beside.items() if state == "purified"}
-    return formats.as_csv(report.rows, purified)
+    beside = {place: item for (place, model), item in report.beside.items() if model == PURIFY.model}
+    return formats.as_csv(report.rows, beside)
 
 
 def runs_csv(report: Report) -> str:

@@ -14,16 +14,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from backdoorbench.config import Plain
+from backdoorbench.config.compose import Plain
+from backdoorbench.config.groups import INFECT, JUDGED
 from backdoorbench.errors import BdxError, ConfigError
 
 if TYPE_CHECKING:
-    from backdoorbench.recorded import Run
+    from backdoorbench.storage.record import Run
 
 log = logging.getLogger(__name__)
 
 EPOCHS = ("infection", "defense")  # prefixes of the values that come once an epoch
-FINAL = tuple(f"{when}/{name}" for when in ("infected", "purified") for name in ("ca", "asr", "ra"))
+FINAL = tuple(f"{stage.model}/{name}" for stage in JUDGED for name in ("ca", "asr", "ra"))
 
 
 class Journal(ABC):
@@ -60,7 +61,7 @@ class Tracker(ABC):
 
 @contextmanager
 def tracked(tracker: Tracker, run: Run, folder: Path) -> Iterator[Callable[[str], None]]:
-    """Keeps a journal of `run` while it is carried out: tell it the stages (infect, curve, purify) as they end.
+    """Keeps a journal of `run` while it is carried out: tell it the stages (infect, detect, curve, purify) as they end.
 
     A tracker that does not start is a ConfigError, as nothing is lost yet; one that fails later costs a warning, never
     the run."""
@@ -98,17 +99,20 @@ def tracked(tracker: Tracker, run: Run, folder: Path) -> Iterator[Callable[[str]
 
 def news(run: Run, stage: str) -> Iterator[tuple[int | None, dict[str, float]]]:
     """What a stage's end has added to a run: (epoch or None, values by name)."""
-    if stage == "infect":
-        for epoch, figures in enumerate(run.infection["history"], 1):
+    found = run.of(stage)
+    if stage == INFECT.name:
+        for epoch, figures in enumerate(found.history, 1):
             yield epoch, {f"infection/{name}": value for name, value in figures.items()}
     if stage == "curve":
-        point = run.curve[-1]
+        point = run.purification.curve[-1]
         yield (
             point["epoch"],
             {f"defense/{name}": point[name] for name in ("ca", "asr", "ra") if point[name] is not None},
         )
-    scores = {"infect": {"control": run.control, "infected": run.infected}, "purify": {"purified": run.purified}}
-    for when, found in scores.get(stage, {}).items():
-        if found is not None:
-            figures = {f"{when}/{name}": getattr(found, name) for name in ("ca", "asr", "ra")}
+    judged = {each.model: found.scores for each in JUDGED if each.name == stage}
+    for when, scores in {"control": found.control, **judged}.items():
+        if scores is not None:
+            figures = {f"{when}/{name}": getattr(scores, name) for name in ("ca", "asr", "ra")}
             yield None, {name: value for name, value in figures.items() if value is not None}
+    if known := {f"detection/{name}": value for name, value in found.figures.items() if value is not None}:
+        yield None, known

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from backdoorbench import cache
-from backdoorbench.config import Plain, flat
+from backdoorbench.config.compose import Plain, flat
+from backdoorbench.storage import store
 from backdoorbench.trackers.base import Journal, Tracker
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Mlflow(Tracker):
         from mlflow.entities import Param
 
         outputs = Path(config["runtime"]["outputs"]).expanduser()
-        with cache.locked(outputs / "cache" / "locks" / "mlflow.lock", "another run opens the MLflow store"):
+        with store.locked(outputs / "cache" / "locks" / "mlflow.lock", "another run opens the MLflow store"):
             client = MlflowClient(self.uri or f"sqlite:///{outputs / 'mlflow.db'}")  # makes its tables: one at a time
             known = client.get_experiment_by_name(self.experiment)
             experiment = known.experiment_id if known is not None else client.create_experiment(self.experiment)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from backdoorbench.config import Plain
+from backdoorbench.config.compose import Plain
 from backdoorbench.trackers.base import Journal, Tracker
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from backdoorbench.config import Plain, flat
+from backdoorbench.config.compose import Plain, flat
 from backdoorbench.trackers.base import FINAL, Journal, Tracker
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from backdoorbench.config import Plain
+from backdoorbench.config.compose import Plain
 from backdoorbench.trackers.base import EPOCHS, Journal, Tracker
 
 if TYPE_CHECKING:

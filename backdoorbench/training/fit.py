@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backdoorbench import cache, progress
+from backdoorbench import progress
 from backdoorbench.data.images import Change, ImageSet, spans
 from backdoorbench.errors import TrainingError
 from backdoorbench.shapes import Images, Labels
+from backdoorbench.storage import store
 from backdoorbench.streams import Stream
 from backdoorbench.training.recipe import Precision, Recipe
 
@@ -208,7 +209,7 @@ def _save(
         "beside": beside.state_dict() if beside is not None else None,
         "history": [asdict(epoch) for epoch in history],
     }
-    with cache.storage_errors(file.parent):
+    with store.storage_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}.partial")
         torch.save(state, partial)

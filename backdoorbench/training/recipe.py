@@ -62,24 +62,65 @@ class Recipe:
         return self.lr
 
 
-def fine_tuning(
-    name: str,
-    *,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    schedule: Schedule,
-    augment: Augment | None,
-    precision: Precision,
-) -> Recipe:
-    """The recipe of a purifier that tunes with SGD: what it does not mention is plainly off."""
+@dataclass(frozen=True)
+class CosineTo(Recipe):
+    """A training whose cosine ends at `lr_min` rather than at 0."""
+
+    lr_min: float
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        turn = math.pi * (step // steps_per_epoch) / self.epochs
+        return self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(turn))
+
+
+def bare_recipe(
+    name: str, *, epochs: int, batch_size: int, optimizer: Optimizer, lr: float, momentum: float, weight_decay: float,
+    schedule: Schedule, augment: Augment | None, precision: Precision,
+) -> Recipe:  # fmt: skip
+    """A recipe in which whatever is not mentioned is plainly off."""
     return Recipe(
-        name=name, epochs=epochs, batch_size=batch_size, optimizer="sgd", lr=lr, momentum=momentum, nesterov=False,
+        name=name, epochs=epochs, batch_size=batch_size, optimizer=optimizer, lr=lr, momentum=momentum, nesterov=False,
         weight_decay=weight_decay, schedule=schedule, warmup=0.0, milestones=(), decay=1.0, label_smoothing=0.0,
         augment=augment, precision=precision, compile=False,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a defense tunes with SGD. In its yaml these settings stand beside its own: `tuning: Annotated[Tuning, BESIDE]`.
+
+    lr       of the first epoch
+    bn_mode  train: batch norm's statistics move; eval: they stay as they are
+    augment  what is done to the images that it tunes on
+    """
+
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    bn_mode: Literal["train", "eval"]
+    augment: Augment | None
+
+    def __post_init__(self) -> None:
+        check_range("defense.batch_size", self.batch_size, 2)
+        check_range("defense.lr", self.lr, 0)
+        check_range("defense.momentum", self.momentum, 0, 1)
+        check_range("defense.weight_decay", self.weight_decay, 0)
+
+    @property
+    def freeze_norms(self) -> bool:
+        """What `fit` is to do with batch norms."""
+        return self.bn_mode == "eval"
+
+    def recipe(
+        self, name: str, epochs: int, precision: Precision, schedule: Schedule = "constant", lr_min: float = 0.0
+    ) -> Recipe:
+        """The same as a recipe of so many epochs. lr_min: where a cosine ends."""
+        made = bare_recipe(
+            name, epochs=epochs, batch_size=self.batch_size, optimizer="sgd", lr=self.lr, momentum=self.momentum,
+            weight_decay=self.weight_decay, schedule=schedule, augment=self.augment, precision=precision,
+        )  # fmt: skip
+        return CosineTo(**vars(made), lr_min=lr_min) if lr_min else made
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:

@@ -1,0 +1,106 @@
+"""What the verbs share: their arguments, the words in them, and the runs and configurations that these name."""
+
+import argparse
+import gc
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from backdoorbench.cli.hydra_errors import explained, refuse_null_groups
+from backdoorbench.errors import BdxError, ConfigError, DataError, join_words
+
+SWITCHES = ("-m", "--multirun")
+FOLDER_FLAGS = ("--config-dir", "-cd")  # of Hydra, and of every verb
+
+
+class Parser(argparse.ArgumentParser):
+    """A verb's arguments, `--config-dir` among them; a mistake in them is a BdxError like any other."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(prog=f"bdx {verb}", description=description)
+        self.add_argument(
+            *FOLDER_FLAGS, dest="config_dirs", metavar="DIR", action="append", default=[], type=_folder,
+            help="a folder of your own yaml files, laid out as conf/ is",
+        )  # fmt: skip
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}. Expected: {' '.join(self.format_usage().split()[1:])}.")
+
+
+def _folder(text: str) -> str:
+    if not Path(text).is_dir():
+        raise ConfigError(
+            f"--config-dir is '{text}', which is no folder; expected one of your own yaml files. Name another."
+        )
+    return text
+
+
+def words_of(text: str | None) -> list[str]:
+    """The words of a list that is separated by commas."""
+    return text.split(",") if text else []
+
+
+def figures_of(text: str | None, known: Sequence[str]) -> list[str]:
+    """The figures of `--metric`, each once."""
+    wanted = list(dict.fromkeys(words_of(text)))
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(f"--metric is '{name}'; expected some of {join_words(list(known))}. Change --metric.")
+    return wanted
+
+
+def need(package: str, verb: str, extra: str) -> None:
+    """Raises ConfigError where a package that a verb draws with is missing."""
+    if find_spec(package) is None:
+        raise ConfigError(f"{verb} needs {package}, which is not installed. Add it: pip install 'bdx[{extra}]'.")
+
+
+def outputs_folder(folder: str) -> Path:
+    """The folder that a verb is to look through; DataError where it is none."""
+    if not Path(folder).is_dir():
+        raise DataError(f"'{folder}' is no folder; expected one that holds runs, such as outputs/. Name another.")
+    return Path(folder)
+
+
+def composed(settings: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a run; mistakes in it as those of a run are told."""
+    from backdoorbench.config.compose import compose
+
+    refuse_null_groups(settings)
+    try:
+        return compose(settings, folders)
+    except BdxError:
+        raise
+    except Exception as error:
+        raise explained(error, settings) from None
+
+
+def read_runs(folders: Sequence[str]) -> dict[Path, Any]:
+    """The runs below `folders` by the folder of their record; DataError where one is no folder, or none holds a record."""
+    from backdoorbench.storage import record
+
+    for folder in folders:
+        outputs_folder(folder)
+    found = record.collect(map(Path, folders))
+    if not found:
+        raise DataError(
+            f"no record.json lies below {join_words(list(folders))}; expected at least one run. "
+            f"Run something first: bdx attack=badnets defense=fst."
+        )
+    gc.freeze()  # what was read lives as long as this process: no use in going through all of it again and again
+    return found
+
+
+def drawn_features(folder: Path) -> Any:
+    """The figure of one run's features."""
+    from backdoorbench.reporting import features
+    from backdoorbench.reporting.plots.tsne import tsne
+    from backdoorbench.storage import record
+
+    if not (folder / record.FILE).is_file():
+        raise ConfigError(
+            f"'{folder}' holds no {record.FILE}; tsne draws one run. Name its folder, such as outputs/runs/NAME."
+        )
+    run = record.read(folder)
+    return tsne(run, features.embed(run, folder))

@@ -1,0 +1,68 @@
+"""`bdx`: a verb, a run or a sweep, and one paragraph for whatever a user got wrong. No maths.
+
+A bare first word is a verb, which is a module of this folder; anything else goes to Hydra. torch is imported only when work
+starts.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from backdoorbench.errors import BdxError, ConfigError, did_you_mean, join_words
+from backdoorbench.sweeps.job import FAILURE, INTERRUPTED, USER_MISTAKE, logging_on
+
+VERBS = ("list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan")
+HELP = ("-h", "--help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `bdx` with the given arguments (those of the process by default) and returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait spin shortly: for ever slows a shared machine down
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # sixty-fold, not at all costs small networks a third
+    try:
+        with logging_on():
+            return answer(words)
+    except BdxError as error:
+        print(f"bdx: {error}", file=sys.stderr)
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        print("bdx: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return FAILURE
+    except SystemExit as error:  # a verb's --help
+        return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
+
+
+def answer(words: Sequence[str]) -> int:
+    """Does what the words say. Exit code."""
+    if words and words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"bdx {version('bdx')}")
+        return 0
+    is_verb = bool(words) and not words[0].startswith(("-", "+", "~")) and "=" not in words[0]
+    if is_verb and words[0] not in VERBS:
+        raise ConfigError(
+            f"'{words[0]}' is no verb of bdx.{did_you_mean(words[0], VERBS)} The verbs are {join_words(list(VERBS))}; a run is "
+            f"described by settings, such as attack=badnets."
+        )
+    if is_verb:
+        verb = importlib.import_module(f"backdoorbench.cli.{words[0]}")
+        code: int = verb.carry_out(words[1:])
+        return code
+    if any(word in HELP for word in words):
+        from backdoorbench.cli.arguments import FOLDER_FLAGS
+        from backdoorbench.cli.help import print_help
+
+        print_help([word for before, word in zip(words, words[1:], strict=False) if before in FOLDER_FLAGS])
+        return 0
+    from backdoorbench.cli import hydra_run
+
+    return hydra_run.carry_out(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""bdx plot KIND DIR... --output FILE [--metric LIST]"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from backdoorbench.cli.arguments import Parser, drawn_features, figures_of, need, read_runs
+
+KINDS = {
+    "curves": "CA, ASR and RA against the defense's epoch",
+    "rates": "figures against the poison rate, a line a defense",
+    "scatter": "CA and ASR, from the infected model to the purified",
+    "heatmap": "a figure, attacks by defenses",
+    "gallery": "triggers: clean, triggered, difference, out of the runs' folders",
+    "tsne": "what one run's classifier reads, before and after",
+}
+FIGURES = {"rates": ("ca", "asr", "ra"), "heatmap": ("ca", "asr", "ra", "der")}
+
+
+def carry_out(words: Sequence[str]) -> int:
+    """Draws one plot to a file. Exit code."""
+    parser = Parser("plot", "A plot of what was run, as SVG, PDF or PNG.")
+    parser.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
+    parser.add_argument("--output", metavar="FILE", required=True, help="ends in .svg, .pdf or .png")
+    parser.add_argument("--metric", metavar="LIST", help="of rates, asr,ca by default; of heatmap one, asr by default")
+    chosen = parser.parse_args(words)
+    if chosen.kind not in FIGURES and chosen.metric is not None:
+        parser.error(f"argument --metric: {chosen.kind} has its own; it goes with rates and heatmap")
+    wanted = figures_of(chosen.metric, FIGURES.get(chosen.kind, ()))
+    if chosen.kind == "heatmap" and len(wanted) > 1:
+        parser.error("argument --metric: a heatmap shows one")
+    need("matplotlib", "bdx plot", "plots")
+    from backdoorbench.reporting import rows
+    from backdoorbench.reporting.plots import curves, gallery, heatmap, ink, rates, scatter
+
+    ink.check_name(Path(chosen.output))
+    if chosen.kind == "tsne":
+        if len(chosen.folders) > 1:
+            parser.error("argument DIR: tsne draws one run")
+        figure = drawn_features(Path(chosen.folders[0]))
+    else:
+        found = read_runs(chosen.folders)
+        runs = list(found.values())
+        figure = {
+            "curves": lambda: curves.curves(runs),
+            "rates": lambda: rates.against_rate(runs, wanted or ("asr", "ca")),
+            "scatter": lambda: scatter.scatter(runs),
+            "heatmap": lambda: heatmap.heatmap(rows.aggregate(runs), wanted[0] if wanted else "asr"),
+            "gallery": lambda: gallery.gallery(found),
+        }[chosen.kind]()
+    ink.write(figure, Path(chosen.output))
+    print(f"wrote {chosen.output}")
+    return 0

@@ -1,0 +1,71 @@
+"""bdx report DIR... [--rows attack --columns defense] [--metric asr,ca,ra,der] [--format FORMAT] [--output FILE]"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from backdoorbench.cli.arguments import Parser, drawn_features, figures_of, need, read_runs, words_of
+
+FORMATS = ("terminal", "csv", "runs-csv", "md", "latex", "html")
+
+
+def carry_out(words: Sequence[str]) -> int:
+    """Prints or writes the tables of what was run. Exit code."""
+    parser = Parser("report", "Tables of what was run: mean and spread over seeds, n, published figures, failures.")
+    parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
+    parser.add_argument("--rows", metavar="LIST", help="with --columns: lays tables out by these, such as attack,rate")
+    parser.add_argument(
+        "--columns", metavar="LIST", help="such as defense; what neither names makes a table of its own"
+    )
+    parser.add_argument("--metric", metavar="LIST", help="of ca,asr,ra,der, in this order; ca,asr,ra by default")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="terminal",
+        help="csv: a line a setting, over seeds; runs-csv: a line a run, for pandas; html: one page, with plots",
+    )
+    parser.add_argument("--output", metavar="FILE", help="write there instead of printing; html needs it")
+    parser.add_argument(
+        "--tsne", metavar="DIR", action="append", default=[], help="html: draws this run's features, too"
+    )
+    chosen = parser.parse_args(words)
+    lines, columns = words_of(chosen.rows), words_of(chosen.columns)
+    figures = figures_of(chosen.metric, ("ca", "asr", "ra", "der")) or ["ca", "asr", "ra"]
+    if bool(lines) != bool(columns):
+        parser.error("argument --rows: it goes with --columns")
+    if lines and chosen.format in ("csv", "runs-csv"):
+        parser.error(
+            f"argument --rows: {chosen.format} holds one line a {'run' if '-' in chosen.format else 'setting'}"
+        )
+    if chosen.format == "html" and chosen.output is None:
+        parser.error("argument --format: html needs --output FILE")
+    if chosen.tsne and chosen.format != "html":
+        parser.error("argument --tsne: it goes with --format html; alone, bdx plot tsne DIR draws it")
+    if chosen.format == "html":
+        need("jinja2", "bdx report --format html", "page")
+        need("matplotlib", "bdx report --format html", "page")
+    from backdoorbench import screen
+    from backdoorbench.reporting import report, terminal
+    from backdoorbench.storage import store
+
+    made = report.make(read_runs(chosen.folders), figures, lines, columns)
+    if chosen.format == "terminal" and chosen.output is None:
+        terminal.print_tables(screen.make_console(), made)
+        return 0
+    if chosen.format == "html":
+        from backdoorbench.reporting import page
+
+        drawn = [drawn_features(Path(folder)) for folder in chosen.tsne]
+        text = page.render(made, chosen.folders, Path(chosen.output), figures, drawn)
+    elif chosen.format == "terminal":
+        text = terminal.as_text(made)
+    else:
+        writers = {"csv": report.csv, "runs-csv": report.runs_csv, "md": report.markdown, "latex": report.latex}
+        text = writers[chosen.format](made)
+    if chosen.output is None:
+        print(text, end="")
+        return 0
+    with store.storage_errors(Path(chosen.output).parent):
+        Path(chosen.output).parent.mkdir(parents=True, exist_ok=True)
+    store.write_text(Path(chosen.output), text)
+    print(f"wrote {chosen.output}")
+    return 0

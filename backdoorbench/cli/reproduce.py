@@ -1,0 +1,94 @@
+"""`bdx reproduce`: a paper's evaluation as a sweep of its pinned experiment, its result beside what was published."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from backdoorbench.cli import hydra_run
+from backdoorbench.cli.arguments import Parser
+from backdoorbench.config import catalog
+from backdoorbench.config.compose import search_path
+from backdoorbench.errors import ConfigError, did_you_mean, join_words
+
+LISTS = {"attacks": "attack", "defenses": "defense", "rates": "attack.poison_rate", "seeds": "seed"}
+
+
+def papers(folders: Sequence[str] = ()) -> list[str]:
+    """The experiments there are; folders: of the user's own yaml files."""
+    return [name for name in catalog.names("experiment", folders) if name != "none"]
+
+
+def carry_out(words: Sequence[str]) -> int:
+    """Runs what is missing of an experiment and prints paper, ours, verdict and the settings that differ. Exit code.
+
+    words  such as `fst --scale small --seeds 0,1,2 dataset.root=/data/cifar10`; settings go to every run"""
+    parser = Parser(
+        "reproduce",
+        "A paper's evaluation: runs what is missing, and prints its figures, ours, and the settings that differ.",
+    )
+    parser.add_argument("paper", help=f"one of {', '.join(papers())}")
+    parser.add_argument("--scale", default="full", help=f"one of {', '.join(catalog.names('scale'))}; full by default")
+    for name in LISTS:
+        parser.add_argument(f"--{name}", metavar="LIST", help="instead of the experiment's own, separated by commas")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for every run")
+    chosen = parser.parse_intermixed_args(words)
+    folders = chosen.config_dirs
+    _check(chosen.paper, papers(folders), "experiment")
+    _check(chosen.scale, catalog.names("scale", folders), "scale")
+    overrides = ["-m", *search_path(folders), f"experiment={chosen.paper}", f"scale={chosen.scale}", *chosen.settings]
+    overrides += [f"{key}={value}" for name, key in LISTS.items() if (value := getattr(chosen, name)) is not None]
+    return hydra_run.carry_out(overrides, lambda folder: show(folder, chosen.paper, chosen.scale))
+
+
+def show(folder: Path, paper: str, scale: str) -> int:
+    """Prints the comparison of a sweep's finished runs and writes it to `outputs/reproduce/<paper>-<scale>.md`."""
+    from backdoorbench import screen
+    from backdoorbench.reporting import formats, notes, published, rows
+    from backdoorbench.storage import record, store
+    from backdoorbench.storage.outputs import Outputs
+    from backdoorbench.sweeps import sweep
+
+    runs = [record.read(Path(left.record)) for left in sweep.collect(folder).values() if left.record]
+    found = published.compare(runs, paper)
+    if not found:
+        return 0
+    said = published.notes(found)
+    settings = published.departures((run.config for run in runs), paper)
+    said.append(f"settings other than the experiment's: {'; '.join(settings) or 'none'}")
+    said += notes.rebuilt(runs)
+    said.append(notes.footer(rows.aggregate(runs), runs))
+    header, cells = published.grid(found)
+    print_comparison(screen.make_console(), f"{paper}, scale {scale}", header, cells, said)
+    outputs = Outputs(Path(runs[0].config["runtime"]["outputs"]).expanduser())
+    file = outputs.comparisons / f"{paper}-{scale}.md"
+    with store.storage_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    body = formats.pipes(header, cells, header.index("n"))
+    store.write_text(file, f"# {paper}, scale {scale}\n\n{body}\n" + "".join(f"- {note}\n" for note in said))
+    return 0
+
+
+def _check(name: str, known: Sequence[str], what: str) -> None:
+    if name not in known:
+        raise ConfigError(
+            f"{what} '{name}' is unknown.{did_you_mean(name, known)} There are {join_words(list(known))}."
+        )
+
+
+def print_comparison(
+    console: Console, title: str, header: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]
+) -> None:
+    """Published figures beside ours, and what must be said below them."""
+    shown = Table(box=None, padding=(0, 1), show_edge=False, title=Text(title), title_justify="left")
+    for place, column in enumerate(header):
+        figures = header.index("n") <= place < header.index("verdict")
+        shown.add_column(column, justify="right" if figures else "left", no_wrap=figures)
+    for line in cells:
+        shown.add_row(*(Text(cell) for cell in line))
+    console.print()
+    console.print(shown)
+    for note in notes:
+        console.print(Text(f"  {note}"), style="dim")

@@ -1,0 +1,206 @@
+"""What there is to choose from: groups, options, and every knob with its default and its comment, read from the yaml files.
+
+Nothing here imports a method, so that `bdx list` and `bdx show` answer at once; docstrings are read from the source.
+"""
+
+import ast
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backdoorbench.config.compose import conf_dir
+from backdoorbench.config.groups import NAMES
+from backdoorbench.errors import ConfigError, did_you_mean, join_words
+
+HEADINGS = ("Idea", "Paper", "Follows", "Departs", "Cost")
+REFINED = {"on": "dataset", "in": "experiment", "at": "scale"}  # folder of overlays -> the group whose option it is for
+NOT_KNOBS = ("_target_", "version", "name")
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One key of an option's yaml: its name (dotted inside a mapping), default as a run has it, and comment."""
+
+    name: str
+    default: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What differs from an option's own values where another option is chosen: `dataset=gtsrb`, the file that says so."""
+
+    where: str
+    file: str
+    knobs: tuple[Knob, ...]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One choice of a group.
+
+    command  the first line of its yaml: a command that uses it
+    summary  the rest of the yaml's header, in one line
+    title    the first line of its module's docstring, where it names a class
+    module   that module below the package, such as `defenses/fst`; empty where it names none
+    method   Idea, Paper, Follows, Departs and Cost from that docstring, as far as it has them
+    chooses  options of other groups that it brings along: `model=resnet18`
+    knobs    what can be set: settings of this option; of one that sets others' (an experiment, a scale), their full names
+    sweeps   setting -> values that it sweeps
+    """
+
+    group: str
+    name: str
+    command: str
+    summary: str
+    knobs: tuple[Knob, ...]
+    title: str
+    module: str
+    method: dict[str, str]
+    chooses: tuple[str, ...]
+    sweeps: dict[str, str]
+    overlays: tuple[Overlay, ...]
+
+    def full(self, knob: Knob) -> str:
+        """The knob's name as it is typed."""
+        return knob.name if self.is_global else f"{self.group}.{knob.name}"
+
+    @property
+    def is_global(self) -> bool:
+        """Whether its keys are other groups' settings."""
+        return self.group in ("experiment", "scale")
+
+
+def places(folders: Sequence[str] = ()) -> list[Path]:
+    """The folders of yaml files, ours first, then the user's."""
+    return [conf_dir(), *(Path(folder) for folder in folders)]
+
+
+def names(group: str, folders: Sequence[str] = ()) -> list[str]:
+    """The options of a group, sorted.
+
+    folders  of the user's own yaml files"""
+    return sorted({file.stem for place in places(folders) for file in (place / group).glob("*.yaml")})
+
+
+def find(group: str, name: str, folders: Sequence[str] = ()) -> Path | None:
+    """The yaml file of an option; the first of several, as Hydra has it."""
+    files = (place / group / f"{name}.yaml" for place in places(folders))
+    return next((file for file in files if file.is_file()), None)
+
+
+def describe(group: str, name: str, folders: Sequence[str] = ()) -> Option:
+    """Everything known about an option; ConfigError, with the nearest names, where there is none."""
+    if group not in NAMES:
+        raise ConfigError(
+            f"group '{group}' is unknown.{did_you_mean(group, NAMES)} The groups are {join_words(list(NAMES))}."
+        )
+    file = find(group, name, folders)
+    if file is None:
+        raise ConfigError(unknown_option(group, name, names(group, folders)))
+    text = file.read_text(encoding="utf-8")
+    header = [line.lstrip("# ").rstrip() for line in _leading_comments(text)]
+    command = next((line for line in header if line.startswith("bdx ")), "")
+    summary = " ".join(line for line in header if line and not line.startswith(("bdx ", "@package")))
+    title, module, method = _docstring(text)
+    knobs = _knobs(text)
+    prefix = "hydra.sweeper.params."
+    sweeps = {knob.name.removeprefix(prefix): knob.default for knob in knobs if knob.name.startswith(prefix)}
+    kept = tuple(knob for knob in knobs if not knob.name.startswith("hydra."))
+    overlays = tuple(_overlays(group, name, folders))
+    return Option(group, name, command, summary, kept, title, module, method, tuple(_choices(text)), sweeps, overlays)
+
+
+def unknown_option(group: str, name: str, options: list[str]) -> str:
+    """The message for an option that does not exist."""
+    return (
+        f"{group} '{name}' is unknown.{did_you_mean(name, options)} All of them: {', '.join(options)}; "
+        f"bdx list {group} describes them."
+    )
+
+
+def _overlays(group: str, name: str, folders: Sequence[str]) -> list[Overlay]:
+    """The files `on|in|at/<group>/<name>/<option>.yaml`, by folder and name."""
+    found = []
+    for place in places(folders):
+        for kind, other in REFINED.items():
+            for file in sorted((place / kind / group / name).glob("*.yaml")):
+                knobs = tuple(knob for knob in _knobs(file.read_text(encoding="utf-8")))
+                found.append(Overlay(f"{other}={file.stem}", file.relative_to(place).as_posix(), knobs))
+    return found
+
+
+def _leading_comments(text: str) -> list[str]:
+    lines = text.splitlines()
+    count = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return lines[:count]
+
+
+def _choices(text: str) -> list[str]:
+    """`model=resnet18` of each `override /model@_global_.model: resnet18` in the defaults list."""
+    found = re.findall(r"^ +- override /(\w+)(?:@\S+)?: (\S+)", text, flags=re.MULTILINE)
+    return [f"{group}={option}" for group, option in found]
+
+
+def _knobs(text: str) -> list[Knob]:
+    """The keys of a yaml file of ours, with defaults and comments: one key a line, mappings indented by two."""
+    found: list[Knob] = []
+    parents: list[str] = []
+    skipping = False
+    for line in text.splitlines():
+        match = re.match(r"^( *)([\w.]+):(?: +(.*))?$", line)
+        if line.startswith("defaults:"):
+            skipping = True
+        elif line and not line.startswith((" ", "#")):
+            skipping = False
+        if not match or skipping:
+            continue
+        indent, name, rest = len(match[1]) // 2, match[2], match[3] or ""
+        value, comment = _split_comment(rest)
+        parents = parents[:indent]
+        if name in NOT_KNOBS and not parents:
+            continue
+        if not value:
+            parents.append(name)
+        else:
+            found.append(Knob(".".join([*parents, name]), plainly(value), comment))
+    return found
+
+
+def plainly(value: str) -> str:
+    """A default as a person reads it: of `${either:${dataset.tuning.epochs},10}` the 10 that holds unless the data set says
+    otherwise."""
+    match = re.fullmatch(r"\$\{either:\$\{([\w.]+)\},([^}]+)\}", value)
+    return f"{match[2]}, or {match[1]}" if match else value
+
+
+def _split_comment(rest: str) -> tuple[str, str]:
+    value, mark, comment = rest.partition(" #") if not rest.startswith("#") else ("", "#", rest[1:])
+    return value.strip(), comment.strip() if mark else ""
+
+
+def _docstring(text: str) -> tuple[str, str, dict[str, str]]:
+    """Title, name and headed paragraphs of the module that a yaml's `_target_` names, without importing it."""
+    match = re.search(r"^_target_: backdoorbench\.([\w.]+)\.\w+", text, flags=re.MULTILINE)
+    if match is None:
+        return "", "", {}
+    module = match[1].replace(".", "/")
+    file = (Path(__file__).resolve().parents[1] / module).with_suffix(".py")
+    if not file.is_file():
+        return "", "", {}
+    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    sections: dict[str, str] = {}
+    current = ""
+    for line in said.splitlines()[1:]:
+        head, _, rest = line.partition(" ")
+        if head in HEADINGS:
+            current = head
+            sections[current] = rest.strip()
+        elif current and line.startswith(" "):
+            piece = line.strip()
+            joint = "\n" if re.match(r"\d+\. ", piece) else " "
+            sections[current] += joint + piece
+        else:
+            current = ""
+    return said.splitlines()[0] if said else "", module, sections

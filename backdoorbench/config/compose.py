@@ -1,0 +1,77 @@
+"""From yaml files to one resolved configuration. The only module below the sweeps and the command line that knows Hydra."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbers, booleans, None
+
+DIGITS = 12  # significant ones of a float setting: enough for any that a person types, too few for what a sum of steps leaves
+NEUTRAL = "folder"  # the data set without facts of its own
+ASK_THE_DATA_SET = ("attack", "defense", "detector", "train")  # groups whose options refer to it, and to nothing else
+
+OmegaConf.register_new_resolver("either", lambda own, else_: else_ if own is None else own, replace=True)
+
+
+def conf_dir() -> Path:
+    """The folder of the yaml files: the wheel's copy inside the package, else `conf/` beside it."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if (inside / "config.yaml").is_file() else package.parent / "conf"
+
+
+def compose(overrides: Sequence[str] = (), folders: Sequence[str] = ()) -> Plain:
+    """The resolved configuration that `bdx <overrides>` would run.
+
+    folders  of the user's own yaml files (`--config-dir`), looked through after ours"""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        return plain(hydra_compose("config", overrides=[*search_path(folders), *overrides]))
+
+
+def search_path(folders: Sequence[str]) -> list[str]:
+    """The override that makes Hydra look through `folders` too."""
+    places = ",".join(f"file://{Path(folder).absolute()}" for folder in folders)
+    return [f"hydra.searchpath=[{places}]"] if folders else []
+
+
+def plain(config: DictConfig) -> Plain:
+    """The configuration as plain resolved containers: OmegaConf's attribute access is too slow and too lenient for loops.
+
+    Floats are rounded to 12 significant digits here, once, so that 0.06 and a sweep's 0.060000000000000005 are one setting."""
+    return typing.cast(Plain, rounded(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
+
+
+def rounded(value: Any) -> Any:
+    """`value` with the floats in it at 12 significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def option(group: str, name: str) -> Plain:
+    """One option's own keys, as on a data set without facts of its own: `option("attack", "none")`."""
+    conf = conf_dir()
+    node = OmegaConf.load(conf / group / f"{name}.yaml")
+    whole = OmegaConf.create({"dataset": OmegaConf.load(conf / "dataset" / f"{NEUTRAL}.yaml"), group: node})
+    return typing.cast(Plain, OmegaConf.to_container(whole[group], resolve=group in ASK_THE_DATA_SET))
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Plain:
+    """Nested settings by dotted keys."""
+    found: Plain = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found

@@ -1,0 +1,112 @@
+"""The one table of what a run is described by: groups of options, settings beside them, and the stages that methods carry out.
+
+Whoever needs a list of groups asks here, so that a new group is a line of this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    name    as records call it
+    group   whose option carries it out
+    model   what tables call the model that it leaves; empty where it leaves none
+    verb    what a sentence says: `purify`
+    """
+
+    name: str
+    group: str
+    model: str
+
+
+INFECT = Stage("infect", "attack", "infected")
+DETECT = Stage("detect", "detector", "")
+PURIFY = Stage("purify", "defense", "purified")
+STAGES = (INFECT, DETECT, PURIFY)  # in the order of a run
+JUDGED = tuple(stage for stage in STAGES if stage.model)  # those whose models have CA, ASR and RA
+
+
+@dataclass(frozen=True)
+class Group:
+    """A folder of options below `conf/`, of which a run has one each.
+
+    built      whether an option describes an object: `_target_` and its fields
+    infection  whether its settings are part of an infection's key
+    run        whether they are part of a run's key
+    tells      whether they tell rows of a table apart
+    silent     the option that leaves no trace in a key, so that keys from before the group stand; empty where none does
+    absorbs    groups whose settings its name tells too, where it is an axis of a table
+    """
+
+    name: str
+    built: bool = True
+    infection: bool = False
+    run: bool = True
+    tells: bool = True
+    silent: str = ""
+    absorbs: tuple[str, ...] = ()
+
+
+GROUPS = (
+    Group("attack", infection=True),
+    Group("defense"),
+    Group("detector", silent="none"),
+    Group("dataset", infection=True, absorbs=("model", "train", "holdout")),
+    Group("model", infection=True, absorbs=("train",)),
+    Group("train", infection=True),
+    Group("holdout"),  # part of an infection's key where it changes what the victim trains on
+    Group("experiment", built=False, run=False, tells=False),
+    Group("scale", built=False, run=False, tells=False),
+    Group("runtime", built=False, run=False, tells=False),
+    Group("tracker", run=False, tells=False),
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting beside the groups. `run` and `tells` as those of a group; part_of: the group without which it does nothing."""
+
+    name: str
+    run: bool = False
+    tells: bool = False
+    part_of: str = ""
+
+
+SETTINGS = (
+    Setting("seed", run=True),
+    Setting("control", run=True),
+    Setting("curve", run=True),
+    Setting("gates", run=True, tells=True),
+    Setting("inspection", run=True, part_of="detector"),
+    Setting("force"),
+    Setting("reconstruct"),  # only allows a run that there would not be
+    Setting("rerun"),
+    Setting("fail_fast"),
+    Setting("plugins"),
+)
+
+# Of a data set: where it lies, which its digest makes up for; and what acts through other groups' settings alone.
+UNKEYED = ("root", "download", "target", "tuning")
+
+NAMES = tuple(group.name for group in GROUPS)
+BUILT = tuple(group.name for group in GROUPS if group.built)
+TELLING = tuple(group.name for group in GROUPS if group.tells)
+OPTIONAL = tuple(group.name for group in GROUPS if group.silent)
+ABSORBED = {group.name: (group.name, *group.absorbs) for group in GROUPS}
+SETTING_NAMES = tuple(setting.name for setting in SETTINGS)
+
+
+def told_by(stage: Stage) -> tuple[str, ...]:
+    """Groups and settings that tell apart the rows of a table of this stage: all that bear on its figures."""
+    methods = {each.group for each in STAGES}
+    groups = [
+        group.name
+        for group in GROUPS
+        if group.tells and (group.name not in methods or group.name in ("attack", stage.group))
+    ]
+    own = [setting.name for setting in SETTINGS if setting.tells or setting.part_of == stage.group]
+    return (*groups, *own)

@@ -1,0 +1,175 @@
+"""The stage between: a detector, handed what its threat model allows, and its verdict judged by the truth, which it never sees.
+
+Its verdict on one model is kept in the cache, so that several defenses after the same infection and detector cost it once. The
+same detector is asked about the clean model of the same recipe, where there is one: what it says there is its false alarm.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from backdoorbench import device, metrics
+from backdoorbench.attacks.base import Infection
+from backdoorbench.config.groups import DETECT, INFECT
+from backdoorbench.data.holdout import pick
+from backdoorbench.data.images import ImageSet
+from backdoorbench.detectors.base import Verdict
+from backdoorbench.pipeline.infect import build_network, obtain
+from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan
+from backdoorbench.pipeline.purify import rebuilt
+from backdoorbench.shapes import Images, Mask, Rows
+from backdoorbench.storage import store
+from backdoorbench.storage.record import Finding, Run
+from backdoorbench.training.scenario import Scenario
+from backdoorbench.triggers.base import Target, Trigger
+
+BATCH = 500  # test images that are triggered at a time
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model for a detector to judge, and what only the judge knows.
+
+    inputs    (M, 3, H, W) images that arrive at it, clean and triggered ones mixed; None where the detector judges none
+    positive  (M,) bool: which of the inputs or training rows are triggered or poisoned; None where it judges the model
+    """
+
+    model: nn.Module
+    train: ImageSet | None
+    inputs: Images | None
+    positive: Mask | None
+
+
+def carry_out(made: Plan, infection: Infection, test: ImageSet, run: Run) -> dict[str, Images]:
+    """Asks the detector about the infected model, and about a clean one; its finding in the run. What it drew, by name."""
+    finding = run.begin(DETECT.name, made.detector.name)
+    case = present(made, infection, infection.trigger, infection.target, test, finding)
+    verdict = obtain_verdict(made, case, made.infection_settings, finding)
+    finding.figures = figures(verdict, case.positive, infection.target)
+    finding.details["flagged"] = int(verdict.flagged.sum())
+    if case.positive is not None:
+        finding.details |= {"positives": int(case.positive.sum()), "negatives": int((~case.positive).sum())}
+    else:
+        finding.details["scores"] = [round(float(score), 4) for score in verdict.scores]
+    clean = clean_plan(made)
+    wanted = made.config["control"]
+    is_there = wanted == "train" or (wanted == "cached" and clean.infection_folder.is_dir())
+    if is_there and infection.trigger is not None:  # without one this is a clean model's verdict already
+        control, _ = obtain(clean, test, Finding(INFECT.name, clean.attack.name))
+        beside = Finding(DETECT.name, made.detector.name)
+        other = present(clean, control, infection.trigger, infection.target, test, beside)
+        said = obtain_verdict(made, other, clean.infection_settings, beside)
+        finding.beside = figures(said, other.positive, infection.target)
+        finding.seconds["control"] = beside.seconds.get("detect", 0.0)
+    return verdict.pictures
+
+
+def figures(verdict: Verdict, positive: Mask | None, target: Target | None) -> dict[str, float | None]:
+    """What tables show of a verdict: of rows and inputs the figures of `metrics.detection`; of a model its own, whether any
+    class is flagged, and whether the attacker's is (None where he has none, or one a class)."""
+    if positive is not None:
+        return metrics.detection(verdict.scores, verdict.flagged, positive) | verdict.figures
+    own = getattr(target, "target", None)
+    is_found = float(verdict.flagged[own]) if own is not None else None
+    return {**verdict.figures, "any_flagged": float(verdict.flagged.any()), "target_flagged": is_found}
+
+
+def present(
+    made: Plan, infection: Infection, trigger: Trigger | None, target: Target | None, test: ImageSet, finding: Finding
+) -> Case:
+    """The case of one model; its training set rebuilt where the detector needs one and the attack leaves none."""
+    needs = made.detector.needs
+    if infection.train is None and "train" in needs:
+        infection = rebuilt(made, infection, finding)
+    if made.detector.judges == "rows":
+        assert infection.poisoned is not None
+        return Case(infection.model, infection.train, None, infection.poisoned.cpu())
+    if made.detector.judges == "model":
+        return Case(infection.model, infection.train, None, None)
+    inputs, positive = arriving(made, trigger, target, test)
+    return Case(infection.model, infection.train, inputs, positive)
+
+
+def arriving(made: Plan, trigger: Trigger | None, target: Target | None, test: ImageSet) -> tuple[Images, Mask]:
+    """Test images as they might arrive, in random order: clean ones of all classes, and as many triggered ones of classes that
+    the attack acts on, whether or not the model falls for them. At most `inspection.images` of each."""
+    most, stream = made.config["inspection"]["images"], made.stream.child("arriving")
+    rows = made.parts.test_rows
+    eligible = rows[target.is_eligible(test.labels[rows.to(test.device)]).cpu()] if target is not None else rows[:0]
+
+    def few(some: Rows, name: str) -> Rows:
+        if len(some) <= most:
+            return some
+        return some[pick(test.labels.cpu()[some], most, len(test.classes), "uniform", stream.child(name))]
+
+    clean = [images for images, _ in test.subset(few(rows, "clean")).batches(BATCH)]
+    hit: list[Images] = []
+    if trigger is not None and len(eligible):
+        with torch.no_grad():
+            hit = [trigger(images) for images, _ in test.subset(few(eligible, "triggered")).batches(BATCH)]
+    inputs = torch.cat([*clean, *hit])
+    positive = torch.zeros(len(inputs), dtype=torch.bool)
+    positive[sum(map(len, clean)) :] = True
+    order = stream.child("order").permutation(len(inputs))
+    return inputs[order.to(inputs.device)], positive[order]
+
+
+def obtain_verdict(made: Plan, case: Case, infection: dict[str, Any], finding: Finding) -> Verdict:
+    """The detector's verdict on the case: from the cache, or asked for into it.
+
+    infection  all that the model depends on"""
+    settings = {
+        "model": infection,
+        "arriving": made.infection_settings if case.inputs is not None else None,
+        **{name: made.settings[name] for name in ("detector", "inspection", "holdout", "seed")},
+    }
+    key = store.key("detection", settings)
+    folder = made.outputs.detection(made.detector.name, key)
+
+    def make(partial: Path) -> None:
+        notes: dict[str, Any] = {}
+        with finding.timed("detect"):
+            said = examine(made, case, notes.__setitem__)
+        with store.storage_errors(partial):
+            kept = {"scores": said.scores, "flagged": said.flagged.to(torch.uint8)}
+            pictures = {f"picture.{name}": images.contiguous() for name, images in said.pictures.items()}
+            save_file(kept | pictures, partial / "verdict.safetensors")
+        cost = finding.seconds["detect"]
+        store.write_json(
+            partial / "verdict.json", {"settings": settings, "figures": said.figures, "notes": notes, "seconds": cost}
+        )
+
+    found = store.obtain(
+        folder, make, f"another process asks {made.detector.name} about this model ({key}); waiting for it"
+    )
+    described, tensors = store.read_json(folder / "verdict.json"), load_file(folder / "verdict.safetensors")
+    finding.key, finding.cached, finding.cost = key, found, {"detect": described["seconds"]}
+    finding.notes |= described["notes"]
+    prefix = "picture."
+    drawn = {name.removeprefix(prefix): images for name, images in tensors.items() if name.startswith(prefix)}
+    return Verdict(tensors["scores"], tensors["flagged"].bool(), described["figures"], drawn)
+
+
+def examine(made: Plan, case: Case, note: Callable[[str, Any], None]) -> Verdict:
+    """The verdict, by the detector's own copy of what it may know."""
+    scenario = Scenario(
+        made.detector.needs,
+        model=copy.deepcopy(case.model),
+        holdout=made.parts.holdout.to(made.device) if made.parts.holdout is not None else None,
+        train=case.train,
+        inputs=case.inputs,
+        build=lambda inner: build_network(made, inner),
+        recipe=made.recipe,
+        stream=made.stream.child("detect"),
+        device=made.device,
+        probe=lambda model, epoch: None,
+        note=note,
+    )
+    with device.memory_errors("detect", batch_sizes(made, "detector")):
+        return made.detector.examine(scenario)

@@ -1,0 +1,51 @@
+"""What a run's figures were computed with: versions, commit, device."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backdoorbench import device
+from backdoorbench.pipeline.plan import Plan
+
+PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "safetensors", "scikit-learn")
+
+
+def environment(made: Plan) -> dict[str, Any]:
+    """What the figures were computed with."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: installed(name) for name in ("bdx", *PACKAGES)},
+        "cuda": torch.version.cuda if made.device.type == "cuda" else None,
+        "commit": commit(),
+        "device": device.describe(made.device),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+    }
+
+
+def installed(name: str) -> str | None:
+    """A package's version; None where it is not installed (bdx itself, run from a checkout)."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `+` where files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    calls = (["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        head, changes = (
+            subprocess.run(call, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for call in calls
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")

@@ -1,0 +1,148 @@
+"""A model against the test set, clean and triggered."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from backdoorbench import metrics
+from backdoorbench.data.images import ImageSet
+from backdoorbench.metrics import Scores
+from backdoorbench.models.base import evaluating
+from backdoorbench.shapes import Images, Labels, Rows
+from backdoorbench.streams import Stream
+from backdoorbench.training.fit import autocast
+from backdoorbench.training.recipe import Precision
+from backdoorbench.triggers.base import Cover, Stored, Target, Trigger
+
+BATCH = 500  # test images at a time
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model calls the test images, in their order: (N,) int64 on the CPU.
+
+    triggered is None where there is no trigger; rows that no metric counts are filled in all the same
+    """
+
+    clean: Labels
+    triggered: Labels | None
+
+
+def predict(
+    model: nn.Module,
+    test: ImageSet,
+    trigger: Trigger | None,
+    precision: Precision,
+    shown: Sequence[Images] | None = None,
+) -> Predictions:
+    """The model's calls on `test`, clean and, where there is a trigger, triggered. The model's modes are kept.
+
+    shown  what `triggered` makes of the same, where the caller has it already"""
+    clean, hit = [], []
+    with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
+        for number, (images, _) in enumerate(test.batches(BATCH)):
+            clean.append(call(model, images))
+            if trigger is not None:
+                hit.append(call(model, shown[number] if shown else trigger(images)))
+    return Predictions(torch.cat(clean).cpu(), torch.cat(hit).cpu() if hit else None)
+
+
+def triggered(test: ImageSet, trigger: Trigger, precision: Precision) -> list[Images]:
+    """`test` under the trigger, BATCH images at a time."""
+    with torch.inference_mode(), autocast(precision, test.device):
+        return [trigger(images) for images, _ in test.batches(BATCH)]
+
+
+def call(model: nn.Module, images: Images) -> Labels:
+    """(N,) the class with the largest logit, for (N, 3, H, W)."""
+    layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
+    labels: Labels = model(images.contiguous(memory_format=layout)).argmax(1)
+    return labels
+
+
+def judge(predictions: Predictions, test: ImageSet, target: Target | None, rows: Rows) -> Scores:
+    """CA, ASR and RA over the test images at `rows` (M,)."""
+    true = test.labels.cpu()[rows]
+    triggered = predictions.triggered[rows] if predictions.triggered is not None and target is not None else None
+    wanted = target.label(true) if target is not None else true
+    eligible = target.is_eligible(true) if target is not None else torch.zeros_like(true, dtype=torch.bool)
+    return metrics.score(predictions.clean[rows], true, triggered, wanted, eligible)
+
+
+def details(predictions: Predictions, test: ImageSet, target: Target | None, rows: Rows) -> dict[str, Any]:
+    """What a reader may ask beyond the three figures: per true class, and the other conventions of counting ASR.
+
+    largest_share     of the clean images called the same: near 1 for a constant network
+    asr_incl_target   over every triggered image, as PBE and the WaNet authors count; a clean model starts near 1/K
+    asr_other_sources a source-specific attack's success on classes it should leave alone
+    """
+    true = test.labels.cpu()[rows]
+    classes = len(test.classes)
+    found: dict[str, Any] = {
+        "ca_per_class": metrics.per_class(predictions.clean[rows], true, true, classes),
+        "largest_share": metrics.largest_share(predictions.clean[rows]),
+    }
+    if predictions.triggered is None or target is None:
+        return found
+    called, wanted, eligible = predictions.triggered[rows], target.label(true), target.is_eligible(true)
+    found["asr_per_class"] = metrics.per_class(called[eligible], wanted[eligible], true[eligible], classes)
+    found["ra_per_class"] = metrics.per_class(called[eligible], true[eligible], true[eligible], classes)
+    found["asr_incl_target"] = metrics.accuracy(called, wanted)
+    label = getattr(target, "target", None)
+    others = ~eligible & (true != label) if label is not None else torch.zeros_like(eligible)
+    found["asr_other_sources"] = metrics.share(called[others] == label) if others.any() and label is not None else None
+    return found
+
+
+def evaluate(
+    model: nn.Module,
+    test: ImageSet,
+    trigger: Trigger | None,
+    target: Target | None,
+    precision: Precision = "float32",
+    shown: Sequence[Images] | None = None,
+) -> Scores:
+    """CA, ASR and RA of `model` on the whole of `test`; `shown` as in `predict`."""
+    return judge(predict(model, test, trigger, precision, shown), test, target, torch.arange(len(test)))
+
+
+def trigger_change(trigger: Trigger, test: ImageSet) -> dict[str, float]:
+    """How much a trigger changes: over the first 100 test images, the share of changed values and the largest change in
+    grey levels (1/255)."""
+    images = next(iter(test.subset(torch.arange(min(100, len(test)))).batches(100)))[0]
+    change = (trigger(images) - images).abs()
+    return {"share_changed": float((change > 1e-6).float().mean()), "largest_levels": float(change.max()) * 255}
+
+
+def after_storage(
+    model: nn.Module, trigger: Trigger, target: Target, test: ImageSet, precision: Precision
+) -> dict[str, float | None]:
+    """What becomes of a trigger that works in float when its images are stored as bytes.
+
+    asr_stored       ASR over the eligible test images, rounded to 1/255 after the trigger
+    lost_in_storage  of the values that it changes in the first 100 test images, the share that rounding gives back"""
+    stored = Stored(trigger)
+    images = next(iter(test.subset(torch.arange(min(100, len(test)))).batches(100)))[0]
+    changed = (trigger(images) - images).abs() > 1e-6
+    lost = metrics.share(stored(images)[changed] == images[changed]) if changed.any() else 0.0
+    scores = judge(predict(model, test, stored, precision), test, target, torch.arange(len(test)))
+    return {"asr_stored": scores.asr, "lost_in_storage": lost}
+
+
+def cover_accuracy(model: nn.Module, cover: Cover, test: ImageSet, precision: Precision) -> float:
+    """The share of test images called by their true label under the cover rows' alteration (noise mode, cross mode). Far
+    below CA, the network answers to any distortion and not to the trigger. Every image is paired with another, at random
+    but always the same."""
+    stream = Stream(0).child("cover")
+    order = stream.permutation(len(test))
+    partners = torch.empty_like(order)
+    partners[order] = order.roll(1)  # one cycle through all images: none is its own partner
+    pairs = zip(test.batches(BATCH), test.subset(partners).batches(BATCH), strict=True)
+    called = []
+    with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
+        for number, ((images, _), (others, _)) in enumerate(pairs):
+            called.append(call(model, cover(images, others, stream.child(f"batch{number}"))))
+    return metrics.accuracy(torch.cat(called), test.labels)

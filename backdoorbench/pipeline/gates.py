@@ -1,0 +1,54 @@
+"""When an infection counts as one: the gates it must pass before a defense is judged."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from backdoorbench import metrics
+from backdoorbench.metrics import Scores
+from backdoorbench.pipeline.evaluation import Predictions
+
+
+@dataclass(frozen=True)
+class Gates:
+    """When an infection counts as one.
+
+    asr_floor       below it, the status is `weak`: a defense's figures mean little
+    ca_drop         CA may lie this much below the clean control's
+    constant_share  a network that calls more than this share of clean images the same is constant: `broken`
+    """
+
+    asr_floor: float
+    ca_drop: float
+    constant_share: float
+
+
+def status(
+    gates: Gates,
+    scores: Scores,
+    predictions: Predictions,
+    classes: int,
+    facts: dict[str, Any],
+    control: Scores | None,
+) -> tuple[str, list[str]]:
+    """`clean`, `took`, `weak` or `broken`, and the reasons, a sentence each."""
+    broken, weak = [], []
+    share = metrics.largest_share(predictions.clean)
+    if share > gates.constant_share and classes > 1:
+        broken.append(f"the network calls {share:.0%} of the clean test images the same")
+    if scores.ca < 1.5 / classes:
+        broken.append(f"CA is {scores.ca:.3f}, near chance")
+    if facts.get("requested") != facts.get("poisoned"):
+        broken.append(f"{facts['poisoned']} rows are poisoned, {facts['requested']} were asked for")
+    if facts.get("share_changed") == 0:
+        broken.append("the trigger changes no pixel")
+    if control is not None and scores.ca < control.ca - gates.ca_drop:
+        weak.append(f"CA is {scores.ca:.3f}, the clean control's {control.ca:.3f}")
+    if control is not None and control.asr is not None and control.asr > gates.asr_floor:
+        weak.append(f"the trigger alone sways a clean model: ASR {control.asr:.3f}")
+    if scores.asr is not None and scores.asr < gates.asr_floor:
+        weak.append(f"ASR is {scores.asr:.3f}, below {gates.asr_floor:g}")
+    if broken:
+        return "broken", broken + weak
+    if scores.asr is None:
+        return "clean", weak
+    return ("weak" if weak else "took"), weak

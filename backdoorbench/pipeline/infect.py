@@ -1,0 +1,203 @@
+"""The first stage: the infected model, from the cache or trained into it, judged on the test set and by the gates."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from backdoorbench import device
+from backdoorbench.attacks.base import Infection, MakeNetwork, Task, no_surrogate
+from backdoorbench.config.groups import INFECT
+from backdoorbench.data.images import ImageSet
+from backdoorbench.errors import TrainingError
+from backdoorbench.metrics import Scores
+from backdoorbench.models import checkpoint
+from backdoorbench.models.base import Classifier
+from backdoorbench.pipeline import evaluation, gates
+from backdoorbench.pipeline.evaluation import Predictions
+from backdoorbench.pipeline.infections import load_infection, load_network, model_metadata, save_infection, save_network
+from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, network_folder
+from backdoorbench.storage import store
+from backdoorbench.storage.outputs import key_of
+from backdoorbench.storage.record import Finding, Run, target_note
+from backdoorbench.streams import Stream, seeded
+from backdoorbench.training.fit import Snapshots
+
+log = logging.getLogger(__name__)
+
+SUB_LEVEL = 0.3  # share of a trigger's changes lost in storage from which it is worth a word
+
+
+def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predictions]:
+    """The infected model and its predictions on the test set, its finding in the run. TrainingError where it is broken, unless
+    the configuration forces it."""
+    finding = run.begin(INFECT.name, made.attack.name)
+    infection, before = obtain(made, test, finding)
+    rows = made.parts.test_rows
+    scores = finding.scores = evaluation.judge(before, test, infection.target, rows)
+    finding.details = evaluation.details(before, test, infection.target, rows)
+    finding.control = find_control(made, test, infection, finding)
+    finding.status, finding.reasons = gates.status(
+        made.gates, scores, before, len(test.classes), infection.facts, finding.control
+    )
+    told = {"training": made.attack.training} if made.attack.training else {}
+    finding.notes = (
+        infection.facts | told | target_note(infection.target.describe() if infection.target is not None else None)
+    )
+    finding.history = [dataclasses.asdict(epoch) for epoch in infection.history]
+    return infection, before
+
+
+def refuse_broken(made: Plan, finding: Finding) -> None:
+    """Raises TrainingError where the infection is broken and nothing forces it on."""
+    if finding.status == "broken" and not made.config["force"]:
+        raise TrainingError(
+            f"the infection is broken: {'; '.join(finding.reasons)}. A defense has nothing to purify. Change the recipe or the "
+            f"attack, or add force=true to purify it all the same."
+        )
+
+
+def build_network(made: Plan, stream: Stream) -> nn.Module:
+    """A fresh network of the plan's kind on its device, its starting weights drawn from `stream`."""
+    size = made.dataset.crop or made.dataset.size
+    with seeded(stream):
+        net = made.spec.net(len(made.splits.train.classes), size)
+    model = Classifier(net, size, made.dataset.mean, made.dataset.std)
+    if made.spec.checkpoint is not None:
+        described = f"{made.spec.name} for {len(made.splits.train.classes)} classes at {size} pixels"
+        checkpoint.load_given(model, made.spec.checkpoint, described)
+    layout = torch.channels_last if made.device.type in ("cpu", "cuda") else torch.contiguous_format
+    return model.to(made.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def infect(
+    made: Plan,
+    snapshots: Snapshots | None,
+    surrogate: Callable[[], nn.Module] = no_surrogate,
+    network: Callable[[MakeNetwork], nn.Module] | None = None,
+) -> Infection:
+    """Trains the infected model. surrogate, network: see `Task`."""
+    stream, train = made.stream.child("infect"), made.parts.train.to(made.device)
+    task = Task(train, lambda inner: build_network(made, inner), made.recipe, snapshots, surrogate, network)
+    with device.memory_errors("infect", {"train.batch_size": made.recipe.batch_size}):
+        return made.attack.infect(task, stream)
+
+
+def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Predictions]:
+    """The infected model with its predictions on the whole test split: from the cache, or trained into it."""
+    runtime = made.config["runtime"]
+    folder = made.infection_folder
+
+    def surrogate() -> nn.Module:
+        with finding.timed("surrogate"):
+            clean = clean_plan(made)
+            return obtain(clean, test, Finding(INFECT.name, clean.attack.name))[0].model
+
+    def network(make: MakeNetwork) -> nn.Module:
+        with finding.timed("network"):
+            return obtain_network(made, make)
+
+    file = made.outputs.snapshot(made.infection_key)
+
+    def make(partial: Path) -> None:
+        with finding.timed("infect"):
+            infection = infect(made, Snapshots(file, runtime["snapshot_seconds"]), surrogate, network)
+        for part in ("surrogate", "network"):  # which other infections share
+            finding.seconds["infect"] = round(finding.seconds["infect"] - finding.seconds.get(part, 0.0), 3)
+        with finding.timed("evaluate"):
+            predictions = evaluation.predict(infection.model, test, infection.trigger, made.recipe.precision)
+            if infection.trigger is not None:
+                infection.facts.update(evaluation.trigger_change(infection.trigger, test))
+            if infection.target is not None and infection.trigger is not None and infection.train is None:
+                figures = evaluation.after_storage(
+                    infection.model, infection.trigger, infection.target, test, made.recipe.precision
+                )
+                infection.facts.update(figures)
+                if (figures["lost_in_storage"] or 0) > SUB_LEVEL:
+                    log.warning(
+                        f"the trigger works below grey levels: storing its images as bytes undoes "
+                        f"{figures['lost_in_storage']:.0%} of its changes; the record's asr_stored is ASR after that."
+                    )
+            if infection.cover is not None:
+                figure = evaluation.cover_accuracy(infection.model, infection.cover, test, made.recipe.precision)
+                infection.facts["cover_accuracy"] = figure
+        save_infection(
+            infection,
+            made.parts.train,
+            predictions,
+            made.infection_settings,
+            finding.seconds,
+            partial,
+            model_metadata(made),
+        )
+
+    waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"
+    found = store.obtain(folder, make, waiting)
+    forget(file)
+    with finding.timed("infect"):
+        infection, predictions = load_infection(
+            folder, build_network(made, Stream(0)), made.parts.train.to(made.device)
+        )
+    said = f"cached {made.infection_key}" if found else f"trained {made.infection_key}"
+    log.info(f"infected model: {said}")
+    finding.key, finding.cached = made.infection_key, found
+    finding.cost = store.read_json(folder / "infection.json")["seconds"]
+    return infection, predictions
+
+
+def obtain_network(made: Plan, make: MakeNetwork) -> nn.Module:
+    """The network of the attack's learned trigger: from the cache, or trained by `make` into it, on the whole training split:
+    what a seed withholds for the defender, and another seed does not, would make it a network of one seed."""
+    folder, settings = network_folder(made)
+    key = key_of(folder)
+    file = made.outputs.snapshot(key)
+
+    def write(partial: Path) -> None:
+        start = time.monotonic()
+        with device.memory_errors("infect", batch_sizes(made, "attack")):
+            network = make(
+                made.splits.train.to(made.device), Snapshots(file, made.config["runtime"]["snapshot_seconds"])
+            )
+        save_network(network, settings, round(time.monotonic() - start, 3), partial)
+
+    found = store.obtain(
+        folder, write, f"another process trains the network of {made.attack.name}'s trigger; waiting for it"
+    )
+    forget(file)
+    log.info(f"network of the trigger: {'cached' if found else 'trained'} {key}")
+    return load_network(folder, made.device)
+
+
+def forget(file: Path) -> None:
+    """Removes a training's snapshots, once what it made is kept: a kill before would cost the whole training."""
+    for snapshot in file.parent.glob(f"{file.stem}*.pt"):
+        snapshot.unlink(missing_ok=True)
+
+
+def find_control(made: Plan, test: ImageSet, infection: Infection, finding: Finding) -> Scores | None:
+    """The clean model of the same recipe under the same trigger: cached, trained where `control=train`, or None."""
+    wanted = made.config["control"]
+    if wanted == "off" or infection.trigger is None:
+        return None
+    clean = clean_plan(made)
+    if wanted == "cached" and not clean.infection_folder.is_dir():
+        return None
+    answers = made.outputs.control(made.infection_key)
+    test_rows = made.parts.test_rows
+    rows = [int(row) for row in test_rows] if len(test_rows) != len(test) else []
+    if answers.is_file():
+        known = store.read_json(answers)
+        if known["control"] == clean.infection_key and known["rows"] == rows:
+            return Scores(**known["scores"])
+    with finding.timed("control"):
+        control, _ = obtain(clean, test, Finding(INFECT.name, clean.attack.name))
+        calls = evaluation.predict(control.model, test, infection.trigger, made.recipe.precision)
+        scores = evaluation.judge(calls, test, infection.target, test_rows)
+    with store.storage_errors(answers.parent):
+        answers.parent.mkdir(parents=True, exist_ok=True)
+    store.write_json(answers, {"control": clean.infection_key, "rows": rows, "scores": dataclasses.asdict(scores)})
+    return scores

@@ -1,0 +1,133 @@
+"""One configuration carried out and recorded: found if it was done before, written down if it fails."""
+
+import copy
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import safetensors.torch
+
+from backdoorbench.config.compose import Plain
+from backdoorbench.errors import BdxError
+from backdoorbench.models import checkpoint
+from backdoorbench.pipeline import execute, plan
+from backdoorbench.pipeline.environment import environment
+from backdoorbench.pipeline.execute import Outcome
+from backdoorbench.pipeline.infections import WEIGHTS, model_metadata
+from backdoorbench.pipeline.plan import Plan
+from backdoorbench.reporting import formats, grids, picture, rows
+from backdoorbench.storage import record, store
+from backdoorbench.storage.outputs import Outputs
+from backdoorbench.storage.record import Run
+from backdoorbench.trackers.base import tracked
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished run, the folder of its record, and whether it had been done before."""
+
+    run: Run
+    folder: Path
+    repeated: bool
+
+
+def quiet(run: Run, stage: str) -> None:
+    """Announces nothing."""
+
+
+def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> Job:
+    """Runs a resolved configuration, or finds its finished run.
+
+    announce  told (the run so far, stage) as a stage ends (planned, infect, detect, purify), and at a point of the curve (curve)
+
+    A failure is recorded with its error and log, then raised."""
+    made = plan.plan(resolved)
+    if done := _done(made):
+        return done
+    with store.locked(made.outputs.lock(made.key), f"another process does this run ({made.key})"):
+        if done := _done(made):
+            return done
+        mark_lost(made.outputs, made.key, "ended without a word: killed, or the machine went down")
+        folder = record.new_folder(made.outputs, made.label, made.key)
+        config = copy.deepcopy(made.config)
+        run = Run(made.key, "running", made.label, config, started=datetime.now(UTC).isoformat(timespec="seconds"))
+        run.environment = environment(made)
+        with log_file(folder / "log.txt"):
+            record.write(run, folder)
+            announce(run, "planned")
+            try:
+                with tracked(made.tracker, run, folder) as tell:
+
+                    def end(stage: str) -> None:
+                        tell(stage)
+                        announce(run, stage)
+
+                    keep(execute.execute(made, run, end), run, folder, made)
+            except BaseException as error:
+                run.status, run.error = "failed", record.failure(error)
+                log.debug(traceback.format_exc())
+                with_what_remains(run, folder)
+                raise
+    return Job(run, folder, repeated=False)
+
+
+def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
+    """Everything a finished run leaves in its folder; the record says `done` only when the rest is there."""
+    with store.storage_errors(folder):
+        safetensors.torch.save_file(outcome.predictions, folder / "predictions.safetensors")
+    weights, infected = folder / "purified.safetensors", made.infection_folder / WEIGHTS
+    if outcome.is_new or not checkpoint.describes_itself(infected) or not store.link(infected, weights):
+        checkpoint.save(outcome.purified, weights, model_metadata(made))
+    if outcome.gallery is not None:
+        picture.write_gallery(*outcome.gallery, folder / "triggered.png")
+    for name, images in outcome.pictures.items():
+        picture.write_row(images, folder / f"{name}.png")
+    run.status = "done"
+    made_of = rows.aggregate([run])
+    tables = [*grids.list_grids(made_of), *grids.detection_grids(rows.detections([run]))]
+    store.write_text(folder / "table.md", "\n".join(map(formats.markdown, tables)))
+    store.write_text(folder / "table.csv", formats.as_csv(made_of))
+    record.write(run, folder)
+
+
+def with_what_remains(run: Run, folder: Path) -> None:
+    """Records a failed run; where even that cannot be written, the first error matters more."""
+    try:
+        record.write(run, folder)
+    except BdxError as error:
+        log.warning(str(error))
+
+
+def mark_lost(outputs: Outputs, key: str, error: str) -> None:
+    """Records of this run that say `running` while nobody runs it any more: they failed. The caller knows that nobody does."""
+    for folder in outputs.runs_of(key):
+        if (folder / record.FILE).is_file() and (run := record.read(folder)).status == "running":
+            run.status, run.error = "failed", error
+            with_what_remains(run, folder)
+
+
+def _done(made: Plan) -> Job | None:
+    folder = None if made.config["rerun"] else record.find_done(made.outputs, made.key)
+    return Job(record.read(folder), folder, repeated=True) if folder is not None else None
+
+
+@contextmanager
+def log_file(file: Path) -> Iterator[None]:
+    """Whatever this package logs inside goes to `file` too, with times, debug lines included."""
+    with store.storage_errors(file.parent):
+        handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.DEBUG)
+    package = logging.getLogger("backdoorbench")
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,99 @@
+"""What a single run prints: a line a stage, at its end the table, whatever must be said about it, and where the record lies."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY
+from backdoorbench.reporting.rows import DASH, FIGURES, heading, percent
+from backdoorbench.screen import clock
+from backdoorbench.storage.record import FILE, Run
+
+COUNTED = {  # a detector's figures that are shares, and what a line calls them
+    "auroc": "AUROC",
+    "tpr_1": "TPR at FPR 1 %",
+    "tpr_10": "at 10 %",
+    "tpr": "flagged of the poisoned",
+    "fpr": "of the clean",
+}
+
+
+def stage_line(run: Run, stage: str) -> str:
+    """What a stage did, and what it cost."""
+    if stage == INFECT.name:
+        found = run.infection
+        said = run.config["attack"].get("poison_rate")
+        said = f"poison rate {100 * said:g} %" if said is not None else found.notes.get("training", "")
+        said = ", ".join(filter(None, (said, found.notes.get("target"))))
+        return _line(stage, said, f"cached {found.key}" if found.cached else clock(found.seconds["infect"]))
+    if stage == DETECT.name:
+        found = run.detection
+        cost = f"cached {found.key}" if found.cached else clock(found.seconds["detect"])
+        return _line(stage, found.name, cost)
+    said = f"{run.config['defense']['name']}, holdout {100 * run.config['holdout']['rate']:g} %"
+    return _line(stage, said, clock(run.purification.seconds["purify"]))
+
+
+def _line(stage: str, said: str, cost: str) -> str:
+    return f"  {stage:<10} {said:<36} {cost}"
+
+
+def scores_table(run: Run) -> Table:
+    """CA, ASR and RA before and after, in percent."""
+    shown = Table(box=None, padding=(0, 1), show_edge=False)
+    shown.add_column("         ")
+    for name in ("CA", "ASR", "RA"):
+        shown.add_column(name, justify="right", min_width=7)
+    rows = [(stage.model, run.of(stage.name).scores) for stage in JUDGED]
+    if run.infection.control is not None:
+        rows.insert(0, ("control", run.infection.control))
+    for name, scores in rows:
+        figures = [percent(getattr(scores, figure) if scores else None) for figure in FIGURES]
+        shown.add_row(f"  {name}", *figures)
+    return shown
+
+
+def detection_lines(run: Run) -> list[str]:
+    """What the detector's verdict is worth, and what the same detector says of a clean model."""
+    found = run.detection
+    if not found.name:
+        return []
+    lines = [f"  {found.name:<10} {_told(found.figures)}"]
+    return lines + ([f"  {'clean model':<10} {_told(found.beside)}"] if found.beside else [])
+
+
+def _told(figures: dict[str, float | None]) -> str:
+    if "target_flagged" not in figures:
+        return ", ".join(f"{said} {percent(figures[name])}" for name, said in COUNTED.items() if name in figures)
+    index, flagged, target = (figures.get(name) for name in ("anomaly_index", "any_flagged", "target_flagged"))
+    said = [f"anomaly index {DASH if index is None else f'{index:.2f}'}"]
+    said.append("a class is flagged" if flagged else "no class is flagged")
+    if flagged and target is not None:
+        said.append("the target among them" if target else "not the target")
+    return ", ".join(said)
+
+
+def print_outcome(console: Console, run: Run, folder: Path, repeated: bool) -> None:
+    """The end of a run: its table, whatever must be said about it, and where the record lies."""
+    if repeated:
+        console.print(Text(f"\n  {heading(run)}"), style="bold")
+        console.print(Text("  done before; rerun=true repeats it"), style="dim")
+    console.print(scores_table(run))
+    for line in detection_lines(run):
+        console.print(Text(line), soft_wrap=True)
+    infection = run.infection
+    if infection.status in ("weak", "broken"):
+        console.print(Text(f"  {infection.status} infection: {'; '.join(infection.reasons)}"), style="yellow")
+    if any("rebuilt_train" in stage.notes for stage in run.stages):
+        methods = [run.of(stage.name).name for stage in (DETECT, PURIFY) if "rebuilt_train" in run.of(stage.name).notes]
+        who = "the defense" if methods == [run.purification.name] else " and ".join(methods)
+        said = f"the attacker left no training set; {who} was given one rebuilt with his trigger"
+        console.print(Text(f"  {said}"), style="yellow")
+    if run.infected is not None:
+        counts = f"{run.infected.n_clean:,} clean"
+        if run.infected.n_triggered:
+            counts += f" and {run.infected.n_triggered:,} triggered"
+        console.print(Text(f"  percent of {counts} test images"), style="dim")
+    console.print(Text(f"  record     {folder / FILE}"), style="dim", soft_wrap=True)

@@ -1,0 +1,242 @@
+"""A configuration, built, checked and keyed before anything is trained: what a run depends on, and the infection under it."""
+
+import copy
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+
+from backdoorbench import device
+from backdoorbench.attacks.base import Attack, DataAttack
+from backdoorbench.config import groups
+from backdoorbench.config.build import build, construct, paths, target
+from backdoorbench.config.compose import Plain, flat, option
+from backdoorbench.data.base import Dataset, Splits
+from backdoorbench.data.holdout import Holdout, Parts
+from backdoorbench.defenses.base import Defense
+from backdoorbench.detectors.base import Detector
+from backdoorbench.errors import ConfigError, check_range
+from backdoorbench.models.base import ModelSpec
+from backdoorbench.pipeline.gates import Gates
+from backdoorbench.storage import store
+from backdoorbench.storage.outputs import Outputs
+from backdoorbench.streams import Stream
+from backdoorbench.trackers.base import Tracker
+from backdoorbench.training.recipe import Recipe, resolve_precision
+
+T = TypeVar("T")
+Made = TypeVar("Made", bound="Sketch")
+
+FORMAT = 1  # rises when what the cache holds changes its meaning for every method at once
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A configuration, built, checked and keyed; its images are not yet divided, so that hundreds take seconds.
+
+    settings             what the run depends on: the configuration without `runtime` and the switches
+    infection_settings   what the infected model depends on
+    infection_key        its address, made of them
+    key                  the whole run's address
+    """
+
+    config: Plain
+    dataset: Dataset
+    spec: ModelSpec
+    recipe: Recipe
+    holdout: Holdout
+    attack: Attack
+    defense: Defense
+    detector: Detector
+    gates: Gates
+    seed: int
+    device: torch.device
+    splits: Splits
+    outputs: Outputs
+    settings: Plain
+    infection_settings: Plain
+    infection_key: str
+    key: str
+    tracker: Tracker
+
+    @property
+    def label(self) -> str:
+        """`digits-badnets-fst`, or `digits-badnets-none-strip`, for folders and lists."""
+        names = [self.dataset.name, self.attack.name, self.defense.name]
+        return "-".join([*names, self.detector.name] if self.detects else names)
+
+    @property
+    def detects(self) -> bool:
+        """Whether a detector was chosen."""
+        return bool(self.detector.needs)
+
+    @property
+    def stream(self) -> Stream:
+        return Stream(self.seed)
+
+    @property
+    def infection_folder(self) -> Path:
+        """Where the cache keeps the infected model."""
+        return self.outputs.infection(self.attack.name, self.dataset.name, self.infection_key)
+
+
+@dataclass(frozen=True)
+class Plan(Sketch):
+    """A sketch with its images divided: all that a run starts from. Nothing is trained yet."""
+
+    parts: Parts
+
+
+class Shared:
+    """What the plans of one sweep have in common, made once for all of them."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def once(self, what: str, settings: Any, make: Callable[[], T]) -> T:
+        """`make()`, called for the first of equal `settings` only; an error is not remembered."""
+        name = what + json.dumps(settings, sort_keys=True, default=str)
+        if name not in self._made:
+            self._made[name] = make()
+        return cast(T, self._made[name])
+
+
+def plan(resolved: Plain) -> Plan:
+    """Builds and checks everything a configuration names, reads its data set, and computes its keys.
+
+    Raises a BdxError for whatever is wrong; nothing has been trained then."""
+    made = sketch(resolved, Shared())
+    fields = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    return Plan(**fields, parts=divide(made))
+
+
+def sketch(resolved: Plain, shared: Shared) -> Sketch:
+    """`plan` without the division of the images, which `divide` does and checks."""
+    plugins = resolved["plugins"]
+    runtime = resolved["runtime"]
+    where = shared.once("device", runtime["device"], lambda: device.choose(runtime["device"]))
+    device.prepare(where, runtime["threads"])
+    resolved = copy.deepcopy(resolved)
+    resolved["train"]["precision"] = resolve_precision(resolved["train"]["precision"], where)
+    made = {
+        group: shared.once(group, [resolved[group], plugins], functools.partial(build, resolved[group], group, plugins))
+        for group in groups.BUILT
+    }
+    dataset, holdout, attack, defense, detector = (
+        made[group] for group in ("dataset", "holdout", "attack", "defense", "detector")
+    )
+    made["tracker"].check()
+    if not isinstance(resolved["seed"], int):
+        raise ConfigError(f"seed is {resolved['seed']!r}; expected a whole number. Sweep several with -m seed=0,1,2.")
+    gates = construct(Gates, resolved["gates"], "gates")
+    check_range("inspection.images", resolved["inspection"]["images"], 1)
+    offered = {
+        "train": attack.leaves_train or (bool(resolved["reconstruct"]) and attack.can_rebuild),
+        "rebuild": attack.can_rebuild,
+        "holdout": holdout.rate > 0 or holdout.source == "folder",
+        "disjoint": holdout.source != "train_overlap",
+    }
+    for method in (defense, detector):
+        method.check(offered, attack.name)
+    outputs = Outputs(Path(runtime["outputs"]).expanduser())
+    splits = shared.once(
+        "splits", [resolved["dataset"], runtime["outputs"], plugins], lambda: dataset.load(outputs.cache)
+    )
+    settings = run_settings(resolved, splits.digest)
+    infection = infection_settings(settings, holdout)
+    return Sketch(
+        resolved, dataset, made["model"], made["train"], holdout, attack, defense, detector, gates, resolved["seed"], where,
+        splits, outputs, settings, infection, store.key("infection", infection), store.key("run", settings), made["tracker"],
+    )  # fmt: skip
+
+
+def divide(made: Sketch) -> Parts:
+    """The images of victim, defender and test. Raises a BdxError where the attack or the network does not fit them."""
+    parts = made.holdout.divide(made.splits.train, made.splits.test, Stream(made.seed).child("holdout"))
+    made.attack.check(parts.train)
+    made.spec.net(len(made.splits.train.classes), made.dataset.crop or made.dataset.size)
+    return parts
+
+
+def run_settings(resolved: Plain, digest: str) -> Plain:
+    """What a run depends on: the data's digest in place of its folder, files by their content, no runtime, no switches."""
+    kept: Plain = {"format": FORMAT}
+    for group in groups.GROUPS:
+        is_silent = bool(group.silent) and resolved[group.name].get("name") == group.silent
+        if group.run and not is_silent:
+            kept[group.name] = with_digests(group.name, resolved[group.name], resolved["plugins"])
+    for setting in groups.SETTINGS:
+        if setting.run and (not setting.part_of or setting.part_of in kept):
+            kept[setting.name] = resolved[setting.name]
+    own = {key: value for key, value in kept["dataset"].items() if key not in groups.UNKEYED}
+    return kept | {"dataset": own | {"digest": digest}}
+
+
+def infection_settings(settings: Plain, holdout: Holdout) -> Plain:
+    """The part of a run's settings that its infected model depends on."""
+    named = [group.name for group in groups.GROUPS if group.infection]
+    kept = {group: settings[group] for group in ("format", *named, "seed")}
+    return kept | {"holdout": settings["holdout"] if holdout.changes_training else None}
+
+
+def with_digests(group: str, node: Plain, plugins: Sequence[str]) -> Plain:
+    """An option's settings, of which those that its class declares a File or a Folder are replaced by a digest of the content.
+
+    Raises ConfigError where such a file is none; a folder that is none stays as it is, for those who read it to refuse."""
+    kept = copy.deepcopy(node)
+    for key, what in paths(target(node, group, plugins), node).items():
+        *parents, last = key.split(".")
+        place = functools.reduce(lambda inner, name: inner[name], parents, kept)
+        path = Path(place[last]).expanduser()
+        if what == "file" and not path.is_file():
+            raise ConfigError(
+                f"{group}.{key} is '{place[last]}', which is no file; expected the path of an existing one."
+            )
+        if what == "file":
+            stat = path.stat()
+            place[last] = _digest(path, stat.st_size, stat.st_mtime_ns)
+        elif path.is_dir():
+            place[last] = store.folder_digest(path)
+    return kept
+
+
+@functools.lru_cache
+def _digest(file: Path, size: int, changed: int) -> str:
+    """A sweep's runs name the same large file: it is read once for each of its states."""
+    return store.file_digest(file)
+
+
+def clean_plan(made: Made) -> Made:
+    """The same training without an attack: of the control, and of the surrogate that some attacks craft on."""
+    clean = option("attack", "none")
+    settings = made.infection_settings | {"attack": clean}
+    return dataclasses.replace(
+        made,
+        attack=build(clean, "attack"),
+        infection_settings=settings,
+        infection_key=store.key("infection", settings),
+    )
+
+
+def network_folder(made: Plan) -> tuple[Path, Plain]:
+    """Where the network of the attack's learned trigger lies or would lie, and all it depends on: the data set's bytes, the
+    precision, and what the attack adds to the settings of every data poisoning. No rate, no victim, no seed of the run."""
+    shared = {field.name for field in dataclasses.fields(DataAttack)} - {"name"}
+    settings = {
+        "format": FORMAT,
+        "digest": made.infection_settings["dataset"]["digest"],
+        "precision": made.recipe.precision,
+        "attack": {name: value for name, value in made.infection_settings["attack"].items() if name not in shared},
+    }
+    return made.outputs.network(made.attack.name, made.dataset.name, store.key("network", settings)), settings
+
+
+def batch_sizes(made: Sketch, group: str) -> dict[str, int]:
+    """The settings of a group's option that bound the memory it takes, by dotted key; the victim's where it has none."""
+    own = {f"{group}.{key}": value for key, value in flat(made.config[group]).items() if key.endswith("batch_size")}
+    return own or {"train.batch_size": made.recipe.batch_size}

@@ -1,0 +1,147 @@
+"""The infected models in the cache: what they are, what they take, which two differ in what, and which can go.
+
+Answers without torch."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backdoorbench.config.compose import Plain, flat, option
+from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.errors import ConfigError, DataError, join_words
+from backdoorbench.reporting.ledger import Entry, shown
+from backdoorbench.reporting.rows import DASH
+from backdoorbench.storage import store
+from backdoorbench.storage.outputs import Outputs, key_of
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One infection.
+
+    size     bytes of its folder; cost: seconds its training took
+    used     when it was made or last wanted, seconds since the epoch
+    runs     how many records name it; needed: whether one does, or an infection that one names has it for its clean control
+    """
+
+    folder: Path
+    settings: Plain
+    size: int
+    cost: float
+    used: float
+    runs: int
+    needed: bool
+
+    @property
+    def key(self) -> str:
+        return key_of(self.folder)
+
+    @property
+    def config(self) -> Plain:
+        """Its settings in the shape of a run's, for tables."""
+        return self.settings | {"holdout": self.settings["holdout"] or {"name": "any"}, PURIFY.group: {"name": ""}}
+
+
+def infections(outputs: Path, runs: Sequence[Entry]) -> list[Stored]:
+    """Every infection in the cache of `outputs`, by attack, data set and key.
+
+    runs  all there are, to know who needs which"""
+    named = Counter(entry.of(INFECT.name).get("key") for entry in runs)
+    files = sorted(Outputs(outputs).infections.glob("[!.]*/infection.json"))
+    described = {file.parent: _described(file) for file in files}
+    keys = {folder: key_of(folder) for folder in described}
+    controls = {control_key(described[folder]["settings"]) for folder, key in keys.items() if named[key]}
+    return [
+        Stored(
+            folder,
+            content["settings"],
+            size_of(folder),
+            content["seconds"].get("infect", 0.0),
+            folder.stat().st_mtime,
+            named[keys[folder]],
+            bool(named[keys[folder]]) or keys[folder] in controls,
+        )
+        for folder, content in described.items()
+    ]
+
+
+def _described(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = store.read_json(file)
+        if {"settings", "seconds"} <= content.keys():
+            return content
+    except ValueError:
+        pass
+    raise DataError(f"{file} does not describe an infection; expected what `bdx` wrote. Delete its folder.")
+
+
+def control_key(settings: Plain) -> str:
+    """The key of the clean model of the same recipe: an infection's control, and what some attacks craft on."""
+    return store.key("infection", settings | {"attack": option("attack", "none")})
+
+
+def size_of(place: Path) -> int:
+    """Bytes of all files below `place`; 0 where there is none."""
+    return sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+
+
+def pick(found: Sequence[Stored], start: str) -> Stored:
+    """The infection whose key begins with `start`; ConfigError where none or several do."""
+    close = [stored for stored in found if stored.key.startswith(start)]
+    if len(close) != 1:
+        said = f"is the start of {join_words([stored.key for stored in close])}" if close else "is no infection's key"
+        raise ConfigError(f"'{start}' {said}; expected one infection. bdx cache lists their keys.")
+    return close[0]
+
+
+def differences(one: Stored, other: Stored) -> list[tuple[str, str, str]]:
+    """Settings in which two infections differ: dotted key, the value of each, a dash where it has no such setting."""
+    ours, theirs = flat(one.settings), flat(other.settings)
+    groups = list(one.settings)
+    names = sorted(dict.fromkeys([*ours, *theirs]), key=lambda name: groups.index(name.partition(".")[0]))
+    return [
+        (name, shown(ours.get(name, DASH)), shown(theirs.get(name, DASH)))
+        for name in names
+        if store.canonical(ours.get(name, DASH)) != store.canonical(theirs.get(name, DASH))
+        and not name.endswith("._target_")  # the name says it
+    ]
+
+
+def in_use(found: Sequence[Stored], runs: Sequence[Entry]) -> set[str]:
+    """Keys of infections that a live process may want: of a running run's data set, with its attack or with none; or locked."""
+    live = [entry.content["config"] for entry in runs if entry.status == "running"]
+    wanted = {(c["dataset"]["name"], attack) for c in live for attack in (c["attack"]["name"], "none")}
+    return {
+        stored.key
+        for stored in found
+        if (stored.settings["dataset"]["name"], stored.settings["attack"]["name"]) in wanted
+        or store.is_held(store.lock_of(stored.folder))
+    }
+
+
+def sort_out(
+    found: Sequence[Stored], used: Collection[str], before: float, unreferenced: bool, most: int | None
+) -> tuple[list[Stored], list[tuple[Stored, str]]]:
+    """Infections that can go, longest unused first, and those that stay, with the reason.
+
+    used          keys of those in use; before: those used later stay
+    unreferenced  those that a record needs stay
+    most          bytes: no more go than it takes to come down to it; None: all that can"""
+    left = sum(stored.size for stored in found)
+    going: list[Stored] = []
+    staying: list[tuple[Stored, str]] = []
+    for stored in sorted(found, key=lambda stored: stored.used):
+        if stored.key in used:
+            staying.append((stored, "in use"))
+        elif stored.used > before:
+            staying.append((stored, "younger"))
+        elif unreferenced and stored.needed:
+            staying.append((stored, "needed by a record"))
+        elif most is not None and left <= most:
+            staying.append((stored, "within the size"))
+        else:
+            going.append(stored)
+            left -= stored.size
+    return going, staying

@@ -1,0 +1,324 @@
+"""From rows to grids: text, laid out, in no format yet. What differs is a label, a column, or a table of its own.
+
+Formats are in `formats.py`, in the console's `terminal.py` and in the page's template.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backdoorbench.config.groups import ABSORBED, DETECT, INFECT, PURIFY, Stage, told_by
+from backdoorbench.errors import ConfigError, did_you_mean, join_words
+from backdoorbench.reporting.rows import (
+    CHOICES,
+    DASH,
+    FIGURES,
+    NAMED,
+    NUMBERS,
+    PLACES,
+    TITLES,
+    Cell,
+    Row,
+    bases,
+    compared,
+    label,
+    rate_of,
+    show,
+    tell_apart,
+)
+
+LEFT_OUT, WEAK = "†", "‡"  # marks of a cell: some of its runs collapsed; its infection is weak or broken
+CLEAN = "clean model"  # what stands above a detector's figures on the control
+OF_IMAGES = (
+    ("auroc", "tpr_1", "tpr_5", "tpr_10", "tpr", "fpr", "precision"),
+    ("fpr",),
+)  # of a detector; on the clean model
+OF_MODELS = (
+    ("anomaly_index", "any_flagged", "target_flagged"),
+    ("anomaly_index", "any_flagged"),
+)  # where it judges models
+
+
+@dataclass(frozen=True)
+class Column:
+    """Of a grid. `flat` names it where headers have one line; `group` stands above it where they have two."""
+
+    name: str
+    flat: str
+    group: str
+    figure: str  # of rows.TITLES; empty for names and n
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a grid prints in one place; of a figure its value, and whether it is the best of its like."""
+
+    text: str
+    best: bool = False
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table without a format: its first `names` columns name the line."""
+
+    title: str
+    columns: tuple[Column, ...]
+    names: int
+    lines: list[list[Item]]
+
+
+# ---- a line a row ---------------------------------------------------------------------------------------------------
+
+
+def list_grids(rows: Sequence[Row], figures: Sequence[str] = FIGURES) -> list[Grid]:
+    """A line a row: attack, rate where it differs, defense, n, figures before and after. What else differs is another grid."""
+    grids = []
+    measured = [name for name in figures if name in FIGURES]
+    for title, named, lines in _listed(rows, PURIFY):
+        columns = [Column(name, name, "", "") for name in (*named, "n")]
+        columns += [Column(TITLES[name], TITLES[name], INFECT.model, name) for name in measured]
+        columns += [Column(TITLES[name], f"{TITLES[name]} after", PURIFY.model, name) for name in figures]
+        shown = []
+        for names, row in lines:
+            items = [Item(text) for text in (*names, str(row.n))]
+            items += [_figure(row.before, name) for name in measured]
+            items += [_figure(row.figures, name, name in row.best) for name in figures]
+            shown.append(items)
+        grids.append(Grid(title, tuple(columns), len(named), shown))
+    return grids
+
+
+def detection_grids(rows: Sequence[Row]) -> list[Grid]:
+    """A line a row of `rows.detections`: attack, rate where it differs, detector, n, what the detector says of the infected
+    model and, where it was asked, of the clean one. Detectors that judge models have tables of their own."""
+    grids = []
+    for is_of_models, (figures, beside) in ((False, OF_IMAGES), (True, OF_MODELS)):
+        alike = [row for row in rows if ("any_flagged" in row.figures) == is_of_models]
+        for title, named, lines in _listed(alike, DETECT):
+            asked = beside if any(row.beside for _, row in lines) else ()
+            columns = [Column(name, name, "", "") for name in (*named, "n")]
+            columns += [Column(TITLES[name], TITLES[name], INFECT.model, name) for name in figures]
+            columns += [Column(TITLES[name], f"{TITLES[name]} clean", CLEAN, name) for name in asked]
+            shown = []
+            for names, row in lines:
+                items = [Item(text) for text in (*names, str(row.n))]
+                items += [_figure(row.figures, name) for name in figures]
+                items += [_figure(row.beside, name) for name in asked]
+                shown.append(items)
+            grids.append(Grid(title, tuple(columns), len(named), shown))
+    return grids
+
+
+def _listed(rows: Sequence[Row], stage: Stage) -> Iterator[tuple[str, list[str], list[tuple[list[str], Row]]]]:
+    """Of each list its title, the columns that name a line, and its rows in order, each under what these columns say."""
+    for title, members in blocks(rows, (INFECT.group, "rate", stage.group)):
+        rates = {row.names["rate"] for row in members}
+        named = [INFECT.group, *(["rate"] if len(rates) > 1 else []), stage.group]
+        called = [labels(members, name, (INFECT.group, "rate")) for name in named]
+        order = {text: place for place, text in reversed(list(enumerate(called[0])))}
+        lines = []
+        for place, row in sorted(
+            enumerate(members), key=lambda pair: (order[called[0][pair[0]]], rate_of(pair[1].config))
+        ):
+            names = [texts[place] for texts in called]
+            names[0] += "".join(f" ({mark})" for mark in row.marks)
+            if row.collapsed:
+                names[-1] += f" ({len(row.collapsed)} of {len(row.seeds)} collapsed)"
+            lines.append((names, row))
+        shared = f"rate {rates.pop()}" if len(rates) == 1 else ""
+        yield " · ".join(filter(None, (title, shared))), named, lines
+
+
+def _figure(cells: Mapping[str, Cell], name: str, best: bool = False) -> Item:
+    cell = cells.get(name, Cell(()))
+    return Item(show(cell, name), best, cell.mean)
+
+
+# ---- rows by columns ------------------------------------------------------------------------------------------------
+
+Place = tuple[
+    tuple[str, ...], tuple[str, ...]
+]  # in a table of rows by columns: the labels of a line, and those of a column
+
+
+def pivot_grids(
+    rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str]
+) -> list[Grid]:
+    """Rows by columns, such as attacks by defenses: figures after the defense; before it under the infected model's name, in
+    the place of `none`. What neither axis names is another grid. ConfigError for an axis there is not."""
+    _check_axes(rows, lines, columns)
+    return [_pivot(title, members, lines, columns, figures) for title, members in blocks(rows, (*lines, *columns))]
+
+
+def _pivot(
+    title: str, rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str]
+) -> Grid:
+    others = [axis for axis in (*lines, *columns) if axis != PURIFY.group]
+    left = zip(*(labels(rows, axis, others) for axis in lines), strict=True)
+    above = zip(*(labels(rows, axis, others) for axis in columns), strict=True)
+    placed: dict[Place, Row] = dict(zip(zip(left, above, strict=True), rows, strict=True))
+    assert len(placed) == len(rows), "two settings have one place"
+    before: dict[Place, Row] = {}
+    if PURIFY.group in (*lines, *columns) and set(figures) & set(FIGURES):
+        before = _before(placed, lines, columns)
+        placed = {place: row for place, row in placed.items() if row.names[PURIFY.group] != "none"}
+    heads = _in_order([place[1] for place in (*before, *placed)])
+    usual = statistics.multimode(row.n for row in placed.values())[:1]
+    shown: list[list[Item]] = []
+    for line in _in_order([place[0] for place in (*before, *placed)]):
+        members = [row for place, row in (*before.items(), *placed.items()) if place[0] == line]
+        weak = all(row.marks for row in members)
+        marks = sorted({mark for row in members for mark in row.marks}) if weak else []
+        items = [Item(text) for text in line]
+        items[0] = Item(items[0].text + (f" ({', '.join(marks)})" if weak else ""))
+        for column in heads:
+            if (line, column) in before:
+                row = before[line, column]
+                items += [_item(row, row.before, name, False, weak, None) for name in figures]
+            elif (line, column) in placed:
+                row = placed[line, column]
+                items += [_item(row, row.figures, name, name in row.best, weak, usual[0]) for name in figures]
+            else:
+                items += [Item(DASH)] * len(figures)
+        shown.append(items)
+    names = [Column(axis, axis, "", "") for axis in lines]
+    cells = [_pivot_column(", ".join(column), name, len(figures) == 1) for column in heads for name in figures]
+    return Grid(_with_figure(title, figures), (*names, *cells), len(lines), shown)
+
+
+def _before(placed: Mapping[Place, Row], lines: Sequence[str], columns: Sequence[str]) -> dict[Place, Row]:
+    """Where the infected model's figures stand, and the row with most seeds that has them."""
+    before: dict[Place, Row] = {}
+    for (line, column), row in placed.items():
+        place = _infected(line, lines), _infected(column, columns)
+        if place not in before or len(before[place].seeds) < len(row.seeds):
+            before[place] = row
+    return before
+
+
+def _item(row: Row, cells: Mapping[str, Cell], figure: str, best: bool, known_weak: bool, usual: int | None) -> Item:
+    """A cell of a pivot, with its marks; its n where it is another than most cells have."""
+    if figure not in cells:
+        return Item(DASH)
+    after = usual is not None
+    marks = (LEFT_OUT if row.collapsed and after else "") + (WEAK if row.marks and not known_weak else "")
+    count = f" (n {row.n})" if after and row.n != usual and row.n else ""
+    return Item(show(cells[figure], figure) + count + (f" {marks}" if marks else ""), best, cells[figure].mean)
+
+
+def _pivot_column(text: str, figure: str, alone: bool) -> Column:
+    name = TITLES[figure]
+    return Column(text, text, "", figure) if alone else Column(name, f"{text} {name}", text, figure)
+
+
+def _with_figure(title: str, figures: Sequence[str]) -> str:
+    said = TITLES[figures[0]] + ("" if figures[0] in NUMBERS else ", %") if len(figures) == 1 else ""
+    return " · ".join(filter(None, (title, said)))
+
+
+def _infected(text: tuple[str, ...], axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(INFECT.model if axis == PURIFY.group else part for axis, part in zip(axes, text, strict=True))
+
+
+def _in_order(texts: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Each label once, in order of appearance; poison rates ascend, since they are numbers."""
+    distinct = list(dict.fromkeys(texts))
+
+    def order(text: tuple[str, ...]) -> list[Any]:
+        firsts = [next(i for i, other in enumerate(distinct) if other[at] == part) for at, part in enumerate(text)]
+        numbers = [_number(part) for part in text]
+        return [number if number is not None else first for number, first in zip(numbers, firsts, strict=True)]
+
+    return sorted(distinct, key=order)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.removesuffix(" %"))
+    except ValueError:
+        return None
+
+
+def _check_axes(rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str]) -> None:
+    stage = rows[0].stage if rows else PURIFY
+    known = [*bases(stage), *(group for group in PLACES if group not in NAMED)]
+    known += [name for name in (rows[0].names if rows else ()) if name not in bases(stage)]
+    for axis in (*lines, *columns):
+        if axis not in known:
+            raise ConfigError(
+                f"'{axis}' is nothing to lay a table out by.{did_you_mean(axis, known)} There are {join_words(known)}."
+            )
+    if twice := [axis for axis in lines if axis in columns]:
+        raise ConfigError(f"'{twice[0]}' is given for rows and for columns; expected one of the two. Drop one.")
+
+
+# ---- blocks and labels ----------------------------------------------------------------------------------------------
+
+
+def blocks(rows: Sequence[Row], axes: Sequence[str]) -> list[tuple[str, list[Row]]]:
+    """Rows that differ in nothing but the axes, under what tells them from the other blocks."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps(_rest(row, axes), sort_keys=True), []).append(row)
+    firsts = [members[0] for members in groups.values()]
+    said = [{base: row.names[base] for base in bases(row.stage) if base not in _told(axes)} for row in firsts]
+    names = tell_apart(said, [_rest(row, axes) for row in firsts])
+    titles = [" · ".join(f"{name} {value}" for name, value in found.items()) for found in names]
+    return list(zip(titles, groups.values(), strict=True))
+
+
+def _told(axes: Iterable[str]) -> set[str]:
+    """The groups whose settings the axes' labels tell."""
+    return {group for axis in axes for group in ABSORBED.get(axis, (axis,))}
+
+
+def _rest(row: Row, axes: Sequence[str]) -> dict[str, Any]:
+    """What no axis tells of a row's settings."""
+    told = _told(axes)
+    kept = compared(row.config, told_by(row.stage))
+    rate = kept[INFECT.group].get("poison_rate")
+    kept = {group: value for group, value in kept.items() if group not in told}
+    if INFECT.group in told and "rate" not in told:
+        kept["rate"] = rate
+    elif "rate" in told and INFECT.group in kept:
+        kept = _without_rate(kept)
+    for axis in axes:
+        group, _, key = axis.partition(".")
+        if key and group in kept:
+            kept[group] = _without(kept[group], key.split("."))
+    return kept
+
+
+def _without(settings: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    inner = {path[0]: _without(settings[path[0]], path[1:])} if len(path) > 1 and path[0] in settings else {}
+    return {name: value for name, value in settings.items() if name != path[0]} | inner
+
+
+def _without_rate(config: Mapping[str, Any]) -> dict[str, Any]:
+    attack = {name: value for name, value in config[INFECT.group].items() if name != "poison_rate"}
+    return {**config, INFECT.group: attack}
+
+
+def labels(rows: Sequence[Row], axis: str, others: Sequence[str]) -> list[str]:
+    """What each row is called on an axis: `fst`, or `fst, alpha 0.2` beside another fst.
+
+    Where a defense's settings differ from attack to attack only, as papers tune them, it keeps one name; a note says so."""
+    if axis not in CHOICES:
+        return [row.names[axis] for row in rows]
+    is_tuned = axis in (DETECT.group, PURIFY.group)
+    places = list(zip(*(labels(rows, other, ()) for other in others), strict=True)) if is_tuned else None
+    names = tell_apart(
+        [{axis: row.config[axis]["name"]} for row in rows], [_part(row, axis) for row in rows], places or None
+    )
+    return [label(found, axis) for found in names]
+
+
+def _part(row: Row, axis: str) -> dict[str, Any]:
+    """The settings that an axis' label tells."""
+    kept = compared({group: row.config[group] for group in ABSORBED[axis] if group in row.config}, told_by(row.stage))
+    return _without_rate(kept) if axis == INFECT.group else kept

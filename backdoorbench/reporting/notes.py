@@ -1,0 +1,125 @@
+"""What must be said below tables: n and seeds, spread, hardware, what is left out of means, what figures are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from backdoorbench import metrics
+from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.reporting.grids import LEFT_OUT, WEAK, Grid, blocks, labels
+from backdoorbench.reporting.rows import Row, compared, differing, look_up
+
+if TYPE_CHECKING:
+    from backdoorbench.storage.record import Run
+
+MOST = 10  # of a list in a note
+DETECTION = (
+    "Detectors of inputs or training rows: AUROC: how often a triggered (poisoned) one is more suspicious than a clean one. "
+    "TPR@k: share of those above the threshold that at most k % of the clean exceed. TPR, FPR, precision: at the detector's "
+    "own threshold. Percent."
+)
+DETECTION_OF_MODELS = (
+    "Detectors of models: index: how far the most suspicious class lies from the others. flagged: runs in which any class is "
+    "called a backdoor's target; target: the attacker's. Percent, the index apart."
+)
+CLEAN_MODEL = "clean: the same detector, asked about a clean model of the same recipe"
+
+
+def below(
+    rows: Sequence[Row], found: Sequence[Row], runs: Sequence[Run], grids: Sequence[Grid], figures: Sequence[str]
+) -> list[str]:
+    """Everything that must be said below a report's tables.
+
+    rows   that are in the tables of models; found: in those of detectors"""
+    items = [item for grid in grids for line in grid.lines for item in line]
+    said = [footer([*rows, *found], runs)] if rows or found else []
+    if any(item.best for item in items):
+        said.append(
+            "best: of the defenses that finished every seed of a setting, none collapsed, on infections that took"
+        )
+    is_marked = any(LEFT_OUT in item.text for item in items)
+    said += collapsed(rows, f"{LEFT_OUT} " if is_marked else "")
+    said += rebuilt(runs)
+    if various := varying(rows):
+        said.append(f"settings that differ between attacks: {join_few(various)}")
+    if any(WEAK in item.text for item in items):
+        said.append(f"{WEAK} the infection is weak or broken: the figures of a defense mean little")
+    if rows:
+        said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
+    return said + detectors(found)
+
+
+def footer(rows: Sequence[Row], runs: Sequence[Run]) -> str:
+    """What a table must say of itself: n and seeds, spread, hardware."""
+    seeds = sorted({seed for row in rows for seed in row.seeds})
+    devices = sorted({run.environment.get("device", "?") for run in runs if run.status == "done"})
+    spread = "mean ± sample standard deviation over seeds; " if any(row.n > 1 for row in rows) else ""
+    return f"{spread}seeds {ranges(seeds)}; {'; '.join(devices)}"
+
+
+def collapsed(rows: Sequence[Row], mark: str) -> list[str]:
+    """A sentence on the runs that are left out of the means, where there are any."""
+    count = sum(len(row.collapsed) for row in rows)
+    which = join_few([_collapsed(row) for row in rows if row.collapsed])
+    said = f"{mark}collapsed and left out of the means: {count} run{'s' * (count > 1)}: {which}"
+    return [said] if count else []
+
+
+def _collapsed(row: Row) -> str:
+    """`fst on badnets (constant predictor, seeds 1, 2)`."""
+    reasons: dict[str, list[int]] = {}
+    for seed, reason in row.collapsed.items():
+        reasons.setdefault(reason, []).append(seed)
+    said = (f"{reason}, seed{'s' * (len(seeds) > 1)} {ranges(seeds)}" for reason, seeds in reasons.items())
+    return f"{row.names[row.stage.group]} on {row.names[INFECT.group]} ({'; '.join(said)})"
+
+
+def rebuilt(runs: Sequence[Run]) -> list[str]:
+    """A sentence that names the methods whose training set is not the one that infected the model, where there are any."""
+    met = {
+        f"{stage.name} on {run.infection.name}"
+        for run in runs
+        for stage in run.stages
+        if "rebuilt_train" in stage.notes
+    }
+    what = "given a poisoned set rebuilt with the finished trigger, which the model was not trained on"
+    return [f"{what}: {join_few(sorted(met))}"] if met else []
+
+
+def varying(rows: Sequence[Row]) -> list[str]:
+    """`fst: lr 0.01, 0.02`: settings of a defense that differ between attacks on the same data and network."""
+    axis = PURIFY.group
+    found: dict[str, dict[str, dict[str, None]]] = {}
+    for _, members in blocks(rows, (INFECT.group, "rate", axis)):
+        called = labels(members, axis, (INFECT.group, "rate"))
+        for name in dict.fromkeys(called):
+            configs = [row.config for row, text in zip(members, called, strict=True) if text == name]
+            for key in differing([compared({axis: config[axis]}) for config in configs]):
+                values = found.setdefault(name, {}).setdefault(key.removeprefix(f"{axis}."), {})
+                values.update(dict.fromkeys(look_up(config, key) for config in configs))
+    return [
+        f"{name}: " + "; ".join(f"{key} {', '.join(values)}" for key, values in settings.items())
+        for name, settings in found.items()
+    ]
+
+
+def detectors(rows: Sequence[Row]) -> list[str]:
+    """What the figures of detectors are, as far as the rows have them."""
+    of_models = ["any_flagged" in row.figures for row in rows]
+    said = [DETECTION] if not all(of_models) else []
+    said += [DETECTION_OF_MODELS] if any(of_models) else []
+    return said + ([CLEAN_MODEL] if any(row.beside for row in rows) else [])
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """`0, 1, 2`, or `0 to 9` for a long row without gaps."""
+    if len(numbers) > 5 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
+
+
+def join_few(texts: Sequence[str]) -> str:
+    """The texts joined; of more than ten the first, and how many more."""
+    more = f"; and {len(texts) - MOST} more" if len(texts) > MOST else ""
+    return "; ".join(texts[:MOST]) + more

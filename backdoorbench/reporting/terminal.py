@@ -1,0 +1,97 @@
+"""Reports on the console, and as the same text for a file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from backdoorbench.reporting import published, report
+from backdoorbench.reporting.grids import Grid, Item
+from backdoorbench.reporting.report import Report
+from backdoorbench.reporting.rows import FIGURES
+from backdoorbench.screen import PIPED_WIDTH
+
+if TYPE_CHECKING:
+    from backdoorbench.storage.record import Run
+
+NAME_WIDTH = 30  # of a column of names that is laid out beside figures; longer ones wrap
+
+
+def print_report(console: Console, runs: Sequence[Run]) -> None:
+    """The aggregated table of finished runs, as at the end of a sweep."""
+    print_tables(console, report.make({Path(run.id): run for run in runs}, FIGURES, (), ()))
+
+
+def print_tables(console: Console, made: Report) -> None:
+    """A report: its tables, the best in bold and starred, published figures beside ours, failures with their logs."""
+    for grid in made.grids:
+        print_grid(console, grid)
+    _print_notes(console, made.notes)
+    if made.beside:
+        print_grid(console, published.as_grid(list(made.beside.values())))
+        _print_notes(console, made.remarks)
+    for failure in made.failures:
+        console.print(Text(f"  failed: {report.say(failure)}"), style="red", soft_wrap=True)
+
+
+def as_text(made: Report) -> str:
+    """What `print_tables` prints, for a file."""
+    buffer = io.StringIO()
+    print_tables(Console(file=buffer, width=PIPED_WIDTH, highlight=False), made)
+    return buffer.getvalue()
+
+
+def print_grid(console: Console, grid: Grid) -> None:
+    """One table; figures are never cut, names wrap, and columns beyond the console's width go below, beside the names again.
+    A star says best where bold does not show."""
+    console.print()
+    if grid.title:
+        console.print(Text(f" {grid.title}", style="italic"))
+    widths = [_least_width(grid, place) + 2 for place in range(len(grid.columns))]
+    names = sum(min(width, NAME_WIDTH) for width in widths[: grid.names])
+    pieces: list[list[int]] = [[]]
+    for place in range(grid.names, len(grid.columns)):
+        if pieces[-1] and names + sum(widths[other] for other in pieces[-1]) + widths[place] > console.width:
+            pieces.append([])
+        pieces[-1].append(place)
+    for piece in pieces:
+        console.print(_piece(grid, [*range(grid.names), *piece]))
+
+
+def _piece(grid: Grid, places: Sequence[int]) -> Table:
+    """The table of some of the columns."""
+    shown = Table(box=None, padding=(0, 1), show_edge=False)
+    starred = [any(line[place].best for line in grid.lines) for place in range(len(grid.columns))]
+    for place in places:
+        column = grid.columns[place]
+        is_name = place < grid.names or column.name in ("verdict", "how sure")
+        shown.add_column(
+            Text(column.flat + " " * starred[place]),
+            justify="left" if is_name else "right",
+            min_width=None if is_name else _least_width(grid, place),
+        )
+    for line in grid.lines:
+        shown.add_row(*(_printed(line[place], starred[place]) for place in places))
+    return shown
+
+
+def _least_width(grid: Grid, place: int) -> int:
+    """Of a column: its longest cell, or the longest word of its header; a star's room included."""
+    cells = [line[place].text for line in grid.lines]
+    return max(map(len, cells + grid.columns[place].flat.split())) + any(line[place].best for line in grid.lines)
+
+
+def _printed(item: Item, starred: bool) -> Text:
+    return Text(f"{item.text}{'*' if item.best else ' ' * starred}", style="bold" if item.best else "")
+
+
+def _print_notes(console: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))

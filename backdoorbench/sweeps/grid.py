@@ -1,0 +1,121 @@
+"""`hydra/sweeper=grid`: every combination, composed and checked before the first one trains. `listing` only lists them.
+
+Hydra's own sweeper composes each job from all yaml files, a tenth of a second each, and finds a wrong type, an impossible
+rate or a missing data set only when that job's turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from backdoorbench.errors import ConfigError
+from backdoorbench.sweeps.compose import Composer
+from backdoorbench.sweeps.sweep import Sweep
+
+if TYPE_CHECKING:
+    from backdoorbench.sweeps.forecast import Ahead
+
+REMOTE = ("slurm", "submitit_slurm", "ray", "ray_aws")  # launchers whose jobs see other devices than this process
+
+
+class Grid(BasicSweeper):
+    """Hydra's sweeper over combinations, with the whole sweep looked over first."""
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None) -> None:
+        # Not through the base class: Hydra's scan for plugins executes its file anew, and `super(BasicSweeper, self)` there
+        # then means another class than the one this was derived from.
+        self.overrides, self.batch_index = None, 0
+        self.max_batch_size, self.params = max_batch_size, params or {}
+        self.hydra_context = self.config = self.launcher = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config, self.task_function = hydra_context, config, task_function
+
+    def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None and self.hydra_context is not None
+        self.launcher = Plugins.instance().instantiate_launcher(  # first, for it may not be installed
+            hydra_context=self.hydra_context, task_function=self.task_function, config=self.config
+        )
+        from backdoorbench.sweeps import forecast  # torch is imported only when a sweep begins
+
+        runs = self.look(arguments)
+        forecast.refuse_mistakes(runs)
+        words = [word for word in self.config.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
+        folder = Path(self.config.hydra.sweep.dir)
+        Sweep.current().begin(folder, runs, words)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        returned = []
+        for batch in self.split_arguments(self.parsed(arguments), self.max_batch_size):
+            returned.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returned))))
+            for job in returned[-1]:
+                _ = job.return_value  # raises what a job raised
+        return returned
+
+    def look(self, arguments: Sequence[str]) -> list[Ahead]:
+        """Every run of the sweep, looked over; nothing is trained."""
+        assert self.config is not None and self.hydra_context is not None
+        from backdoorbench.sweeps import forecast
+
+        jobs = self.jobs(arguments)
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        launcher = str(OmegaConf.select(self.config, "hydra.runtime.choices.hydra/launcher"))
+        return forecast.look(jobs, [composer(job) for job in jobs], here=launcher not in REMOTE)
+
+    def jobs(self, arguments: Sequence[str]) -> list[list[str]]:
+        """The settings of each job."""
+        return [job for batch in self.split_arguments(self.parsed(arguments), None) for job in batch]
+
+    def parsed(self, arguments: Sequence[str]) -> list[Override]:
+        """The sweep's overrides, the command line's last, with ranges as the numbers they are meant to be."""
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        for override in overrides:
+            value = override.value()
+            if isinstance(value, IntervalSweep):
+                raise ConfigError(
+                    f"'{override.input_line}' draws numbers from an interval, and a grid takes listed ones. List values "
+                    f"({override.key_or_group}=0.01,0.05 or a range), or search with hydra/sweeper=tune."
+                )
+            if isinstance(value, RangeSweep):
+                found = list[Any](numbers(value, override.input_line or ""))
+                override._value = ChoiceSweep(list=found, simple_form=True, shuffle=value.shuffle)
+        return overrides
+
+
+class Listing(Grid):
+    """`hydra/sweeper=listing`, which `bdx plan` chooses: says what a sweep would do, and launches nothing."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from backdoorbench import screen
+        from backdoorbench.sweeps import forecast, listing
+
+        runs = self.look(arguments)
+        listing.print_plan(screen.make_console(), runs, forecast.forecast(runs))
+
+
+def numbers(sweep: RangeSweep, said: str) -> list[int | float]:
+    """The numbers of `range(start, stop, step)`, the stop excluded, each computed from the start in decimals: Hydra adds steps
+    up in binary, which makes 0.060000000000000005 of 0.06 and takes an excluded stop in. ConfigError where there is none."""
+    start, stop, step = (Decimal(str(value)) for value in (sweep.start or 0, sweep.stop, sweep.step))
+    if step == 0:
+        raise ConfigError(f"'{said}' never ends: its step is 0. Give another step.")
+    count = max(0, -(-(stop - start) // step)) if step > 0 else max(0, -(-(start - stop) // -step))
+    found = [start + step * place for place in range(int(count))]
+    if not found:
+        raise ConfigError(
+            f"'{said}' holds no number: the stop is left out. Raise the stop, or list values with commas."
+        )
+    if all(isinstance(value, int) for value in (sweep.start or 0, sweep.stop, sweep.step)):
+        return [int(value) for value in found]
+    return [float(value) for value in found]

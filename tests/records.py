@@ -1,0 +1,31 @@
+"""Runs as reports read them, made by hand: a finding a stage."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from backdoorbench.config.compose import Plain
+from backdoorbench.metrics import Scores
+from backdoorbench.storage.record import Finding, Run
+
+
+def made_run(
+    id: str,
+    config: Plain,
+    infected: Scores | None,
+    purified: Scores | None,
+    infection: str = "took",
+    figures: Mapping[str, float | None] | None = None,
+    beside: Mapping[str, float | None] | None = None,
+    status: str = "done",
+    **more: Any,
+) -> Run:
+    """A run of these scores.
+
+    infection  its status
+    figures    of the detector that the configuration names, on the infected model; beside: on the clean one"""
+    infect = Finding("infect", config["attack"]["name"], status=infection, scores=infected)
+    purify = Finding("purify", config["defense"]["name"], scores=purified, details={"starts_from": "infected"})
+    detect = []
+    if figures is not None:
+        detect = [Finding("detect", config["detector"]["name"], figures=dict(figures), beside=dict(beside or {}))]
+    return Run(id, status, "", config, [infect, *detect, purify], **more)
