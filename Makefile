@@ -7,7 +7,7 @@ PAPERS := aft pbe fmp fst tnr backdoorbench
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu check format lint types docs goldens wheel clean $(PAPERS:%=reproduce-%)
+.PHONY: help setup demo test test-slow test-gpu check format lint types docs picture goldens wheel clean $(PAPERS:%=reproduce-%)
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-zA-Z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,8 +53,10 @@ lint: setup      ## layout and lint, nothing rewritten
 types: setup     ## mypy, strict, on the package
 	$(BIN)/mypy
 
-docs: setup      ## rewrite METHODS.md and the README's picture
+docs: setup      ## rewrite METHODS.md and docs/methods/; trains nothing
 	$(BIN)/python scripts/methods_page.py
+
+picture: setup   ## run the demo and redraw docs/demo.svg, the README's picture
 	$(BIN)/python scripts/demo_picture.py
 
 goldens: setup   ## rewrite tests/goldens.json; review the difference

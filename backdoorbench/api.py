@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from backdoorbench.config import build as building
 from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
+from backdoorbench.errors import ModelError
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
 from backdoorbench.pipeline import job
@@ -125,15 +125,15 @@ def _victim(images: ImageSet, settings: tuple[str, ...]) -> tuple[Callable[[Stre
 
 def load_model(folder: str | Path) -> nn.Module:
     """The purified model of a run's folder (or its `purified.safetensors`), in eval mode: [0, 1] pixels in, logits out."""
-    from safetensors import safe_open
-
     file = Path(folder) / "purified.safetensors" if Path(folder).is_dir() else Path(folder)
-    with safe_open(file, "pt") as opened:
-        described = opened.metadata()
-    spec = building.build({**json.loads(described["model"]), "checkpoint": None}, "model")
-    classes, size = json.loads(described["classes"]), int(described["size"])
-    normal = json.loads(described["normalize"])
-    model = Classifier(spec.net(len(classes), size), size, normal["mean"], normal["std"])
+    said = checkpoint.description(file)
+    if said is None:
+        raise ModelError(
+            f"'{file}' does not say what network its weights belong to; expected a run's folder, or its weights. Name another."
+        )
+    spec = building.build({**said["model"], "checkpoint": None}, "model")
+    size, normal = said["size"], said["normalize"]
+    model = Classifier(spec.net(len(said["classes"]), size), size, normal["mean"], normal["std"])
     checkpoint.restore(model, file)
     return model.eval()
 

@@ -1,6 +1,5 @@
-"""Attacks: which rows they alter, how many, what they call them; and that they take on digits."""
+"""Attacks: which rows they alter, how many, what they call them. That they take on digits is in the contract, test_contract.py."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,13 +10,10 @@ from backdoorbench.config.build import build
 from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError
-from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.triggers.base import Stored, make_target
 from backdoorbench.triggers.patch import Patch
-
-TAKE = ["badnets", "blended"]  # dirty-label, default rate
 
 
 def attack(**changes: Any) -> DataAttack:
@@ -122,12 +118,3 @@ def test_eligible_rows_never_keep_their_label(mapping: str, sources: tuple[int, 
     assert int(rows.sum()) == eligible
     assert (target.label(true)[rows] != true[rows]).all()
     assert true.tolist() == list(range(10))
-
-
-@pytest.mark.parametrize("name", TAKE)
-def test_takes_on_digits(name: str, run: Callable[..., Job]) -> None:
-    found = run(f"attack={name}", "defense=none").run
-    assert found.infected is not None and found.infected.asr is not None
-    assert found.infected.asr >= 0.9 and found.infected.ca >= 0.95
-    assert found.infection.status == "took" and found.infected.n_triggered == 324
-    assert found.purified == found.infected  # no defense, no difference

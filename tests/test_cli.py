@@ -13,6 +13,7 @@ from conftest import QUICK
 
 from backdoorbench.cli.main import main
 from backdoorbench.config import catalog
+from backdoorbench.config.compose import compose, conf_dir
 from backdoorbench.config.groups import NAMES
 from backdoorbench.pipeline.job import Job
 
@@ -134,3 +135,89 @@ def test_python_m_is_the_command() -> None:
         [sys.executable, "-m", "backdoorbench", "--version"], capture_output=True, text=True, env={**os.environ}
     )
     assert done.returncode == 0 and done.stdout.startswith("bdx ")
+
+
+# ---- settings and where they come from ------------------------------------------------------------------------------
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    """What a verb prints, blanks folded."""
+    assert main(words) == 0
+    return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_show_names_every_refinement_and_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown(capsys, "show", "defense=ft")
+    assert "with experiment=fst: keep_head_norm true (in/defense/ft/fst.yaml)" in said
+    assert "with scale=small: batch_size ${dataset.tuning.batch_size} (at/defense/ft/small.yaml)" in said
+    assert "with dataset=gtsrb: alpha 0.1 (on/defense/fst/gtsrb.yaml)" in shown(capsys, "show", "defense=fst")
+
+
+def test_show_prints_what_holds_elsewhere_and_the_file_of_each(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown(capsys, "show", "defense=fst", "dataset=gtsrb", "scale=small", "defense.lr=0.3")
+    assert said[-17:-10] == [
+        "defense.alpha 0.1 on/defense/fst/gtsrb.yaml",
+        "defense.strength null defense/fst.yaml",
+        "defense.reinit true defense/fst.yaml",
+        "defense.project true defense/fst.yaml",
+        "defense.trainable all defense/fst.yaml",
+        "defense.epochs 15 dataset/gtsrb.yaml, by dataset.tuning.epochs",
+        "defense.batch_size 32 scale/small.yaml, by dataset.tuning.batch_size",
+    ]
+    assert "defense.lr 0.3 the command line" in said
+    assert "defense.augment.crop null dataset/gtsrb.yaml, by dataset.augment.crop" in said
+    held = shown(capsys, "show", "attack=ftrojan", "dataset=gtsrb")
+    assert "attack.target 1 dataset/gtsrb.yaml, by dataset.target" in held
+
+
+def test_show_prints_of_a_scale_and_an_experiment_what_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    said = shown(capsys, "show", "scale=small")
+    assert "Chooses model=demo, train=fast" in said and any(
+        line.startswith("dataset.train_size 12000") for line in said
+    )
+    assert not any("scale.dataset" in line for line in said)
+    said = shown(capsys, "show", "experiment=fst")
+    assert (
+        "Sweeps defense=ft,lp,fe_tuning,ft_init,fst" in said
+        and "Chooses dataset=cifar10, model=resnet18, train=paper, holdout=fst" in said
+    )
+    assert not any("experiment.hydra" in line or "hydra.sweeper" in line for line in said)
+    for name in catalog.names("experiment"):  # all that it prints can be set
+        for knob in catalog.describe("experiment", name).knobs:
+            compose([f"experiment={name}", "hydra.mode=RUN", f"{knob.name}={knob.default}"])
+
+
+def test_help_lists_what_a_user_chooses_and_no_refinement(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "\n".join(shown(capsys, "--help"))
+    assert all(group in said for group in NAMES) and "trap_and_replace" in said and "strip" in said
+    assert "on/" not in said and "_on" not in said and "listing" not in said
+    assert len(said.splitlines()) < 45
+
+
+def test_a_folder_of_ones_own_serves_every_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, outputs = tmp_path / "own", tmp_path / "out"
+    (own / "defense").mkdir(parents=True)
+    (own / "on" / "defense" / "mine").mkdir(parents=True)
+    (own / "experiment").mkdir()
+    text = (conf_dir() / "defense" / "ft.yaml").read_text().replace("name: ft", "name: mine")
+    (own / "defense" / "mine.yaml").write_text(text)
+    (own / "on" / "defense" / "mine" / "digits.yaml").write_text("momentum: 0.5\n")
+    (own / "experiment" / "try.yaml").write_text("# @package _global_\n# bdx experiment=try\n# Mine.\nseed: 3\n")
+    flag = ("--config-dir", str(own))
+    assert any(line.startswith("mine ") for line in shown(capsys, "list", "defenses", *flag))
+    assert "with dataset=digits: momentum 0.5 (on/defense/mine/digits.yaml)" in shown(
+        capsys, "show", "defense=mine", *flag
+    )
+    held = shown(capsys, "show", "defense=mine", "seed=0", *flag)
+    assert any(line.startswith("defense.momentum 0.5") for line in held)
+    settings = ("attack=badnets", f"runtime.outputs={outputs}", "dataset.train_size=200", "dataset.test_size=50")
+    said = shown(capsys, "plan", "defense=mine,ft", *settings, *flag)
+    assert any("defense=mine" in line and "trains its infection" in line for line in said)
+    assert any("PSNR" in line for line in shown(capsys, "preview", "defense=mine", *settings, *flag))
+    assert any("wrote" in line for line in shown(capsys, "export", *settings, "--to", str(tmp_path / "set"), *flag))
+    assert main(["reproduce", "tri", *flag]) == 2 and "Did you mean 'try'" in capsys.readouterr().err
+    assert "mine" in "\n".join(shown(capsys, "--help", *flag))
+    for verb in ("runs", "report", "cache"):
+        assert main([verb, "--help", *flag]) == 0
+    assert main(["list", "--config-dir", str(tmp_path / "nowhere")]) == 2
+    assert "which is no folder; expected one of your own yaml files" in capsys.readouterr().err

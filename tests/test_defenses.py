@@ -1,4 +1,4 @@
-"""Defenses: the contract every one of them keeps, FST's assertions by number (specification, 6.8), and what none can see."""
+"""Defenses: FT, FST's assertions by number (specification, 6.8), and what none can see. What all keep: test_contract.py."""
 
 import copy
 from collections.abc import Callable
@@ -26,16 +26,6 @@ from backdoorbench.pipeline.plan import Plan
 from backdoorbench.storage.record import Finding
 from backdoorbench.streams import Stream
 
-# name, settings beside the overlay's, largest ASR afterwards, largest loss of CA; on digits, BadNets at 0.1
-CONTRACT = [
-    ("none", [], 1.0, 0.0),
-    ("ft", [], 1.0, 0.03),  # FT is a baseline: at this size it need not remove anything
-    ("fst", [], 0.10, 0.06),
-    ("lp", [], 1.0, 0.03),  # LP, FE-tuning and FT-init are FST's ablations: what each removes is the finding
-    ("fe_tuning", [], 1.0, 0.06),
-    ("ft_init", [], 1.0, 0.06),
-]
-
 
 @pytest.fixture(scope="module")
 def scene(outputs: Any) -> tuple[Plan, Infection, Parts, ImageSet]:
@@ -47,7 +37,7 @@ def scene(outputs: Any) -> tuple[Plan, Infection, Parts, ImageSet]:
 
 def defense(name: str, **changes: Any) -> Defense:
     node = compose([f"defense={name}", "dataset=digits"])["defense"]
-    built: Defense = build({**node, "epochs": 2, **changes} if name != "none" else node, "defense")
+    built: Defense = build({**node, "epochs": 2, **changes}, "defense")
     return built
 
 
@@ -76,29 +66,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-# ---- the contract ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "settings", "asr", "loss"), CONTRACT, ids=[row[0] for row in CONTRACT])
-def test_effect_on_digits(name: str, settings: list[str], asr: float, loss: float, run: Callable[..., Job]) -> None:
-    found = run("attack=badnets", f"defense={name}", *settings).run
-    assert found.infected is not None and found.purified is not None and found.infected.asr is not None
-    assert found.infected.asr >= 0.9  # there was something to remove
-    assert found.purified.asr is not None and found.purified.asr <= asr
-    assert found.infected.ca - found.purified.ca <= loss
-
-
-@pytest.mark.parametrize("name", [row[0] for row in CONTRACT])
-def test_inputs_are_left_alone_and_runs_are_bit_equal(name: str, scene: Any) -> None:
-    _, infection, parts, _ = scene
-    model, holdout = state(infection.model), parts.holdout.images.clone()
-    first = purify(scene, defense(name))
-    assert same(state(infection.model), model) and torch.equal(parts.holdout.images, holdout)
-    assert same(state(first), state(purify(scene, defense(name))))
-    assert not any(module.training for module in first.modules())
-    assert all(value.isfinite().all() for value in state(first).values() if value.is_floating_point())
-    if name != "none":
-        assert not same(state(first), state(purify(scene, defense(name), seed=1)))
+# ---- what tuning shares ---------------------------------------------------------------------------------------------
 
 
 def test_zero_epochs_change_nothing_but_what_is_redrawn(scene: Any) -> None:

@@ -1,43 +1,135 @@
-"""Documentation that cannot drift: METHODS.md is generated, commands compose, examples run."""
+"""Documentation that cannot drift: pages are generated, commands compose, links lead somewhere, examples run."""
 
 import doctest
 import importlib
 import re
 import runpy
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from backdoorbench.cli.main import VERBS
 from backdoorbench.config import catalog
 from backdoorbench.config.compose import compose
 from backdoorbench.config.groups import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = ["backdoorbench.streams", "backdoorbench.metrics", "backdoorbench.data.images", "backdoorbench.data.store"]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("findings/*.md")])
+EXAMPLES = [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for file in sorted((ROOT / "backdoorbench").rglob("*.py"))
+    if file.name != "__init__.py" and ">>> " in file.read_text(encoding="utf-8")
+]
 
 
-def test_methods_md_is_what_would_be_generated() -> None:
-    page = runpy.run_path(str(ROOT / "scripts" / "methods_page.py"))["page"]
-    assert (ROOT / "METHODS.md").read_text(encoding="utf-8") == page(), "run `make docs`"
+# ---- generated pages ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writer() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "scripts" / "methods_page.py"))
+
+
+def test_methods_are_described_as_the_code_describes_them(writer: dict[str, Any]) -> None:
+    assert not writer["stale"](writer["written"]()), "run `make docs`"
+
+
+def test_a_stale_a_missing_and_a_leftover_page_are_told(writer: dict[str, Any], tmp_path: Path) -> None:
+    writer["stale"].__globals__["ROOT"] = tmp_path
+    folder = tmp_path / "docs" / "methods"
+    folder.mkdir(parents=True)
+    for name, text in (("fst.md", "as it is"), ("ft.md", "as it was"), ("gone.md", "left over")):
+        (folder / name).write_text(text)
+    files = {Path("docs/methods") / name: "as it is" for name in ("fst.md", "ft.md", "new.md")}
+    assert writer["stale"](files) == ["docs/methods/ft.md", "docs/methods/gone.md", "docs/methods/new.md"]
+
+
+def test_a_page_says_what_its_options_share_once_and_all_of_them(writer: dict[str, Any]) -> None:
+    written = writer["written"]()
+    for group in ("attack", "defense", "detector"):
+        for name in catalog.names(group):
+            option = catalog.describe(group, name)
+            text = written[writer["page_of"](option.module)]
+            assert f"## `{group}={name}`\n" in text and option.command in text
+            assert all(f"| `{group}.{knob.name}` | " in text for knob in option.knobs), name
+            assert all(f"](../../conf/{overlay.file})" in text for overlay in option.overlays), name
+    assert written[Path("docs/methods/fst.md")].count("`defense.momentum`") == 1  # of four
+
+
+# ---- links ----------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            path, _, anchor = link.partition("#")
+            place = (page.parent / path).resolve() if path else page
+            assert place.exists(), link
+            assert not anchor or anchor in anchors(place), link
+
+
+def test_the_index_names_every_page() -> None:
+    index, methods = ROOT / "docs" / "README.md", ROOT / "docs" / "methods"
+    links = re.findall(r"\]\(([^)\s]+)\)", index.read_text(encoding="utf-8"))
+    named = {(index.parent / link).resolve() for link in links}
+    assert methods in named
+    own = [page for page in PAGES if page.is_relative_to(index.parent) and page.parent != methods]
+    assert [page for page in own if page not in named] == [index]
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
 
 
 def commands() -> list[str]:
-    """Every `bdx KEY=VALUE ...` of the README and of the yaml headers."""
-    texts = [(ROOT / "README.md").read_text(encoding="utf-8")]
+    """Every `bdx ...` of the pages and of the yaml headers, without its comment."""
     options = [catalog.describe(group, name) for group in NAMES for name in catalog.names(group)]
     found = [option.command for option in options if option.command]
-    found += re.findall(r"^(?:  )?`?(bdx (?:-m )?\w+=[^#\n`]*)", "\n".join(texts), re.MULTILINE)
-    return sorted(set(found))
+    for page in PAGES:
+        if page.parent.name != "methods":  # these have the headers' own
+            text = page.read_text(encoding="utf-8")
+            fenced = re.findall(r"^```\w*$(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+            found += [line.partition("  #")[0].strip() for part in fenced for line in part.splitlines()]
+            found += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+    return sorted({command for command in found if command.startswith("bdx ") and "yours" not in command})
+
+
+def settings(words: list[str]) -> list[str]:
+    """The KEY=VALUE among the words; of several values the first, of a placeholder one that exists."""
+    found = []
+    for word in words:
+        key, mark, value = word.partition("=")
+        if mark and re.fullmatch(r"[a-z][\w./]*", key) and not key.startswith("hydra"):  # launchers are extras
+            first = re.split(r",(?![^\[(]*[\])])", value)[0]  # not inside brackets
+            named = {"NAME": "badnets"}.get(first, first)
+            found.append(f"{key}={'1' if named.startswith('tag(') else named}")
+    return found
 
 
 @pytest.mark.parametrize("command", commands())
 def test_every_printed_command_composes(command: str) -> None:
-    words = command.split()[1:]
-    if words[0] == "reproduce":
-        words = [f"experiment={words[1]}"]
-    if words[0] == "-m":  # one job of the sweep
-        words = [word.split(",")[0] for word in words[1:]]
-    assert compose(words)["seed"] == 0
+    verb, *words = shlex.split(command)[1:]
+    if verb == "reproduce":
+        words[0] = f"experiment={words[0].replace('PAPER', 'fst')}"
+    elif verb == "list":
+        assert all(word in NAMES or word.removesuffix("s") in NAMES for word in words)
+    elif "=" in verb:
+        words.insert(0, verb)
+    else:
+        assert verb in VERBS or verb in ("-m", "--cfg", "--help"), verb
+    if found := settings(words):
+        assert compose([*found, "hydra.mode=RUN"])["seed"] == 0
+
+
+# ---- code -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -54,4 +146,4 @@ def test_every_module_says_what_it_is() -> None:
 
 def test_the_makefile_helps() -> None:
     targets = re.findall(r"^([a-z-]+):.*?## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {"setup", "demo", "test", "check", "docs", "wheel"} <= set(targets)
+    assert {"setup", "demo", "test", "check", "docs", "picture", "wheel"} <= set(targets)

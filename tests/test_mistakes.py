@@ -223,7 +223,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "report of an unknown metric": (
         ["report", "empty", "--metric", "asr,acc"],
-        "--metric is 'acc'; expected some of ca, asr, ra and der. Change --metric.",
+        "--metric is 'acc'; expected some of ca, asr, ra, der, auroc, tpr_1, tpr_5, tpr_10, tpr, fpr, precision, anomaly_index, any_flagged and target_flagged. Change --metric.",
     ),
     "report by rows alone": (["report", "empty", "--rows", "attack"], "bdx report: argument --rows: it goes with --columns. {report}"),
     "report by rows as csv": (

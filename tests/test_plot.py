@@ -457,7 +457,7 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["curves", "outputs", "--output", "plot.svg", "--metric", "ca"],
-            "bdx plot: argument --metric: curves has its own; it goes with rates and heatmap. Expected: bdx plot [-h] --output FILE "
+            "bdx plot: argument --metric: curves has its own; it goes with rates and heatmap. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
             "[--metric LIST] {curves,rates,scatter,heatmap,gallery,tsne} DIR [DIR ...].",
         ),
         (

@@ -103,6 +103,45 @@ def test_a_missing_plugin_names_its_extra() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("range(0.01,0.1,0.01)", ["0.01", "0.02", "0.03", "0.04", "0.05", "0.06", "0.07", "0.08", "0.09"]),
+        ("range(0.1,0.5,0.1)", ["0.1", "0.2", "0.3", "0.4"]),
+        ("range(0.3,0,-0.1)", ["0.3", "0.2", "0.1"]),
+        ("range(0,1,0.3)", ["0.0", "0.3", "0.6", "0.9"]),
+    ],
+)
+def test_a_range_is_the_numbers_it_says(
+    said: str, meant: list[str], looked: Callable[..., list[forecast.Ahead]], tmp_path: Path
+) -> None:
+    """Hydra 1.3.8 adds steps up in binary: ten values for the first, one of them 0.060000000000000005."""
+    runs = looked(f"attack.poison_rate={said}", f"runtime.outputs={tmp_path}", *QUICK)
+    assert [run.overrides[0] for run in runs] == [f"attack.poison_rate={value}" for value in meant]
+    listed = looked(f"attack.poison_rate={','.join(meant)}", f"runtime.outputs={tmp_path}", *QUICK)
+    assert [run.key for run in runs] == [run.key for run in listed]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "seed=range(3,3)",
+            "'seed=range(3,3)' holds no number: the stop is left out. Raise the stop, or list values with commas.",
+        ),
+        ("train.lr=range(0.1,1,0)", "'train.lr=range(0.1,1,0)' never ends: its step is 0. Give another step."),
+        (
+            "train.lr=interval(0.01,0.1)",
+            "'train.lr=interval(0.01,0.1)' draws numbers from an interval, and a grid takes listed ones. List values "
+            "(train.lr=0.01,0.05 or a range), or search with hydra/sweeper=tune.",
+        ),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_refused(said: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["plan", said], ["-m", said]):
+        assert main(words) == 2 and capsys.readouterr().err == f"bdx: {told}\n"
+
+
 # ---- plans ----------------------------------------------------------------------------------------------------------
 
 

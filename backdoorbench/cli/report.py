@@ -16,7 +16,9 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument(
         "--columns", metavar="LIST", help="such as defense; what neither names makes a table of its own"
     )
-    parser.add_argument("--metric", metavar="LIST", help="of ca,asr,ra,der, in this order; ca,asr,ra by default")
+    parser.add_argument(
+        "--metric", metavar="LIST", help="of ca,asr,ra,der, in this order; ca,asr,ra by default; of detectors auroc and others"
+    )
     parser.add_argument(
         "--format",
         choices=FORMATS,
@@ -29,7 +31,9 @@ def carry_out(words: Sequence[str]) -> int:
     )
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    figures = figures_of(chosen.metric, ("ca", "asr", "ra", "der")) or ["ca", "asr", "ra"]
+    from backdoorbench.reporting import report
+
+    figures = figures_of(chosen.metric, report.METRICS) or ["ca", "asr", "ra"]
     if bool(lines) != bool(columns):
         parser.error("argument --rows: it goes with --columns")
     if lines and chosen.format in ("csv", "runs-csv"):
@@ -44,7 +48,7 @@ def carry_out(words: Sequence[str]) -> int:
         need("jinja2", "bdx report --format html", "page")
         need("matplotlib", "bdx report --format html", "page")
     from backdoorbench import screen
-    from backdoorbench.reporting import report, terminal
+    from backdoorbench.reporting import terminal
     from backdoorbench.storage import store
 
     made = report.make(read_runs(chosen.folders), figures, lines, columns)

@@ -11,7 +11,6 @@ from backdoorbench.cli.arguments import Parser
 from backdoorbench.cli.hydra_errors import explained, refuse_null_groups
 from backdoorbench.config import catalog
 from backdoorbench.config.catalog import Option
-from backdoorbench.config.compose import flat
 from backdoorbench.errors import BdxError
 
 
@@ -65,31 +64,23 @@ def print_method(console: Console, option: Option) -> None:
 
 def print_values(console: Console, option: Option, overrides: Sequence[str], folders: Sequence[str]) -> None:
     """The option's settings as they hold in a run of `overrides`, and the file that each comes from."""
-    from backdoorbench.config.origins import traced
+    from backdoorbench.config.origins import trace
 
     refuse_null_groups(overrides)
     try:
-        resolved, origins = traced([*overrides, "hydra.mode=RUN"], folders)
+        found = trace([*overrides, "hydra.mode=RUN"], folders)
     except BdxError:
         raise
     except Exception as error:
         raise explained(error, overrides) from None
-    values = flat(resolved)
     if option.is_global:
-        shown = [key for key in (option.full(knob) for knob in option.knobs) if key in values]
+        shown = [key for key in (option.full(knob) for knob in option.knobs) if key in found.values]
     else:
         hidden = tuple(f"{option.group}.{name}" for name in catalog.NOT_KNOBS)
-        shown = [key for key in values if key.startswith(f"{option.group}.") and key not in hidden]
-    rows = [(key, _said(values[key]), _origin(key, origins)) for key in shown]
+        shown = [key for key in found.values if key.startswith(f"{option.group}.") and key not in hidden]
+    rows = [(key, _said(found.values[key]), found.origin(key)) for key in shown]
     console.print()
     print_knobs(console, ("  setting", "value", "from"), rows)
-
-
-def _origin(key: str, origins: dict[str, str]) -> str:
-    """The file of a key, or of the setting that holds it as a whole."""
-    parts = key.split(".")
-    whole = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((origins[name] for name in whole if name in origins), "")
 
 
 def _said(value: object) -> str:

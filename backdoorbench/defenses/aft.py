@@ -10,8 +10,10 @@ Departs  1. the passes are counted in batches, as many as the code's 3 + 17 epoc
             a small holdout those epochs are another, weaker method (defense.budget=epochs runs them)
          2. adversarial images stay in [0, 1]; the code's may leave it (defense.clamp=false)
          3. augmentation as the data set says, drawn per image; the code crops with padding 5 (probability 0.8) and
-            rotates by up to 10 degrees (0.5), drawn per batch
-         4. schedule=alternate is the reading of WhoDunnett/BackdoorBenchmark, not of the authors' code; theirs also
+            rotates by up to 10 degrees (0.5), drawn per batch, which reaches 80 and 25 % of the images
+         4. pixels are normalised as the data set says, and PGD runs in the victim's precision; the code feeds [0, 1] as it is,
+            in float32 (dataset.mean=[0,0,0] dataset.std=[1,1,1] train.precision=float32)
+         5. schedule=alternate is the reading of WhoDunnett/BackdoorBenchmark, not of the authors' code; theirs also
             makes a new optimiser each pass and starts PGD at random, here it does neither
 Cost     natural passes over the holdout, forward and backward; an adversarial one costs steps + 1 of them
 """

@@ -19,6 +19,8 @@ class Defense(ABC):
     needs_disjoint: ClassVar[bool] = False  # true: no image of the holdout may be in the training set
 
     starts_from: ClassVar[Literal["infected", "scratch"]] = "infected"  # what the learning curve's epoch 0 is
+    draws: ClassVar[bool] = True  # whether another seed gives another model
+    tunes: ClassVar[bool] = True  # whether it changes weights
 
     name: str
 

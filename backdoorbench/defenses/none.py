@@ -20,6 +20,8 @@ class NoDefense(Defense):
     """Returns its copy of the model."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"model"})
+    draws: ClassVar[bool] = False
+    tunes: ClassVar[bool] = False
 
     def purify(self, scenario: Scenario) -> nn.Module:
         return scenario.model

@@ -20,6 +20,10 @@ Departs  1. one dropout, before the second convolution of the last block; their 
          6. other networks than theirs: one rule cuts (before the last residual block; in a plain net before the last two
             convolutions) and one decodes (see Decoder); for the two published networks, cut as published, both give the
             published parts. Their unused ResNet-34 cut after layer3 needs its decoder spelled, [128, 128, 64]
+         7. without the trap the infected model is cut, which was trained on the training set; their ablation trains its own, on
+            the training set and the clean holdout
+         8. pixels are normalised as the data set says; their code feeds [0, 1] as it is (dataset.mean=[0,0,0]
+            dataset.std=[1,1,1])
 Cost     a whole training with a decoder on top, then `stage2.epochs` passes over the holdout, backward through the head
 """
 

@@ -41,10 +41,12 @@ class Detector(ABC):
 
     judges  model: each class, as the target of a backdoor; rows: the training set's; inputs: images that arrive
     needs   of model, holdout, train, inputs: what it is handed
+    draws   whether another seed may give other scores
     """
 
     judges: ClassVar[Judges]
     needs: ClassVar[frozenset[str]]
+    draws: ClassVar[bool] = True
 
     name: str
 

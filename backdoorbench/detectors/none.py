@@ -21,6 +21,7 @@ class NoDetector(Detector):
 
     judges: ClassVar[Judges] = "model"  # there is no fourth word for nothing
     needs: ClassVar[frozenset[str]] = frozenset()
+    draws: ClassVar[bool] = False
 
     def examine(self, scenario: Scenario) -> Verdict:
         return Verdict(torch.zeros(0), torch.zeros(0, dtype=torch.bool))

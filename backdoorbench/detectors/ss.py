@@ -35,6 +35,7 @@ class SS(Detector):
 
     judges: ClassVar[Judges] = "rows"
     needs: ClassVar[frozenset[str]] = frozenset({"model", "train"})
+    draws: ClassVar[bool] = False
 
     remove_fraction: float
 

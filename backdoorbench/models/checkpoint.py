@@ -1,5 +1,6 @@
 """Weights in files: safetensors written, safetensors or torch state dicts read, shapes compared before anything is loaded."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,16 @@ from backdoorbench.storage.store import storage_errors
 
 Weights = dict[str, Tensor]
 
+DESCRIPTION = "bdx"  # the entry of metadata
 
-def save(model: nn.Module, file: Path, metadata: dict[str, str] | None = None) -> None:
-    """The model's weights in `file` (safetensors), on the CPU, in their usual memory layout."""
+
+def save(model: nn.Module, file: Path, description: dict[str, Any] | None = None) -> None:
+    """The model's weights in `file` (safetensors), on the CPU, in their usual memory layout.
+
+    description  what rebuilds the network around them; one entry of metadata, since of several safetensors 0.8.0 changes the
+                 order, and with it the file's bytes, from save to save"""
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    metadata = {DESCRIPTION: json.dumps(description, sort_keys=True)} if description is not None else None
     with storage_errors(file.parent):
         save_file(state, file, metadata)
 
@@ -26,12 +33,18 @@ def restore(model: nn.Module, file: Path) -> None:
     model.load_state_dict(load_file(file))
 
 
-def describes_itself(file: Path) -> bool:
-    """Whether a weights file exists and says what network it belongs to."""
+def description(file: Path) -> dict[str, Any] | None:
+    """What a weights file says of its network, as `save` wrote it, or wrote it when each part was an entry; None where the file
+    says nothing or is none."""
     if not file.is_file():
-        return False
+        return None
     with safe_open(file, "pt") as opened:
-        return "model" in (opened.metadata() or {})
+        found = opened.metadata() or {}
+    if DESCRIPTION in found:
+        said: dict[str, Any] = json.loads(found[DESCRIPTION])
+        return said
+    parts = {name: json.loads(found[name]) for name in ("model", "classes", "size", "normalize") if name in found}
+    return parts if "model" in parts else None
 
 
 def load_given(model: nn.Module, path: str, described: str) -> None:

@@ -59,7 +59,7 @@ def stored_predictions(judged: list[Predictions], classes: int) -> dict[str, tor
 
     judged  of the infected and of the purified model"""
     kind = torch.uint8 if classes <= 256 else torch.int16
-    named = {}
+    named: dict[str, torch.Tensor | None] = {}
     for stage, calls in zip(JUDGED, judged, strict=True):
         named |= {f"{stage.model}_clean": calls.clean, f"{stage.model}_triggered": calls.triggered}
     return {name: calls.to(kind) for name, calls in named.items() if calls is not None}

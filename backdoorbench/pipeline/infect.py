@@ -19,7 +19,7 @@ from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
 from backdoorbench.pipeline import evaluation, gates
 from backdoorbench.pipeline.evaluation import Predictions
-from backdoorbench.pipeline.infections import load_infection, load_network, model_metadata, save_infection, save_network
+from backdoorbench.pipeline.infections import describe_model, load_infection, load_network, save_infection, save_network
 from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, network_folder
 from backdoorbench.storage import store
 from backdoorbench.storage.outputs import key_of
@@ -132,7 +132,7 @@ def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Pre
             made.infection_settings,
             finding.seconds,
             partial,
-            model_metadata(made),
+            describe_model(made),
         )
 
     waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"

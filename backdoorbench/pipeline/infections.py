@@ -1,9 +1,9 @@
 """An infection in a folder: weights, trigger, target, predictions, and of the training set only the rows it changed. And the
 network of a learned trigger in another, for the infections that share it."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,13 +29,13 @@ def save_infection(
     settings: Plain,
     seconds: dict[str, float],
     folder: Path,
-    metadata: dict[str, str] | None = None,
+    description: dict[str, Any] | None = None,
 ) -> None:
     """Writes an infection into `folder`.
 
     clean     the training set the attack was given
     settings  all it depends on; seconds: what it cost, by part
-    metadata  what rebuilds the network around its weights"""
+    description  what rebuilds the network around its weights"""
     spec, tensors = triggers.dump(infection.trigger) if infection.trigger is not None else (None, {})
     described = {
         "settings": settings,
@@ -46,7 +46,7 @@ def save_infection(
         "history": [asdict(epoch) for epoch in infection.history],
         "has_train": infection.train is not None,
     }
-    checkpoint.save(infection.model, folder / WEIGHTS, metadata)
+    checkpoint.save(infection.model, folder / WEIGHTS, description)
     with store.storage_errors(folder):
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "trigger.safetensors")
         save_file(changed_rows(infection, clean), folder / "rows.safetensors")
@@ -125,12 +125,12 @@ def with_changed_rows(clean: ImageSet, stored: dict[str, Tensor]) -> tuple[Image
     return ImageSet(images, labels, clean.classes), poisoned
 
 
-def model_metadata(made: Plan) -> dict[str, str]:
-    """What rebuilds the network around its weights; safetensors metadata are texts."""
+def describe_model(made: Plan) -> dict[str, Any]:
+    """What rebuilds the network around its weights."""
     return {
-        "model": json.dumps(made.config["model"]),
-        "classes": json.dumps(made.splits.train.classes),
-        "size": str(made.dataset.crop or made.dataset.size),
-        "normalize": json.dumps({"mean": made.dataset.mean, "std": made.dataset.std}),
+        "model": made.config["model"],
+        "classes": made.splits.train.classes,
+        "size": made.dataset.crop or made.dataset.size,
+        "normalize": {"mean": made.dataset.mean, "std": made.dataset.std},
         "run": made.key,
     }

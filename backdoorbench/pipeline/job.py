@@ -17,7 +17,7 @@ from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import execute, plan
 from backdoorbench.pipeline.environment import environment
 from backdoorbench.pipeline.execute import Outcome
-from backdoorbench.pipeline.infections import WEIGHTS, model_metadata
+from backdoorbench.pipeline.infections import WEIGHTS, describe_model
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.reporting import formats, grids, picture, rows
 from backdoorbench.storage import record, store
@@ -82,8 +82,8 @@ def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
     with store.storage_errors(folder):
         safetensors.torch.save_file(outcome.predictions, folder / "predictions.safetensors")
     weights, infected = folder / "purified.safetensors", made.infection_folder / WEIGHTS
-    if outcome.is_new or not checkpoint.describes_itself(infected) or not store.link(infected, weights):
-        checkpoint.save(outcome.purified, weights, model_metadata(made))
+    if outcome.is_new or checkpoint.description(infected) is None or not store.link(infected, weights):
+        checkpoint.save(outcome.purified, weights, describe_model(made))
     if outcome.gallery is not None:
         picture.write_gallery(*outcome.gallery, folder / "triggered.png")
     for name, images in outcome.pictures.items():

@@ -49,7 +49,7 @@ class Entry:
         """Wall time: of all stages, or of a running one since its start; None where none was timed."""
         if self.status == "running":
             return now - datetime.fromisoformat(self.content["started"]).timestamp()
-        timed = [seconds for stage in self.content.get("stages", []) for seconds in stage["seconds"].values()]
+        timed = [seconds for stage in self.content.get("stages", []) for seconds in stage.get("seconds", {}).values()]
         return sum(timed) if timed else None
 
 

@@ -23,6 +23,7 @@ from backdoorbench.storage.outputs import NOT_RUNS, Outputs
 from backdoorbench.storage.store import read_json, storage_errors, write_json
 
 FILE = "record.json"
+EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a record leaves out of a stage
 KEPT = ("largest_share", "ca_per_class", "starts_from", "holdout_ca", "flagged")  # details that tables and plots need
 
 
@@ -95,7 +96,10 @@ class Run:
 
     def of(self, kind: str) -> Finding:
         """What the stage of this kind found; an empty finding where there was none."""
-        return next((stage for stage in self.stages if stage.kind == kind), Finding(kind, ""))
+        for stage in self.stages:
+            if stage.kind == kind:
+                return stage
+        return Finding(kind, "")
 
     @property
     def infection(self) -> Finding:
@@ -149,8 +153,10 @@ def new_folder(outputs: Outputs, label: str, key: str) -> Path:
 
 
 def write(run: Run, folder: Path) -> None:
-    """`record.json`, whole or not at all."""
-    write_json(folder / FILE, dataclasses.asdict(run))
+    """`record.json`, whole or not at all; of a stage what it has."""
+    content = dataclasses.asdict(run)
+    kept = [{name: value for name, value in stage.items() if value not in EMPTY or name == "kind"} for stage in content["stages"]]
+    write_json(folder / FILE, content | {"stages": kept})
 
 
 def read(folder: Path) -> Run:
@@ -170,7 +176,7 @@ def from_plain(content: dict[str, Any]) -> Run:
     content = upgraded(content)
     stages = []
     for stage in content["stages"]:
-        judged = {name: Scores(**stage[name]) if stage[name] is not None else None for name in ("scores", "control")}
+        judged = {name: Scores(**stage[name]) for name in ("scores", "control") if stage.get(name) is not None}
         stages.append(Finding(**stage | judged))
     return Run(**content | {"stages": stages})
 
@@ -197,10 +203,12 @@ def upgraded(content: dict[str, Any]) -> dict[str, Any]:
     purify.details["starts_from"] = "scratch" if content["config"][PURIFY.group].get("trap") is True else "infected"
     purify.notes, purify.curve = content["notes"], content["curve"]
     purify.seconds = parts("purify", "curve", "evaluate_purified")
-    stages = [dataclasses.asdict(infect) | {"scores": content["infected"], "control": content["control"]}]
-    stages.append(dataclasses.asdict(purify) | {"scores": content["purified"]})
-    kept = {each.name for each in dataclasses.fields(Run)}
-    return {name: value for name, value in content.items() if name in kept} | {"stages": stages}
+    stages = [vars(infect) | {"scores": content["infected"], "control": content["control"]}]
+    stages.append(vars(purify) | {"scores": content["purified"]})
+    return {name: value for name, value in content.items() if name in KEPT_OF_A_RUN} | {"stages": stages}
+
+
+KEPT_OF_A_RUN = {each.name for each in dataclasses.fields(Run)}
 
 
 def target_note(described: str | None) -> dict[str, str]:

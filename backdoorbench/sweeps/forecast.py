@@ -168,7 +168,7 @@ class Past:
     def add(self, content: dict[str, Any]) -> None:
         cost: dict[str, float] = {}
         for stage in content["stages"]:
-            name, spent = stage["kind"], stage["cost"] or stage["seconds"]
+            name, spent = stage["kind"], stage.get("cost") or stage.get("seconds", {})
             cost[name] = sum(seconds for part, seconds in spent.items() if part not in APART)
         for stage, seconds in cost.items():
             for name in alike(stage, content["config"]):

@@ -6,6 +6,7 @@ rate or a missing data set only when that job's turn comes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -54,9 +55,9 @@ class Grid(BasicSweeper):
         folder = Path(self.config.hydra.sweep.dir)
         Sweep.current().begin(folder, runs, words)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        returned = []
+        returned: list[Any] = []
         for batch in self.split_arguments(self.parsed(arguments), self.max_batch_size):
-            returned.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returned))))
+            returned.append(self.launcher.launch(batch, initial_job_idx=sum(len(jobs) for jobs in returned)))
             for job in returned[-1]:
                 _ = job.return_value  # raises what a job raised
         return returned
@@ -110,8 +111,7 @@ def numbers(sweep: RangeSweep, said: str) -> list[int | float]:
     start, stop, step = (Decimal(str(value)) for value in (sweep.start or 0, sweep.stop, sweep.step))
     if step == 0:
         raise ConfigError(f"'{said}' never ends: its step is 0. Give another step.")
-    count = max(0, -(-(stop - start) // step)) if step > 0 else max(0, -(-(start - stop) // -step))
-    found = [start + step * place for place in range(int(count))]
+    found = [start + step * place for place in range(math.ceil((stop - start) / step))]
     if not found:
         raise ConfigError(
             f"'{said}' holds no number: the stop is left out. Raise the stop, or list values with commas."

@@ -1,0 +1,144 @@
+"""One row a method: what only a test can know of it. Whatever is a fact of the method, its class declares (`draws`, `tunes`, ...).
+
+The folder listing of conf/ decides what is tested: a yaml without a row fails in test_contract.py, with the line to add here.
+Nothing else names a method: neither the contract's tests nor those of the pretended device, which run from the same rows.
+"""
+
+from dataclasses import dataclass
+
+from conftest import QUICK
+
+from backdoorbench.config import catalog
+from backdoorbench.config.compose import Plain, compose
+from backdoorbench.config.groups import STAGES
+
+GROUPS = tuple(stage.group for stage in STAGES)  # attack, detector, defense
+COUNTS = ("epochs", "iterations", "passes", "steps", "units")  # what a setting that costs time ends with
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What an attack does to digits, at its own settings: ASR and CA, at least.
+
+    slow     minutes
+    finding  why it does not: the test is expected to fail, and the reason is kept
+    """
+
+    asr: float
+    ca: float
+    slow: bool = False
+    finding: str = ""
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What a defense leaves of the default attack on digits, at its own settings: ASR, and loss of CA, at most."""
+
+    asr: float
+    loss: float
+    slow: bool = False
+    finding: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method.
+
+    quick   words that make it run in a second on 400 digits (`conftest.QUICK`)
+    effect  what it does to the digits, as far as a bound is known; None: `why` says why not, or which test knows more
+    smoke   it runs on the pretended device in the quick tier too; the others in a tier of their own
+    """
+
+    group: str
+    name: str
+    quick: tuple[str, ...] = ()
+    effect: Takes | Leaves | None = None
+    why: str = ""
+    smoke: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.effect is None) != bool(self.why):
+            raise ValueError(f"the row of {self} states either an effect or why there is none")
+
+    def __str__(self) -> str:
+        return f"{self.group}={self.name}"
+
+    def compose(self, *words: str) -> Plain:
+        """The configuration of its quick run. A defense and a detector meet the default attack."""
+        return compose([str(self), *QUICK, *self.quick, "runtime.threads=1", *words])
+
+
+FEW = "poisons a few rows: one seed says little"
+CONSTANT = "a finding, test_bypass.py: 460 steps leave the network constant"
+HELD = "ASR 0.00 with the 68 images that the rate allows"
+FOUND = "test_detectors.py: it finds a backdoor on digits"
+
+# fmt: off
+ROWS = (  # one line each
+    Row("attack", "adap_blend", why=FEW),
+    Row("attack", "adap_k_way", why=FEW),
+    Row("attack", "adap_patch", why=FEW),
+    Row("attack", "badnets", effect=Takes(0.9, 0.95), smoke=True),
+    Row("attack", "badnets_bypass", why=CONSTANT),
+    Row("attack", "blended", effect=Takes(0.9, 0.95)),
+    Row("attack", "blended_bypass", why=CONSTANT),
+    Row("attack", "blind", effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "bpp", why="a finding, test_bpp.py: 17 grey levels in blocks leave no banding to see, ASR 0.02"),
+    Row("attack", "ctrl", effect=Takes(0.8, 0.95, slow=True, finding=HELD)),
+    Row("attack", "ftrojan", effect=Takes(0.8, 0.95, slow=True, finding="CA 0.19: learned too late for batch norm's running statistics")),
+    Row("attack", "input_aware", quick=("attack.mask_epochs=1", "attack.mask_milestones=[1]", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "issba", quick=("attack.bits=1", "attack.bits_epochs=1", "attack.encoder_epochs=2", "attack.encoder_batch_size=8", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "l0_inv", effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "l2_inv", effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "lc", quick=("attack.steps=2",), effect=Takes(0.8, 0.95, slow=True, finding=HELD)),
+    # Its own settings cost tens of thousands of gradient steps, each of one image: a minute on a CPU, hours on the pretended device.
+    Row("attack", "lf", quick=("attack.search_images=5", "attack.search_passes=1", "attack.deepfool_steps=20"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "lira", quick=("attack.generator_epochs=1", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "none", why="it plants nothing"),
+    Row("attack", "poison_ink", quick=("attack.encoder_epochs=1", "attack.encoder_batch_size=64", "attack.encoder_width=2", "attack.reader_width=2"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "refool", quick=("attack.reflections=20",), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "sig", effect=Takes(0.8, 0.95, slow=True, finding=f"{HELD}; on 12,000 CIFAR-10 images 0.998")),
+    Row("attack", "smooth", effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "ssba", quick=("attack.bits=2", "attack.image_wait=0", "attack.image_rise=1", "attack.encoder_epochs=1", "attack.encoder_batch_size=8", "attack.encoder_lr=0.01", "attack.encoder_width=4"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "tact", why=FEW),
+    Row("attack", "trojan_3x3", effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "trojan_8x8", effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "trojan_wm", effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "trojannn", quick=("attack.steps=5",), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "wanet", effect=Takes(0.9, 0.95, slow=True)),
+    Row("defense", "aft", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: its premise, and what each pass does"),
+    Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),  # as lp and ft_init FST's ablation: what it removes is the finding
+    Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds"),
+    Row("defense", "fst", quick=("defense.epochs=2",), effect=Leaves(0.10, 0.06), smoke=True),
+    Row("defense", "ft", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),  # a baseline: at this size it need not remove anything
+    Row("defense", "ft_init", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),
+    Row("defense", "lp", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),
+    Row("defense", "none", effect=Leaves(1.0, 0.0)),
+    Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases"),
+    Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft"),
+    Row("defense", "trap_and_replace", quick=("defense.stage1.epochs=1", "defense.stage2.epochs=1"), why="test_trap_and_replace.py: means over three seeds"),
+    Row("detector", "ac", quick=("train.epochs=1",), why=FOUND),
+    Row("detector", "nc", quick=("detector.units=4", "detector.success=0.2"), why=FOUND),
+    Row("detector", "none", why="it judges nothing"),
+    Row("detector", "ss", why=FOUND),
+    Row("detector", "strip", quick=("detector.overlays=5",), why=FOUND, smoke=True),
+)
+# fmt: on
+
+
+def listed() -> list[tuple[str, str]]:
+    """(group, name) of every option that conf/ holds."""
+    return [(group, name) for group in GROUPS for name in catalog.names(group)]
+
+
+def rows(*groups: str) -> list[Row]:
+    """The rows of all that conf/ holds in these groups; of all three where none is named."""
+    known = {(row.group, row.name): row for row in ROWS}
+    return [known[each] for each in listed() if each in known and each[0] in (groups or GROUPS)]
+
+
+def line_to_add(group: str, name: str) -> str:
+    """A row for an option that has none; its quick settings are the yaml's that cost time, at 1."""
+    quick = [f'"{group}.{knob.name}=1"' for knob in catalog.describe(group, name).knobs if knob.name.endswith(COUNTS)]
+    words = f"quick=({', '.join(quick)}{',' if len(quick) == 1 else ''}), " if quick else ""
+    return f'Row("{group}", "{name}", {words}why="no bound is known yet"),'

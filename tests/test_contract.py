@@ -1,0 +1,354 @@
+"""What every attack, defense and detector keeps, whichever it is: the folder listing of conf/ says which there are, tests/contract.py
+what a test must know of each, its class the rest.
+
+pytest tests/test_contract.py -k wanet    all that is asked of one method
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import contract
+import pytest
+import torch
+from contract import Leaves, Row, Takes
+from torch import Tensor, nn
+
+from backdoorbench.attacks.base import DataAttack, Infection
+from backdoorbench.config import groups
+from backdoorbench.data.images import ImageSet
+from backdoorbench.detectors.base import Verdict
+from backdoorbench.pipeline import detect, infect, plan, purify
+from backdoorbench.pipeline.job import Job
+from backdoorbench.pipeline.plan import Plan
+from backdoorbench.storage.record import Finding
+from backdoorbench.triggers import base as triggers
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("group", "name"), contract.listed(), ids="=".join)
+def test_every_method_has_a_row(group: str, name: str) -> None:
+    found = [row for row in contract.ROWS if (row.group, row.name) == (group, name)]
+    assert found, f"conf/{group}/{name}.yaml has no row; add to tests/contract.py: {contract.line_to_add(group, name)}"
+    assert len(found) == 1
+
+
+def test_every_row_has_a_method() -> None:
+    left = [str(row) for row in contract.ROWS if (row.group, row.name) not in contract.listed()]
+    assert not left, f"these rows of tests/contract.py have no yaml in conf/; delete them: {', '.join(left)}"
+
+
+def test_the_line_to_add_is_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backdoorbench.config.catalog.names", lambda group: ["ft"] if group == "defense" else [])
+    monkeypatch.setattr(contract, "ROWS", ())
+    with pytest.raises(AssertionError) as caught:
+        test_every_method_has_a_row("defense", "ft")
+    line = 'Row("defense", "ft", quick=("defense.epochs=1",), why="no bound is known yet"),'
+    assert str(caught.value).startswith(f"conf/defense/ft.yaml has no row; add to tests/contract.py: {line}")
+    monkeypatch.setattr(contract, "ROWS", eval(f"({line})"))
+    test_every_method_has_a_row("defense", "ft")
+    assert contract.rows("defense")[0].compose()["defense"]["epochs"] == 1
+
+
+# ---- what the tests share -------------------------------------------------------------------------------------------
+
+
+def planned(row: Row, outputs: Path, *words: str) -> Plan:
+    return plan.plan(row.compose(f"runtime.outputs={outputs}", "curve.every=0", *words))
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def pixels(*sets: ImageSet | None) -> dict[str, Tensor]:
+    """Copies of all images and labels."""
+    return {
+        f"{number} {name}": getattr(each, name).clone()
+        for number, each in enumerate(sets)
+        if each is not None
+        for name in ("images", "labels")
+    }
+
+
+def cases(group: str) -> Any:
+    return pytest.fixture(scope="module", params=contract.rows(group), ids=lambda row: row.name)
+
+
+# ---- attacks --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An attack, ready to be carried out; one epoch of the victim's training is enough for whatever is asked here."""
+
+    made: Plan
+
+    def carry_out(self, **changes: Any) -> Infection:
+        """The infection, made anew: of the cache it reads the surrogate and the trigger's network alone. changes: of the attack."""
+        made = replace(self.made, attack=replace(self.made.attack, **changes))
+        test, clean = made.splits.test, plan.clean_plan(made)
+        return infect.infect(
+            made, None, lambda: infect.obtain(clean, test, Finding("infect", ""))[0].model, lambda make: infect.obtain_network(made, make)
+        )  # fmt: skip
+
+    def untrained(self, seed: int = 0, **changes: Any) -> Infection:
+        """The same without the victim's training."""
+        made = replace(self.made, seed=seed, recipe=replace(self.made.recipe, epochs=0))
+        return Planned(made).carry_out(**changes)
+
+
+@cases("attack")
+def attack(request: pytest.FixtureRequest, outputs: Path) -> Planned:
+    return Planned(planned(request.param, outputs, "train.epochs=1"))
+
+
+def parts(infection: Infection) -> dict[str, Tensor]:
+    """All that an infection is made of."""
+    found = weights(infection.model) | pixels(infection.train)
+    if infection.poisoned is not None:
+        found["poisoned"] = infection.poisoned
+    if infection.trigger is not None:
+        found |= {f"trigger.{name}": value for name, value in triggers.dump(infection.trigger)[1].items()}
+    return found
+
+
+def test_an_infection_repeats_and_is_kept_bit_for_bit(attack: Planned) -> None:
+    made, clean = attack.made, pixels(attack.made.parts.train, attack.made.splits.test)
+    first = attack.carry_out()
+    kept, _ = infect.obtain(made, made.splits.test, Finding("infect", ""))  # trained once more, saved, and read
+    assert same(parts(first), parts(kept)) and first.target == kept.target
+    assert first.facts.items() <= kept.facts.items()
+    assert [epoch.loss for epoch in first.history] == [epoch.loss for epoch in kept.history]
+    assert same(pixels(made.parts.train, made.splits.test), clean)
+    assert all(value.isfinite().all() for value in parts(first).values() if value.is_floating_point())
+    assert not any(module.training for module in first.model.modules())
+    assert (first.train is not None) == (first.poisoned is not None) == made.attack.leaves_train
+
+
+def test_another_seed_is_another_infection(attack: Planned) -> None:
+    first, other = attack.untrained(), attack.untrained(seed=1)
+    assert not same(weights(first.model), weights(other.model))
+    if first.poisoned is not None and first.poisoned.any():
+        assert not torch.equal(first.poisoned, other.poisoned)
+
+
+def test_as_many_rows_are_poisoned_as_were_asked_for(attack: Planned) -> None:
+    made = attack.made
+    kept, _ = infect.obtain(made, made.splits.test, Finding("infect", ""))
+    if isinstance(made.attack, DataAttack):
+        assert_counts(made, kept, kept.train, kept.poisoned, kept.facts)
+        assert round(made.attack.poison_rate * len(made.parts.train)) == kept.facts["requested"] > 0
+    if made.attack.can_rebuild:
+        rebuilt = made.attack.rebuild(made.parts.train, kept.trigger, made.stream.child("rebuild"))
+        assert_counts(made, kept, rebuilt.train, rebuilt.poisoned, rebuilt.counts)
+    else:
+        with pytest.raises(ValueError, match="rebuilds no training set"):
+            made.attack.rebuild(made.parts.train, kept.trigger, made.stream)
+
+
+def assert_counts(made: Plan, infection: Infection, train: Any, poisoned: Any, counts: dict[str, Any]) -> None:
+    """The poisoned rows are as many as counted, their labels the attacker's; rows that are neither poisoned nor cover are as
+    they were."""
+    clean = made.parts.train
+    assert int(poisoned.sum()) == counts["poisoned"] == counts["requested"] and len(train) == counts["train"]
+    assert infection.target is not None
+    changed = (train.images != clean.images).flatten(1).any(1)
+    assert int((changed & ~poisoned).sum()) <= counts["cover"]
+    assert torch.equal(train.labels[~poisoned], clean.labels[~poisoned])
+    relabelled = infection.target.label(clean.labels[poisoned])
+    assert torch.equal(train.labels[poisoned], relabelled)
+
+
+def test_its_trigger_stays_within_the_images_range(attack: Planned) -> None:
+    made = attack.made
+    kept, _ = infect.obtain(made, made.splits.test, Finding("infect", ""))
+    assert (kept.trigger is None) == (kept.target is None)
+    if kept.trigger is None:
+        return
+    images, _ = next(made.splits.test.batches(16))
+    before = images.clone()
+    shown = kept.trigger(images)
+    assert torch.equal(images, before) and not torch.equal(shown, images)
+    assert shown.shape == images.shape and shown.dtype == images.dtype and 0 <= shown.min() and shown.max() <= 1
+
+
+def test_all_to_all(attack: Planned) -> None:
+    """Where the class allows it: poisoned rows are called one more than they are."""
+    kind = type(attack.made.attack)
+    allowed = {name: get_args(get_type_hints(kind).get(name)) for name in ("mapping", "labels")}
+    changes = {"mapping": "all_to_all"} | ({"labels": "dirty"} if allowed["labels"] else {})
+    if any(value not in allowed[name] for name, value in changes.items()):
+        pytest.skip("its settings allow no such mapping")
+    made = attack.untrained(**changes)
+    assert made.target == triggers.AllToAll(10)
+    if made.poisoned is not None:
+        clean = attack.made.parts.train.labels[made.poisoned]
+        assert made.train is not None and torch.equal(made.train.labels[made.poisoned], (clean + 1) % 10)
+
+
+# ---- defenses -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A defense before the default attack's quickly infected model."""
+
+    made: Plan
+    infection: Infection
+
+    def carry_out(self, seed: int = 0) -> nn.Module:
+        made = replace(self.made, seed=seed)
+        return purify.purify(made, self.infection, made.splits.test, Finding("purify", ""), lambda _: None)
+
+    @cached_property
+    def purified(self) -> nn.Module:
+        return self.carry_out()
+
+
+@cases("defense")
+def defense(request: pytest.FixtureRequest, outputs: Path) -> Defended:
+    made = planned(request.param, outputs)
+    return Defended(made, infect.obtain(made, made.splits.test, Finding("infect", ""))[0])
+
+
+def test_a_purified_model_repeats_and_its_makings_are_left_alone(defense: Defended) -> None:
+    made, infection = defense.made, defense.infection
+    infected, clean = weights(infection.model), pixels(made.parts.holdout, infection.train, made.splits.test)
+    purified = weights(defense.purified)
+    assert same(weights(infection.model), infected)
+    assert same(pixels(made.parts.holdout, infection.train, made.splits.test), clean)
+    assert same(purified, weights(defense.carry_out()))
+    assert same(purified, infected) != made.defense.tunes
+
+
+def test_a_purified_model_is_one_to_go_on_with(defense: Defended) -> None:
+    model = defense.purified
+    assert not any(module.training for module in model.modules())
+    assert all(value.isfinite().all() for value in weights(model).values() if value.is_floating_point())
+    images, _ = next(defense.made.splits.test.batches(16))
+    assert model(images).shape == (16, 10)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_another_seed_is_another_purified_model_where_it_draws(defense: Defended) -> None:
+    other = defense.carry_out(seed=1)
+    assert same(weights(defense.purified), weights(other)) != defense.made.defense.draws
+
+
+def test_a_defense_asks_for_all_that_it_needs(defense: Defended, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That what it does not name is kept from it is the scenario's business (test_defenses.py)."""
+    needs = defense.made.defense.needs
+    for need in needs:
+        monkeypatch.setattr(type(defense.made.defense), "needs", needs - {need})
+        with pytest.raises(PermissionError, match=f"'{need}' in its `needs`"):
+            defense.carry_out()
+
+
+# ---- detectors ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A detector before the default attack's quickly infected model."""
+
+    made: Plan
+    case: detect.Case
+    infection: Infection
+
+    def carry_out(self, seed: int = 0) -> Verdict:
+        return detect.examine(replace(self.made, seed=seed), self.case, lambda name, value: None)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        return self.carry_out()
+
+
+@cases("detector")
+def detector(request: pytest.FixtureRequest, outputs: Path) -> Examined:
+    made = planned(request.param, outputs)
+    test = made.splits.test
+    infection, _ = infect.obtain(made, test, Finding("infect", ""))
+    case = detect.present(made, infection, infection.trigger, infection.target, test, Finding("detect", ""))
+    return Examined(made, case, infection)
+
+
+def said(verdict: Verdict) -> dict[str, Tensor]:
+    return {"scores": verdict.scores, "flagged": verdict.flagged} | verdict.pictures
+
+
+def test_a_verdict_repeats_and_is_kept_bit_for_bit(detector: Examined) -> None:
+    made, case = detector.made, detector.case
+    model, clean = weights(case.model), pixels(made.parts.holdout, case.train)
+    arriving = case.inputs.clone() if case.inputs is not None else None
+    first = detector.verdict
+    kept = detector.carry_out()  # all there is where nothing is judged, and so nothing kept
+    if made.detects:
+        kept = detect.obtain_verdict(made, case, made.infection_settings, Finding("detect", ""))
+    assert same(said(first), said(kept)) and first.figures == kept.figures
+    assert same(weights(case.model), model) and same(pixels(made.parts.holdout, case.train), clean)
+    assert arriving is None or case.inputs is not None and torch.equal(case.inputs, arriving)
+
+
+def test_a_verdict_has_a_score_and_a_flag_for_each_thing(detector: Examined) -> None:
+    made, case, verdict = detector.made, detector.case, detector.verdict
+    things = {"rows": case.train, "inputs": case.inputs, "model": made.splits.test.classes}[made.detector.judges]
+    assert things is not None
+    assert verdict.scores.shape == verdict.flagged.shape == ((len(things),) if made.detector.needs else (0,))
+    assert verdict.scores.is_floating_point() and verdict.flagged.dtype == torch.bool
+    assert verdict.scores.device.type == verdict.flagged.device.type == "cpu"
+    assert verdict.scores.isfinite().all()
+    assert all(value is None or torch.tensor(value).isfinite() for value in verdict.figures.values())
+
+
+def test_another_seed_is_another_verdict_where_it_draws(detector: Examined) -> None:
+    scores = detector.verdict.scores
+    differs = any(not torch.equal(scores, detector.carry_out(seed).scores) for seed in (1, 2, 3))
+    assert differs == detector.made.detector.draws
+
+
+def test_a_detector_asks_for_all_that_it_needs(detector: Examined, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = detector.made.detector.needs
+    for need in needs:
+        monkeypatch.setattr(type(detector.made.detector), "needs", needs - {need})
+        with pytest.raises(PermissionError, match=f"'{need}' in its `needs`"):
+            detector.carry_out()
+
+
+# ---- effects --------------------------------------------------------------------------------------------------------
+
+
+def effects(group: str) -> list[Any]:
+    """The rows that state a bound; those of minutes in the slow tier."""
+    found = []
+    for row in contract.rows(group):
+        if row.effect is not None:
+            marks = [pytest.mark.slow] if row.effect.slow else []
+            marks += [pytest.mark.xfail(reason=row.effect.finding)] if row.effect.finding else []
+            found.append(pytest.param(row, row.effect, marks=marks, id=row.name))
+    return found
+
+
+@pytest.mark.parametrize(("row", "effect"), effects(groups.INFECT.group))
+def test_takes_on_digits(row: Row, effect: Takes, run: Callable[..., Job]) -> None:
+    found = run(str(row)).run
+    assert found.infected is not None and found.infected.asr is not None
+    assert found.infected.asr >= effect.asr and found.infected.ca >= effect.ca
+    assert found.infection.status == "took" and found.infected.n_triggered == 324
+    assert found.purified == found.infected  # no defense, no difference
+
+
+@pytest.mark.parametrize(("row", "effect"), effects(groups.PURIFY.group))
+def test_what_is_left_on_digits(row: Row, effect: Leaves, run: Callable[..., Job]) -> None:
+    found = run(str(row)).run
+    assert found.infected is not None and found.purified is not None and found.infected.asr is not None
+    assert found.infected.asr >= 0.9  # there was something to remove
+    assert found.purified.asr is not None and found.purified.asr <= effect.asr
+    assert found.infected.ca - found.purified.ca <= effect.loss
