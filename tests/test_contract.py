@@ -96,7 +96,7 @@ class Planned:
         made = replace(self.made, attack=replace(self.made.attack, **changes))
         test, clean = made.splits.test, plan.clean_plan(made)
         return infect.infect(
-            made, None, lambda: infect.obtain(clean, test, Finding("infect", ""))[0].model, lambda make: infect.obtain_network(made, make)
+            made, None, lambda: infect.obtain(clean, test, Finding("infect", ""))[0].model, lambda: infect.obtain_network(made)
         )  # fmt: skip
 
     def untrained(self, seed: int = 0, **changes: Any) -> Infection:

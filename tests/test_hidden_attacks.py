@@ -373,7 +373,7 @@ def test_the_public_infect_trains_its_own() -> None:
 def test_rows_are_what_test_images_show(name: str, images: ImageSet) -> None:
     hides = attack(name, encoder_width=4, poison_rate=0.1)
     network = fixed(hides.writer(32, {}))  # type: ignore[attr-defined]
-    trigger, made = hides.plant(replace(task(32), train=images, network=lambda make: network), Stream(0))
+    trigger, made = hides.plant(replace(task(32), train=images, network=lambda: network), Stream(0))
     train, poisoned = made.train, made.poisoned
     assert torch.equal(to_float(train.images[poisoned]), trigger(to_float(images.images[poisoned])))
     assert torch.equal(train.images[~poisoned], images.images[~poisoned]) and made.counts["poisoned"] == 12

@@ -70,7 +70,7 @@ def made(name: str, size: int = 32) -> Any:
     attack, where = build(name), task(size)
     if isinstance(attack, HiddenAttack):
         network = fixed(attack.writer(size, {}))
-        where = replace(where, network=lambda make: network)
+        where = replace(where, network=lambda: network)
     return Stored(attack.trigger(where, Stream(0).child("pattern")))
 
 

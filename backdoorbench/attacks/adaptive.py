@@ -26,7 +26,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Bytes, Images, Labels, Rows
 from backdoorbench.streams import Stream
-from backdoorbench.triggers.base import Target
+from backdoorbench.triggers.base import Stored, Target
 from backdoorbench.triggers.blend import Blend, check_picture, full_picture
 from backdoorbench.triggers.patch import CORNERS, Patch, Variants, draw, overlay, paste, random_patch, solid, vary
 from backdoorbench.triggers.picture import read_picture
@@ -49,7 +49,7 @@ class Adaptive(DataAttack):
     def weaken(self, trigger: Any, count: int, stream: Stream) -> Callable[[Images, slice], Images]:
         """What training shows of `trigger`: from images and their place among `count` rows to the images, altered."""
 
-    def render(self, clean: ImageSet, rows: Rows, trigger: Any, stream: Stream) -> Bytes:
+    def render(self, clean: ImageSet, rows: Rows, trigger: Stored, stream: Stream) -> Bytes:
         return show(clean, rows, self.weaken(trigger.trigger.to(clean.images.device), len(rows), stream))
 
     def cover_candidates(self, labels: Labels, target: Target) -> Rows:

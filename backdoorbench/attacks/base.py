@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -13,12 +13,17 @@ from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Bytes, Images, Labels, Mask, Rows, to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Epoch, Snapshots, fit
-from backdoorbench.training.recipe import Recipe
+from backdoorbench.training.recipe import Precision, Recipe
 from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_target
 
 CHUNK = 128  # images triggered at a time: what a processor's cache holds, which halves the time of 1,024
 
-MakeNetwork = Callable[[ImageSet, Snapshots | None], nn.Module]  # trained on these images, its state kept there
+@runtime_checkable
+class TriggerNetwork(Protocol):
+    """An attack whose trigger is a network that it trains once, for all infections that share its settings and the data set."""
+
+    def train_network(self, images: ImageSet, snapshots: Snapshots | None, precision: Precision) -> nn.Module:
+        """The network in eval mode, on the device of `images` and trained on them; snapshots: where its state is kept."""
 
 
 def no_surrogate() -> nn.Module:
@@ -35,8 +40,8 @@ class Task:
     recipe     how the victim trains
     snapshots  where a long training saves its state; None: nowhere
     surrogate  a model of that kind, trained by that recipe on `train` as it is, in eval mode; a call may cost a training
-    network    what it is given makes the network of a learned trigger from the data set's whole training split; the network,
-               made or found again where attack and data are the same. None: nothing is kept, and `train` is the split
+    network    what a TriggerNetwork's `train_network` made of the data set's whole training split, now or in an earlier
+               run. None: nothing is kept, and the attack trains its network on `train`
     """
 
     train: ImageSet
@@ -44,7 +49,7 @@ class Task:
     recipe: Recipe
     snapshots: Snapshots | None
     surrogate: Callable[[], nn.Module] = no_surrogate
-    network: Callable[[MakeNetwork], nn.Module] | None = None
+    network: Callable[[], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class Attack(ABC):
         """What `infect` with the same stream will trigger test images with; None where only training tells."""
         return None
 
-    def rebuild(self, clean: ImageSet, trigger: Any, stream: Stream) -> PoisonedSet:
+    def rebuild(self, clean: ImageSet, trigger: Trigger, stream: Stream) -> PoisonedSet:
         """A poisoned set such as this attack might have left.
 
         clean    the training set that the attack was given, N images
@@ -159,7 +164,7 @@ class DataAttack(Attack):
     def trigger(self, task: Task, stream: Stream) -> Any:
         """The fixed trigger for images of `task.train.size` pixels; random patterns draw from `stream`."""
 
-    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> PoisonedSet:
+    def poison(self, clean: ImageSet, trigger: Stored, stream: Stream) -> PoisonedSet:
         """The training set as the victim sees it.
 
         Rows are drawn from the stream's child "rows", cover rows from "cover", what differs from row to row from
@@ -187,7 +192,7 @@ class DataAttack(Attack):
         }
         return PoisonedSet(train, marked(rows, len(train)), marked(covers, len(train)), source, counts)
 
-    def render(self, clean: ImageSet, rows: Rows, trigger: Any, stream: Stream) -> Bytes:
+    def render(self, clean: ImageSet, rows: Rows, trigger: Stored, stream: Stream) -> Bytes:
         """The images at `rows` (M,) as the training set will hold them, (M, 3, H, W) uint8: what `trigger` makes of them.
 
         Called once for the poisoned rows and once for the cover rows; an override that varies them draws from `stream`."""
@@ -317,7 +322,7 @@ class CleanLabelAttack(DataAttack):
         count = super().count(labels)
         return min(count, int((labels == self.target).sum())) if self.labels == "clean" and self.cap else count
 
-    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> PoisonedSet:
+    def poison(self, clean: ImageSet, trigger: Stored, stream: Stream) -> PoisonedSet:
         made = super().poison(clean, trigger, stream)
         return replace(made, counts=made.counts | {"uncapped": super().count(clean.labels)})
 

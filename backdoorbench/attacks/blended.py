@@ -41,7 +41,7 @@ class Blended(DataAttack):
         picture = full_picture(self.picture, self.picture_file, self.match_stats, task.train.size, stream.generator())
         return Blend(picture, self.test_ratio)
 
-    def poison(self, clean: ImageSet, trigger: Any, stream: Stream) -> PoisonedSet:
+    def poison(self, clean: ImageSet, trigger: Stored, stream: Stream) -> PoisonedSet:
         weaker = Stored(replace(trigger.trigger, ratio=self.train_ratio))
         return super().poison(clean, weaker, stream)
 

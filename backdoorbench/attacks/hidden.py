@@ -18,6 +18,7 @@ from backdoorbench.streams import Stream, seeded
 from backdoorbench.tensors.similarity import psnr, ssim
 from backdoorbench.training.fit import Snapshots, fit, make_optimizer
 from backdoorbench.training.recipe import Precision, Recipe, bare_recipe
+from backdoorbench.triggers.base import Stored
 from backdoorbench.triggers.hidden_code import MULTIPLE, CodeReader, HiddenCode
 
 log = logging.getLogger(__name__)
@@ -73,19 +74,21 @@ class HiddenAttack(DataAttack):
             )
 
     def trigger(self, task: Task, stream: Stream) -> Any:
-        def make(clean: ImageSet, snapshots: Snapshots | None) -> nn.Module:
-            own = Stream(self.encoder_seed).child("encoder")
-            order = own.child("held").permutation(len(clean))
-            held, kept = order[: min(HELD_OUT, len(clean) // 10)], order[min(HELD_OUT, len(clean) // 10) :]
-            recipe = self.recipe(task.recipe.precision)
-            trained, figures = self.learn(clean.subset(kept), clean.subset(held), recipe, own, snapshots)
-            found = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            log.info(f"{recipe.name}: {found}, on {len(held)} images left out")
-            network: nn.Module = self.writer(clean.size, figures)
-            network.load_state_dict(trained.state_dict())
-            return network.to(clean.device).eval().requires_grad_(False)
+        if task.network is not None:
+            return self.compose(task.network(), stream)
+        return self.compose(self.train_network(task.train, None, task.recipe.precision), stream)
 
-        return self.compose(task.network(make) if task.network is not None else make(task.train, None), stream)
+    def train_network(self, images: ImageSet, snapshots: Snapshots | None, precision: Precision) -> nn.Module:
+        own = Stream(self.encoder_seed).child("encoder")
+        order, count = own.child("held").permutation(len(images)), min(HELD_OUT, len(images) // 10)
+        held, kept = images.subset(order[:count]), images.subset(order[count:])
+        recipe = self.recipe(precision)
+        trained, figures = self.learn(kept, held, recipe, own, snapshots)
+        found = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        log.info(f"{recipe.name}: {found}, on {len(held)} images left out")
+        network: nn.Module = self.writer(images.size, figures)
+        network.load_state_dict(trained.state_dict())
+        return network.to(images.device).eval().requires_grad_(False)
 
     def recipe(self, precision: Precision) -> Recipe:
         """How the networks train, on images as they are."""
@@ -94,7 +97,7 @@ class HiddenAttack(DataAttack):
             lr=self.encoder_lr, momentum=0.9, weight_decay=0.0, schedule="constant", augment=None, precision=precision,
         )  # fmt: skip
 
-    def render(self, clean: ImageSet, rows: Rows, trigger: Any, stream: Stream) -> Bytes:
+    def render(self, clean: ImageSet, rows: Rows, trigger: Stored, stream: Stream) -> Bytes:
         # where the network lies, which may not be where the images do
         return show(clean, rows, lambda images, _: trigger(images.to(clean.device)).to(images.device))
 

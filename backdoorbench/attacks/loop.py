@@ -66,7 +66,7 @@ class ShareAttack(LoopAttack):
     def cover(self, trigger: Any) -> Cover:
         """What cover rows carry."""
 
-    def rebuild(self, clean: ImageSet, trigger: Any, stream: Stream) -> PoisonedSet:
+    def rebuild(self, clean: ImageSet, trigger: Trigger, stream: Stream) -> PoisonedSet:
         """A poisoned set for defenses that read one, after BackdoorBench: rate * N rows with the finished trigger and the
         attacker's label, `covers` times as many cover rows, all rounded to bytes once. BackdoorBench takes the first rows of
         every 128 in file order, truncates, and flags cover rows as poisoned too; here rows are random, and cover rows have

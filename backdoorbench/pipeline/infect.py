@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from backdoorbench import device
-from backdoorbench.attacks.base import Infection, MakeNetwork, Task, no_surrogate
+from backdoorbench.attacks.base import Infection, Task, TriggerNetwork, no_surrogate
 from backdoorbench.config.groups import INFECT
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import TrainingError
@@ -78,7 +78,7 @@ def infect(
     made: Plan,
     snapshots: Snapshots | None,
     surrogate: Callable[[], nn.Module] = no_surrogate,
-    network: Callable[[MakeNetwork], nn.Module] | None = None,
+    network: Callable[[], nn.Module] | None = None,
 ) -> Infection:
     """Trains the infected model. surrogate, network: see `Task`."""
     stream, train = made.stream.child("infect"), made.parts.train.to(made.device)
@@ -97,9 +97,9 @@ def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Pre
             clean = clean_plan(made)
             return obtain(clean, test, Finding(INFECT.name, clean.attack.name))[0].model
 
-    def network(make: MakeNetwork) -> nn.Module:
+    def network() -> nn.Module:
         with finding.timed("network"):
-            return obtain_network(made, make)
+            return obtain_network(made)
 
     file = made.outputs.snapshot(made.infection_key)
 
@@ -149,9 +149,11 @@ def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Pre
     return infection, predictions
 
 
-def obtain_network(made: Plan, make: MakeNetwork) -> nn.Module:
-    """The network of the attack's learned trigger: from the cache, or trained by `make` into it, on the whole training split:
-    what a seed withholds for the defender, and another seed does not, would make it a network of one seed."""
+def obtain_network(made: Plan) -> nn.Module:
+    """The network of the attack's learned trigger: from the cache, or trained into it on the whole training split: what a seed
+    withholds for the defender, and another seed does not, would make it a network of one seed."""
+    assert isinstance(made.attack, TriggerNetwork)
+    attack = made.attack
     folder, settings = network_folder(made)
     key = key_of(folder)
     file = made.outputs.snapshot(key)
@@ -159,9 +161,8 @@ def obtain_network(made: Plan, make: MakeNetwork) -> nn.Module:
     def write(partial: Path) -> None:
         start = time.monotonic()
         with device.memory_errors("infect", batch_sizes(made, "attack")):
-            network = make(
-                made.splits.train.to(made.device), Snapshots(file, made.config["runtime"]["snapshot_seconds"])
-            )
+            images, kept = made.splits.train.to(made.device), Snapshots(file, made.config["runtime"]["snapshot_seconds"])
+            network = attack.train_network(images, kept, made.recipe.precision)
         save_network(network, settings, round(time.monotonic() - start, 3), partial)
 
     found = store.obtain(

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from backdoorbench.attacks.base import MakeNetwork, Task
+from backdoorbench.attacks.base import Task
 from backdoorbench.errors import ConfigError
 from backdoorbench.pipeline.infect import build_network
 from backdoorbench.pipeline.infections import load_infection, load_network
@@ -70,7 +70,7 @@ def task(made: Plan) -> Task:
             )
         return load_infection(folder, build_network(made, Stream(0)), train)[0].model
 
-    def network(make: MakeNetwork) -> nn.Module:
+    def network() -> nn.Module:
         folder, _ = network_folder(made)
         if not folder.is_dir():
             raise ConfigError(

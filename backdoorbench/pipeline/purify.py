@@ -88,6 +88,7 @@ def purify(
 
 def rebuilt(made: Plan, infection: Infection, finding: Finding) -> Infection:
     """`infection` with a training set such as its attack might have left, and the record's word that it is one."""
+    assert infection.trigger is not None
     clean, stream = made.parts.train.to(made.device), made.stream.child("rebuild")
     again = made.attack.rebuild(clean, infection.trigger, stream)
     finding.notes["rebuilt_train"] = again.counts
