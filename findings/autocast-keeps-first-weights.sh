@@ -13,16 +13,8 @@
 #   a block around each step   0.966 0.941 0.917 0.896 0.874
 #   infected, then purified weights in one network, one block: called as the purified ones call: 0 of 64 images
 set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-packages=(torch==2.15.0 numpy==2.4.6)
-if command -v uv >/dev/null; then
-  uv venv --quiet --python "$(command -v python3)" "$work/venv"
-  uv pip install --quiet --python "$work/venv/bin/python" "${packages[@]}"
-else
-  python3 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet "${packages[@]}"
-fi
+source "$(dirname "$0")/environment"
+new_environment torch==2.15.0 numpy==2.4.6
 
 "$work/venv/bin/python" - <<'PY'
 import copy

@@ -13,16 +13,8 @@
 # Seen 2026-11-29, share of elements that are the same in both layouts under one seed:
 #   dropout 0.499, dropout2d 1.000, rand_like 0.002, randn_like 0.000, kaiming_normal_ 0.000; evaluation differs by 0.0
 set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-packages=(torch==2.15.0 numpy==2.4.6)
-if command -v uv >/dev/null; then
-  uv venv --quiet --python "$(command -v python3)" "$work/venv"
-  uv pip install --quiet --python "$work/venv/bin/python" "${packages[@]}"
-else
-  python3 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet "${packages[@]}"
-fi
+source "$(dirname "$0")/environment"
+new_environment torch==2.15.0 numpy==2.4.6
 
 cd "$work"
 venv/bin/python - <<'PY'

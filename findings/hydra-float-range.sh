@@ -13,16 +13,8 @@
 #   range(0.1,1,0.1)          9 jobs: 0.1 0.2 0.30000000000000004 0.4 0.5 0.6 0.7000000000000001 0.8 0.9
 #   range(0.001,0.01,0.001)   9 jobs: 0.001 0.002 0.003 0.004 0.005 0.006 0.007 0.008 0.009000000000000001
 set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-packages=(hydra-core==1.3.8 omegaconf==2.3.1)
-if command -v uv >/dev/null; then
-  uv venv --quiet --python "$(command -v python3)" "$work/venv"
-  uv pip install --quiet --python "$work/venv/bin/python" "${packages[@]}"
-else
-  python3 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet "${packages[@]}"
-fi
+source "$(dirname "$0")/environment"
+new_environment hydra-core==1.3.8 omegaconf==2.3.1
 
 cat >"$work/job.py" <<'PY'
 import hydra

@@ -15,16 +15,8 @@
 #                         random ... 0.060000000000000005 0.06999999999999999 0.08 0.09 0.09999999999999999
 #                         grid ... 0.060000000000000005 0.06999999999999999 0.08 0.09
 set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-packages=(hydra-core==1.3.8 hydra-optuna-sweeper==1.3.0 optuna==2.10.1)
-if command -v uv >/dev/null; then
-  uv venv --quiet --python "$(command -v python3)" "$work/venv"
-  uv pip install --quiet --python "$work/venv/bin/python" "${packages[@]}"
-else
-  python3 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet "${packages[@]}"
-fi
+source "$(dirname "$0")/environment"
+new_environment hydra-core==1.3.8 hydra-optuna-sweeper==1.3.0 optuna==2.10.1
 
 cat >"$work/job.py" <<'PY'
 import hydra

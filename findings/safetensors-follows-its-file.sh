@@ -11,16 +11,8 @@
 #   safetensors.torch 1.0, changed in place to fives before 1.0, assign=True 1.0, load_state_dict 0.0,
 #   safetensors.numpy 0.0, torch.load 0.0, safetensors.torch after a rename or save_file in place of cp 0.0
 set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-packages=(safetensors==0.8.0 torch==2.15.0 numpy==2.4.6)
-if command -v uv >/dev/null; then
-  uv venv --quiet --python "$(command -v python3)" "$work/venv"
-  uv pip install --quiet --python "$work/venv/bin/python" "${packages[@]}"
-else
-  python3 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet "${packages[@]}"
-fi
+source "$(dirname "$0")/environment"
+new_environment safetensors==0.8.0 torch==2.15.0 numpy==2.4.6
 
 cd "$work"
 venv/bin/python - <<'PY'

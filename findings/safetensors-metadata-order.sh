@@ -10,16 +10,8 @@
 # Seen 2026-11-29, different hashes among 24 saves:
 #   no metadata 1, one entry 1, two entries 2, five entries 21
 set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-packages=(safetensors==0.8.0 numpy==2.4.6)
-if command -v uv >/dev/null; then
-  uv venv --quiet --python "$(command -v python3)" "$work/venv"
-  uv pip install --quiet --python "$work/venv/bin/python" "${packages[@]}"
-else
-  python3 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet "${packages[@]}"
-fi
+source "$(dirname "$0")/environment"
+new_environment safetensors==0.8.0 numpy==2.4.6
 
 cd "$work"
 venv/bin/python - <<'PY'

@@ -15,16 +15,8 @@
 #   vit_small_patch14_dinov2 64 px rows and columns 56-63 unread, corner patch changes nothing
 #   convnext_atto 32 px            all read, corner patch changes the logits
 set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-packages=(timm==1.0.31 torch==2.15.0 torchvision==0.29.2 numpy==2.4.6)
-if command -v uv >/dev/null; then
-  uv venv --quiet --python "$(command -v python3)" "$work/venv"
-  uv pip install --quiet --python "$work/venv/bin/python" "${packages[@]}"
-else
-  python3 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet "${packages[@]}"
-fi
+source "$(dirname "$0")/environment"
+new_environment timm==1.0.31 torch==2.15.0 torchvision==0.29.2 numpy==2.4.6
 
 "$work/venv/bin/python" - <<'PY'
 import timm

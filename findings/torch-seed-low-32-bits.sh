@@ -12,16 +12,8 @@
 #   numpy seed 5            0.805 0.8079 0.5153
 #   numpy seed 5 + 2**32    0.7742 0.4707 0.6959
 set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-packages=(torch==2.15.0 numpy==2.4.6)
-if command -v uv >/dev/null; then
-  uv venv --quiet --python "$(command -v python3)" "$work/venv"
-  uv pip install --quiet --python "$work/venv/bin/python" "${packages[@]}"
-else
-  python3 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet "${packages[@]}"
-fi
+source "$(dirname "$0")/environment"
+new_environment torch==2.15.0 numpy==2.4.6
 
 "$work/venv/bin/python" - <<'PY'
 import math

@@ -12,16 +12,8 @@
 # Seen 2026-11-29, of 768 byte values (256 in each channel, CIFAR-10's mean and deviation), wrong after Normalize and back:
 #   to_pil_image 250 (all one level too low), save_image 0, to_dtype 0; without Normalize 0 0 0
 set -euo pipefail
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-packages=(torchvision==0.29.2 torch==2.15.0 pillow==13.0.0 numpy==2.4.6)
-if command -v uv >/dev/null; then
-  uv venv --quiet --python "$(command -v python3)" "$work/venv"
-  uv pip install --quiet --python "$work/venv/bin/python" "${packages[@]}"
-else
-  python3 -m venv "$work/venv"
-  "$work/venv/bin/pip" install --quiet "${packages[@]}"
-fi
+source "$(dirname "$0")/environment"
+new_environment torchvision==0.29.2 torch==2.15.0 pillow==13.0.0 numpy==2.4.6
 
 cd "$work"
 venv/bin/python - <<'PY'
