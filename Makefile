@@ -7,7 +7,7 @@ PAPERS := aft pbe fmp fst tnr backdoorbench
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu check format lint types docs picture goldens wheel clean $(PAPERS:%=reproduce-%)
+.PHONY: help setup demo test test-slow test-pretend test-gpu check format lint types docs picture goldens wheel clean $(PAPERS:%=reproduce-%)
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-zA-Z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: setup      ## the quick tests, minutes on two cores
 
 test-slow: setup ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-pretend: setup  ## every method on a pretended GPU, minutes
+	$(BIN)/python -m pytest -m pretend
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

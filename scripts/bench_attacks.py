@@ -93,8 +93,8 @@ def main() -> int:
     device.prepare(where, None)
     precision = resolve_precision("auto", where)
     recipe = bare_recipe(
-        "bench", optimizer="sgd", epochs=1, batch_size=BATCH, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", augment=AUGMENT,
-        precision=precision,
+        "bench", optimizer="sgd", epochs=1, batch_size=BATCH, lr=0.1, momentum=0.9, weight_decay=5e-4,
+        schedule="cosine", augment=AUGMENT, precision=precision,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (chosen.images, 3, 32, 32), dtype=torch.uint8, generator=generator)

@@ -42,8 +42,8 @@ def network(where: torch.device) -> nn.Module:
 def training(data: ImageSet, precision: Precision) -> Callable[[], None]:
     model = network(data.device)
     recipe = bare_recipe(
-        "bench", optimizer="sgd", epochs=1, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine", augment=AUGMENT,
-        precision=precision,
+        "bench", optimizer="sgd", epochs=1, batch_size=128, lr=0.1, momentum=0.9, weight_decay=5e-4,
+        schedule="cosine", augment=AUGMENT, precision=precision,
     )  # fmt: skip
     return lambda: fit(model, data, recipe, Stream(0)) and None
 

@@ -29,8 +29,10 @@ def main() -> None:
     out.print("$ bdx attack=badnets defense=fst", style="bold")
 
     def announce(run: Run, stage: str) -> None:
-        text = f"\n  {heading(run)}" if stage == "planned" else outcome.stage_line(run, stage)
-        out.print(text, style="bold" if stage == "planned" else None, markup=False)
+        if stage == "planned":
+            out.print(f"\n  {heading(run)}", style="bold", markup=False)
+        elif stage != "curve":
+            out.print(outcome.stage_line(run, stage), markup=False)
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # a first run, as a newcomer sees it

@@ -55,7 +55,10 @@ def test_a_page_says_what_its_options_share_once_and_all_of_them(writer: dict[st
             assert f"## `{group}={name}`\n" in text and option.command in text
             assert all(f"| `{group}.{knob.name}` | " in text for knob in option.knobs), name
             assert all(f"](../../conf/{overlay.file})" in text for overlay in option.overlays), name
-    assert written[Path("docs/methods/fst.md")].count("`defense.momentum`") == 1  # of four
+    siblings = written[Path("docs/methods/fst.md")]
+    assert (
+        siblings.count("| `defense.momentum` | ") == siblings.count("| `dataset=gtsrb` | `epochs` 15 | ") == 1
+    )  # of four
 
 
 # ---- links ----------------------------------------------------------------------------------------------------------

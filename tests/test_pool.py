@@ -126,8 +126,8 @@ def test_a_sweep_killed_five_times_finishes(tmp_path: Path) -> None:
     assert len(after) == 24 and {key: after[key] for key in finished} == finished
     runs = [run for folder in record.find(outputs) if (run := record.read(folder)).status == "done"]
     assert sum(row.n for row in rows.aggregate(runs)) == 24
-    rows = bdx("report", "outputs", "--format", "runs-csv", folder=tmp_path).stdout.splitlines()[1:]
-    assert len(rows) == 24 and all(",done," in row for row in rows)
+    listed = bdx("report", "outputs", "--format", "runs-csv", folder=tmp_path).stdout.splitlines()[1:]
+    assert len(listed) == 24 and all(",done," in row for row in listed)
     assert "running" not in statuses(outputs)
 
     said = logs(outputs)

@@ -33,7 +33,7 @@ def test_the_wheel_runs_from_any_folder(tmp_path: Path) -> None:
         call = [sys.executable, "-m", "backdoorbench", *words]
         return subprocess.run(call, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
 
-    where = "import backdoorbench.config as c; print(c.conf_dir())"
+    where = "import backdoorbench.config.compose as c; print(c.conf_dir())"
     found = subprocess.run(
         [sys.executable, "-c", where], cwd=elsewhere, env=environment, capture_output=True, text=True
     )

@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
         )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace(", KEY=VALUE", "")  # argparse calls them required, though none need be given
         raise ConfigError(f"{self.prog}: {message}. Expected: {' '.join(self.format_usage().split()[1:])}.")
 
 

@@ -171,8 +171,10 @@ def _knobs(text: str) -> list[Knob]:
 def plainly(value: str) -> str:
     """A default as a person reads it: of `${either:${dataset.tuning.epochs},10}` the 10 that holds unless the data set says
     otherwise."""
-    match = re.fullmatch(r"\$\{either:\$\{([\w.]+)\},([^}]+)\}", value)
-    return f"{match[2]}, or {match[1]}" if match else value
+    if match := re.fullmatch(r"\$\{either:\$\{([\w.]+)\},([^}]+)\}", value):
+        return f"{match[2]}, or {match[1]}"
+    match = re.fullmatch(r"\$\{([a-z][\w.]+)\}", value)
+    return match[1] if match else value
 
 
 def _split_comment(rest: str) -> tuple[str, str]:
@@ -199,7 +201,8 @@ def _docstring(text: str) -> tuple[str, str, dict[str, str]]:
             sections[current] = rest.strip()
         elif current and line.startswith(" "):
             piece = line.strip()
-            joint = "\n" if re.match(r"\d+\. ", piece) else " "
+            next_item = f"{sections[current].count(chr(10)) + 2}. "  # "256." may open a line too
+            joint = "\n" if piece.startswith(next_item) else " "
             sections[current] += joint + piece
         else:
             current = ""
