@@ -16,6 +16,9 @@ import math
 from collections.abc import Iterable
 
 
+USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
+
+
 class BdxError(Exception):
     """A user's mistake. The message is one paragraph: what was found, what was expected, what to do."""
 

@@ -85,3 +85,17 @@ def describe(key: str, value: float) -> str:
     if key.endswith("_per_second"):
         return f"{value:,.0f} {key.removesuffix('_per_second')}/s"
     return f"{key} {value:.3f}"
+
+
+@contextmanager
+def logging_on() -> Iterator[None]:
+    """This package's log lines are let through; where they go is decided where work starts."""
+    package = logging.getLogger("backdoorbench")
+    level, propagate = package.level, package.propagate
+    package.setLevel(logging.DEBUG)
+    package.propagate = False
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+        package.propagate = propagate

@@ -149,7 +149,7 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
 def test_show_names_every_refinement_and_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     said = shown(capsys, "show", "defense=ft")
     assert "with experiment=fst: keep_head_norm true (in/defense/ft/fst.yaml)" in said
-    assert "with scale=small: batch_size ${dataset.tuning.batch_size} (at/defense/ft/small.yaml)" in said
+    assert "with scale=small: batch_size dataset.tuning.batch_size (at/defense/ft/small.yaml)" in said
     assert "with dataset=gtsrb: alpha 0.1 (on/defense/fst/gtsrb.yaml)" in shown(capsys, "show", "defense=fst")
 
 

@@ -29,7 +29,7 @@ from backdoorbench.triggers import base as triggers
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("group", "name"), contract.listed(), ids="=".join)
+@pytest.mark.parametrize(("group", "name"), contract.listed(), ids=["=".join(each) for each in contract.listed()])
 def test_every_method_has_a_row(group: str, name: str) -> None:
     found = [row for row in contract.ROWS if (row.group, row.name) == (group, name)]
     assert found, f"conf/{group}/{name}.yaml has no row; add to tests/contract.py: {contract.line_to_add(group, name)}"
@@ -80,6 +80,12 @@ def pixels(*sets: ImageSet | None) -> dict[str, Tensor]:
 
 def cases(group: str) -> Any:
     return pytest.fixture(scope="module", params=contract.rows(group), ids=lambda row: row.name)
+
+
+DRAWS = {
+    True: "two seeds make no difference: `draws: ClassVar[bool] = False` in its class, if it draws no random number",
+    False: "two seeds make a difference: it draws random numbers, so drop `draws = False` from its class",
+}
 
 
 # ---- attacks --------------------------------------------------------------------------------------------------------
@@ -226,7 +232,12 @@ def test_a_purified_model_repeats_and_its_makings_are_left_alone(defense: Defend
     assert same(weights(infection.model), infected)
     assert same(pixels(made.parts.holdout, infection.train, made.splits.test), clean)
     assert same(purified, weights(defense.carry_out()))
-    assert same(purified, infected) != made.defense.tunes
+    tunes = made.defense.tunes
+    assert same(purified, infected) != tunes, (
+        "it changes no weight here: settings in its row's `quick` with which it does, or `tunes: ClassVar[bool] = False`"
+        if tunes
+        else "it changes weights: drop `tunes = False` from its class"
+    )
 
 
 def test_a_purified_model_is_one_to_go_on_with(defense: Defended) -> None:
@@ -240,7 +251,8 @@ def test_a_purified_model_is_one_to_go_on_with(defense: Defended) -> None:
 
 def test_another_seed_is_another_purified_model_where_it_draws(defense: Defended) -> None:
     other = defense.carry_out(seed=1)
-    assert same(weights(defense.purified), weights(other)) != defense.made.defense.draws
+    draws = defense.made.defense.draws
+    assert same(weights(defense.purified), weights(other)) != draws, DRAWS[draws]
 
 
 def test_a_defense_asks_for_all_that_it_needs(defense: Defended, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +323,7 @@ def test_a_verdict_has_a_score_and_a_flag_for_each_thing(detector: Examined) -> 
 def test_another_seed_is_another_verdict_where_it_draws(detector: Examined) -> None:
     scores = detector.verdict.scores
     differs = any(not torch.equal(scores, detector.carry_out(seed).scores) for seed in (1, 2, 3))
-    assert differs == detector.made.detector.draws
+    assert differs == detector.made.detector.draws, DRAWS[detector.made.detector.draws]
 
 
 def test_a_detector_asks_for_all_that_it_needs(detector: Examined, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from backdoorbench.cli.arguments import SWITCHES
 from backdoorbench.cli.hydra_errors import explained, refuse_null_groups
 from backdoorbench.config.compose import conf_dir, plain
-from backdoorbench.errors import BdxError
+from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError
 from backdoorbench.sweeps import sweep
-from backdoorbench.sweeps.job import FAILURE, USER_MISTAKE, carry_out_job, objective
 from backdoorbench.sweeps.job import carry_out as carry_out_run
+from backdoorbench.sweeps.job import carry_out_job, objective
 from backdoorbench.sweeps.sweep import Sweep, SweepStopped
 
 Finish = Callable[[Path], int]  # what to do with an ended sweep's folder, beside its table -> exit code

@@ -9,8 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from backdoorbench.errors import BdxError, ConfigError, did_you_mean, join_words
-from backdoorbench.sweeps.job import FAILURE, INTERRUPTED, USER_MISTAKE, logging_on
+from backdoorbench.errors import FAILURE, INTERRUPTED, USER_MISTAKE, BdxError, ConfigError, did_you_mean, join_words
+from backdoorbench.progress import logging_on
 
 VERBS = ("list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan")
 HELP = ("-h", "--help")

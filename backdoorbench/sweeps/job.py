@@ -3,19 +3,17 @@
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoorbench.errors import BdxError
+from backdoorbench.progress import logging_on
 from backdoorbench.sweeps.sweep import SweepStopped, leave
 
 if TYPE_CHECKING:  # torch is imported only when work starts
     from backdoorbench.pipeline.job import Job
     from backdoorbench.storage.record import Run
-
-USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
 
 Watch = Callable[["Run", str], None]  # told the run so far, and the stage that ended
 
@@ -75,17 +73,3 @@ def carry_out_job(
     found = objective(done.run)
     leave(folder, overrides, record=str(done.folder), objective=found)
     return found
-
-
-@contextmanager
-def logging_on() -> Iterator[None]:
-    """This package's log lines are let through; where they go is decided where work starts."""
-    package = logging.getLogger("backdoorbench")
-    level, propagate = package.level, package.propagate
-    package.setLevel(logging.DEBUG)
-    package.propagate = False
-    try:
-        yield
-    finally:
-        package.setLevel(level)
-        package.propagate = propagate

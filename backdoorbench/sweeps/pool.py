@@ -28,11 +28,11 @@ from omegaconf import DictConfig, OmegaConf
 from backdoorbench.errors import check_range
 from backdoorbench.storage import store
 from backdoorbench.sweeps import schedule, sweep
-from backdoorbench.sweeps.board import Board, Row
 from backdoorbench.sweeps.link import VARIABLE, Lines
 from backdoorbench.sweeps.schedule import Slot, Waiting
 
-if TYPE_CHECKING:  # Hydra imports this file at every start: no torch here
+if TYPE_CHECKING:  # Hydra imports this file at every start: no torch here, and no rich
+    from backdoorbench.sweeps.board import Board, Row
     from backdoorbench.sweeps.forecast import Ahead
 
 TICK = 0.1  # seconds between two looks at the jobs
@@ -137,6 +137,7 @@ class Pool(Launcher):
         """Carries out the jobs. Failures are left in the jobs' folders, for the table at the end; nothing is raised for them
         unless fail_fast asks for it."""
         from backdoorbench.screen import make_console
+        from backdoorbench.sweeps.board import Board, Row
 
         folder = Path(self.config.hydra.sweep.dir)
         known = sweep.Sweep.current().runs[initial_job_idx : initial_job_idx + len(job_overrides)]

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from backdoorbench import progress
 from backdoorbench.config.groups import DETECT, INFECT, PURIFY
+from backdoorbench.errors import FAILURE, INTERRUPTED
 from backdoorbench.storage.store import read_json
-from backdoorbench.sweeps.job import FAILURE, INTERRUPTED, carry_out_job
+from backdoorbench.sweeps.job import carry_out_job
 from backdoorbench.sweeps.link import VARIABLE, Link
 from backdoorbench.sweeps.sweep import SweepStopped
 
