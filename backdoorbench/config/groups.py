@@ -89,8 +89,10 @@ SETTINGS = (
     Setting("plugins"),
 )
 
-# Of a data set: where it lies, which its digest makes up for; and what acts through other groups' settings alone.
-UNKEYED = ("root", "download", "target", "tuning")
+# Of a data set: where it lies and how its files are read, which its digest makes up for; and what acts through other groups'
+# settings alone. USUAL: those of them that tell rows apart, unless they are this, as in records from before there were any.
+UNKEYED = ("root", "download", "order", "background", "target", "tuning")
+USUAL = {"order": "numeric", "background": "white"}
 
 NAMES = tuple(group.name for group in GROUPS)
 BUILT = tuple(group.name for group in GROUPS if group.built)

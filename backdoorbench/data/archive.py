@@ -15,6 +15,7 @@ from filelock import FileLock
 from PIL import Image
 
 from backdoorbench.data.base import Dataset, Splits
+from backdoorbench.data.pictures import Picture
 from backdoorbench.data.raw import Census, Raw, Split, find_root, is_tree, resolve, some, stamp, tree, visible
 from backdoorbench.data.store import load, stretch
 from backdoorbench.errors import DataError
@@ -103,7 +104,7 @@ class Archive:
 
     def split(self, part: Any) -> Split:
         names = [f"image {row} of {self.folder}" for row in range(len(part.data))]
-        return Split(names, part.targets, lambda row: Image.fromarray(part.data[row]))
+        return Split(names, part.targets, lambda row, _: Picture(Image.fromarray(part.data[row])))
 
     def torchvision(self) -> Any:
         import torchvision.datasets  # takes a second or more: only where something must be fetched or decoded

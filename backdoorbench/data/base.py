@@ -1,8 +1,10 @@
 """What every data set is to the rest: `load(cache) -> Splits`, two uint8 image sets and a digest of their bytes."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from backdoorbench.data.images import ImageSet
 from backdoorbench.tensors.augment import Augment
@@ -14,11 +16,14 @@ class Splits:
 
     digest  hexadecimal, of every image and label in both splits: two roots that hold the same data share it, and a
             result's key contains it in place of the root
+    facts   for the record, of the raw data as a whole, where there is something to say: how many images were `converted`,
+            by what they were; what was `left_out`, by ending; how many lay in `sub_folders` of a class folder
     """
 
     train: ImageSet
     test: ImageSet
     digest: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Gtsrb(Dataset):
             )
         training = base / TRAINING[self.variant]
         classes = in_order([name for name in folders(training) if name.isdecimal() and int(name) < CLASSES])
-        train = labelled(base, TRAINING[self.variant], classes)
+        train = labelled(base, TRAINING[self.variant], classes).rows
         test = tested(root, base)
         found = Census(len(classes), len(train), len(test))
         if found != CENSUS[self.variant]:
@@ -72,7 +72,7 @@ def base_of(root: Path, variant: str) -> Path | None:
 
 def tested(root: Path, base: Path) -> list[tuple[File, int]]:
     """The test images with the labels of GT-final_test.csv, in its order."""
-    images = {Path(file.path).name: file for file in image_files(base, base / TEST)}
+    images = {Path(file.path).name: file for file in image_files(base, base / TEST).files}
     places = [base / TEST, base / "Final_Test", base, base.parent, root]
     answers = next((place / ANSWERS for place in places if (place / ANSWERS).is_file()), None)
     if not images or answers is None:

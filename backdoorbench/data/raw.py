@@ -3,19 +3,19 @@
 import csv
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
-
-from PIL import Image
+from typing import Literal, NamedTuple, TypeAlias
 
 from backdoorbench.data.base import Dataset
+from backdoorbench.data.pictures import IMAGES, Background, Picture, open_image
 from backdoorbench.errors import DataError, join_words
 
 log = logging.getLogger(__name__)
 
-IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".webp", ".tif", ".tiff")
+Order: TypeAlias = tuple[str, ...] | Literal["numeric", "text"]  # of class folders: named, or by this rule
 
 
 class File(NamedTuple):
@@ -23,6 +23,27 @@ class File(NamedTuple):
 
     path: str
     stamp: str
+
+
+class Listing(NamedTuple):
+    """The images of a folder.
+
+    files     right there first, then those of each sub-folder, by name
+    left_out  what lies there and is no image, counted by ending
+    nested    how many of them lie in sub-folders
+    """
+
+    files: list[File]
+    left_out: Counter[str]
+    nested: int
+
+
+class Labelled(NamedTuple):
+    """The images of a split with their labels; the rest as in a Listing."""
+
+    rows: list[tuple[File, int]]
+    left_out: Counter[str]
+    nested: int
 
 
 class Census(NamedTuple):
@@ -52,24 +73,28 @@ class Split:
 
     names   what a message calls each image
     labels  in the order of the images
-    image   the RGB image at a row; raises where it cannot be decoded
+    image   the picture at a row, on a background where it is transparent; raises where it cannot be decoded
     """
 
     names: Sequence[str]
     labels: Sequence[int]
-    image: Callable[[int], Image.Image]
+    image: Callable[[int, Background], Picture]
 
 
 @dataclass(frozen=True)
 class Raw:
     """A data set as it lies below its root.
 
-    stamps  a line for each raw file: other stamps, other store
-    read    class names in label order, training split, test split; called only where they must be decoded
+    stamps    a line for each raw file: other stamps, other store
+    read      class names in label order, training split, test split; called only where they must be decoded
+    left_out  what lies there and is not read, counted by ending or named
+    nested    how many images lie in sub-folders of their class folder
     """
 
     stamps: Sequence[str]
     read: Callable[[], tuple[Sequence[str], Split, Split]]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    nested: int = 0
 
 
 def find_root(
@@ -110,15 +135,16 @@ def tree(
     tests: Sequence[str],
     chosen: Callable[[list[str]], list[str]] | None = None,
     census: Census | None = None,
+    order: Order = "numeric",
 ) -> Raw:
-    """The images of `root`: a folder a split, in it a folder a class. Labels count the sorted class folders.
+    """The images of `root`: a folder a split, in it a folder a class. Labels count the class folders in `order`.
 
     tests   names the test split may have; the first that exists is read
     chosen  picks classes among the folders of train/; the others are then left out of both splits
     census  what should be there
     """
     test = find_test(dataset, root, tests)
-    classes = in_order(folders(root / "train"))
+    classes = in_order(folders(root / "train"), order)
     if chosen is not None:
         classes = chosen(classes)
     train = labelled(root, "train", classes)
@@ -129,8 +155,20 @@ def tree(
         )
     tested = labelled(root, test, classes)
     if census is not None:
-        census.compare(dataset, root, Census(len(classes), len(train), len(tested)))
-    return from_files(classes, train, tested)
+        census.compare(dataset, root, Census(len(classes), len(train.rows), len(tested.rows)))
+    left_out = train.left_out + tested.left_out + beside(root, ("train", test))
+    return from_files(classes, train.rows, tested.rows, left_out, train.nested + tested.nested)
+
+
+def beside(root: Path, splits: Sequence[str]) -> Counter[str]:
+    """What lies below `root` and in no class folder: images, counted as such, and folders that are no split, by name."""
+    loose = sum(
+        name.lower().endswith(IMAGES) and (folder / name).is_file()
+        for folder in (root, *(root / split for split in splits))
+        for name in visible(folder)
+    )
+    others = Counter(f"{name}/" for name in folders(root) if name not in splits)
+    return others + Counter({"images in no class folder": loose})
 
 
 def is_tree(root: Path) -> bool:
@@ -152,66 +190,112 @@ def find_test(dataset: Dataset, root: Path, tests: Sequence[str]) -> str:
     )
 
 
-def labelled(root: Path, split: str, classes: Sequence[str]) -> list[tuple[File, int]]:
+def labelled(root: Path, split: str, classes: Sequence[str]) -> Labelled:
     """The images of each class folder with their labels; a DataError names the classes that have none."""
-    found, empty = [], []
+    found, empty, left_out, nested = [], [], Counter[str](), 0
     for label, name in enumerate(classes):
-        folder = root / split / name
-        inner = folder / "images"  # as tiny-imagenet-200 has it
-        files = image_files(root, inner if inner.is_dir() else folder)
-        found += [(file, label) for file in files]
-        if not files:
+        listing = image_files(root, root / split / name)
+        found += [(file, label) for file in listing.files]
+        left_out += listing.left_out
+        if not (root / split / name / "images").is_dir():  # as tiny-imagenet-200 has it: worth no word
+            nested += listing.nested
+        if not listing.files:
             empty.append(name)
+    there = f" What lies there: {counted(left_out)}." if left_out else ""
     if not classes or len(empty) == len(classes):
         raise DataError(
             f"{root / split} has no class folders with images (files that end in {', '.join(IMAGES)}). "
-            f"Put each class in a folder of its own there, or correct dataset.root."
+            f"Put each class in a folder of its own there, or correct dataset.root.{there}"
         )
     if empty:
         raise DataError(
             f"{root / split} holds no images of {some(empty)} (files that end in {', '.join(IMAGES)}). "
-            f"Add some, or leave that class out altogether."
+            f"Add some, or leave that class out altogether.{there}"
         )
-    return found
+    return Labelled(found, left_out, nested)
 
 
-def in_order(names: list[str]) -> list[str]:
-    """Class folders in label order: sorted, numbers by value (with a warning where that is not their order as text)."""
+def in_order(names: list[str], order: Order = "numeric") -> list[str]:
+    """Class folders in label order.
+
+    order  text: as torchvision sorts them; numeric: likewise, but by value where all are numbers (with a warning where that
+           is not their order as text); or every name, in that order
+    """
+    if order == "text":
+        return sorted(names)
+    if order != "numeric":
+        if sorted(order) != sorted(names):
+            unlike = sorted(set(order) ^ set(names)) or sorted({name for name in order if order.count(name) > 1})
+            raise DataError(
+                f"dataset.order names {len(order):,} classes, but train/ has {len(names):,} class folders, and {some(unlike)} "
+                f"{'is' if len(unlike) == 1 else 'are'} not once in both. Name each class folder once, or give numeric or text."
+            )
+        return list(order)
     if not names or not all(name.isdecimal() for name in names):
         return sorted(names)
     ordered = sorted(names, key=int)
     if ordered != sorted(names):
         log.warning(
             "the class folders are numbers without leading zeros; labels follow their value (2 before 10), "
-            "where loaders that sort them as text would put 10 before 2"
+            "where loaders that sort them as text would put 10 before 2 (dataset=folder does with dataset.order=text)"
         )
     return ordered
 
 
-def from_files(classes: Sequence[str], train: list[tuple[File, int]], test: list[tuple[File, int]]) -> Raw:
-    """Image files with their labels, in the order they will be stored."""
+def from_files(
+    classes: Sequence[str],
+    train: list[tuple[File, int]],
+    test: list[tuple[File, int]],
+    left_out: Mapping[str, int] | None = None,
+    nested: int = 0,
+) -> Raw:
+    """Image files with their labels, in the order they will be stored. left_out, nested: as in a Raw."""
 
     def split(rows: list[tuple[File, int]]) -> Split:
         paths = [file.path for file, _ in rows]
-        return Split(paths, [label for _, label in rows], lambda row: open_image(paths[row]))
+        return Split(paths, [label for _, label in rows], lambda row, background: open_image(paths[row], background))
 
-    return Raw([f"{file.stamp} {label}" for file, label in train + test], lambda: (classes, split(train), split(test)))
-
-
-def open_image(path: str) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    stamps = [f"{file.stamp} {label}" for file, label in train + test]
+    return Raw(stamps, lambda: (classes, split(train), split(test)), left_out or {}, nested)
 
 
-def image_files(root: Path, folder: Path) -> list[File]:
-    """The image files right below `folder`, by name; none where there is no such folder."""
+def image_files(root: Path, folder: Path) -> Listing:
+    """The images in `folder` and its sub-folders; none where there is no such folder."""
+    listing = Listing([], Counter(), 0)
     if not folder.is_dir():
-        return []
+        return listing
     start = len(str(root)) + 1
-    with os.scandir(folder) as entries:
-        files = [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower().endswith(IMAGES)]
-        files.sort(key=lambda entry: entry.name)
-        return [File(entry.path, stamp(entry.path[start:], entry.stat())) for entry in files]
+    inner: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            name = entry.name
+            is_image = name.lower().endswith(IMAGES)
+            if name.startswith((".", "__MACOSX")):
+                listing.left_out.update(["hidden"] if is_image else [])
+            elif is_image and entry.is_file():
+                listing.files.append(File(entry.path, stamp(entry.path[start:], entry.stat())))
+            elif entry.is_dir():
+                inner.append(entry.path)
+            elif is_image and entry.is_symlink():
+                raise DataError(
+                    f"{entry.path} is a link to {os.readlink(entry.path)}, which does not exist. Restore that file, or "
+                    f"remove the link."
+                )
+            else:
+                listing.left_out[os.path.splitext(name)[1].lower() or "without an ending"] += 1
+    except PermissionError as error:
+        raise DataError(f"{error.filename} may not be read. Change its permissions, or dataset.root.") from None
+    for path in inner:
+        if os.path.islink(path) and os.path.realpath(folder).startswith(os.path.realpath(path)):
+            listing.left_out["links to a folder above"] += 1
+            continue
+        deeper = image_files(root, Path(path))
+        listing.files.extend(deeper.files)
+        listing.left_out.update(deeper.left_out)
+        listing = listing._replace(nested=listing.nested + len(deeper.files))
+    return listing
 
 
 def stamp(name: str, status: os.stat_result) -> str:
@@ -225,6 +309,12 @@ def folders(folder: Path) -> list[str]:
 
 def visible(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.startswith((".", "__MACOSX")))
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """`15 .txt, 3 hidden, extra/`, the most first; folders go by their name."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(what if what.endswith("/") else f"{count:,} {what}" for what, count in ranked)
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

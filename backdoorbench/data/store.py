@@ -7,11 +7,14 @@ a root goes the same way: `raw.find_root`, a listing (`raw.tree`, an `Archive`, 
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,18 +25,23 @@ from PIL import Image
 from backdoorbench import progress
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.images import ImageSet
-from backdoorbench.data.raw import Raw, Split, folders, from_files, labelled, some
+from backdoorbench.data.pictures import Background, UnfitError
+from backdoorbench.data.raw import Raw, Split, counted, folders, from_files, labelled, some
 from backdoorbench.errors import DataError, StorageError
 from backdoorbench.shapes import Labels, Rows
 from backdoorbench.storage.store import key as make_key
-from backdoorbench.storage.store import obtain, storage_errors, write_json
+from backdoorbench.storage.store import obtain, reading, storage_errors, write_json
 from backdoorbench.streams import Stream
 
-FORMAT = 1  # rises when the same raw data would be decoded to other bytes
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # rises when the same raw data would be decoded to other bytes
 SPLITS = ("train", "test")
 CHUNK = 256  # images a thread decodes at a time
+DAMAGED = ("cannot be decoded", "Copy them again from the original, or remove them.")
 
 Fit: TypeAlias = Callable[[Image.Image, int], Image.Image]
+Trouble: TypeAlias = dict[tuple[str, str], list[str]]  # why images cannot be read, and what to do -> which
 
 
 # -- decoding ---------------------------------------------------------------------------------------------------------
@@ -52,11 +60,20 @@ def centre(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
 
 
-def load(dataset: Dataset, cache: Path, root: Path, raw: Raw, fit: Fit, variant: str = "") -> Splits:
+def load(
+    dataset: Dataset,
+    cache: Path,
+    root: Path,
+    raw: Raw,
+    fit: Fit,
+    variant: str = "",
+    background: Background = "white",
+) -> Splits:
     """The splits of `raw`, memory-mapped from their store below `cache`; decoded there first where there is none.
 
-    fit      how an image comes to `dataset.size`: `stretch` or `centre`
-    variant  which of several archives of the same name this is
+    fit         how an image comes to `dataset.size`: `stretch` or `centre`
+    variant     which of several archives of the same name this is
+    background  what transparent pixels are laid on
     """
     settings = {
         "format": FORMAT,
@@ -65,16 +82,33 @@ def load(dataset: Dataset, cache: Path, root: Path, raw: Raw, fit: Fit, variant:
         "root": str(root),
         "size": dataset.size,
         "fit": fit.__name__,
+        "background": background,
         "files": hashlib.sha256(os.fsencode("\n".join(raw.stamps))).hexdigest(),  # names need not be unicode
     }
     name = re.sub(r"[^\w.-]+", "_", f"{dataset.name}-{variant}" if variant else dataset.name)
     folder = cache / "data" / f"{name}-{make_key('data', settings)}"
-    obtain(
+    splits, _ = obtain(
         folder,
         lambda part: write_store(part, dataset, raw, fit, settings),
+        open_store,
         waiting=f"{dataset.name} is being decoded by another process; waiting for it",
     )
-    return finish(dataset, open_store(folder))
+    listed = {"left_out": dict(raw.left_out), "sub_folders": raw.nested}
+    splits = replace(splits, facts={**splits.facts, **{name: value for name, value in listed.items() if value}})
+    tell(dataset.name, root, splits.facts)
+    return finish(dataset, splits)
+
+
+def tell(name: str, root: Path, facts: Mapping[str, Any]) -> None:
+    """Says what was not read, and what was not read as it is, a line each; nothing of plain images alone."""
+    if "left_out" in facts:
+        log.info(f"{name}: left out of {root}: {counted(facts['left_out'])}")
+    if "sub_folders" in facts:
+        log.info(
+            f"{name}: images in sub-folders of a class folder, which count for that class: {facts['sub_folders']:,}"
+        )
+    if "converted" in facts:
+        log.info(f"{name}: images converted to 8-bit RGB: {counted(facts['converted'])}")
 
 
 def write_store(folder: Path, dataset: Dataset, raw: Raw, fit: Fit, settings: Mapping[str, Any]) -> None:
@@ -87,74 +121,100 @@ def write_store(folder: Path, dataset: Dataset, raw: Raw, fit: Fit, settings: Ma
             f"{folder.parent} has {free / 1e6:,.0f} MB left; {dataset.name} decoded to {dataset.size} pixels takes "
             f"{needed / 1e6:,.0f} MB. Free some space, or give another folder with runtime.outputs=FOLDER."
         )
-    corrupt: list[str] = []
+    trouble: Trouble = {}
+    converted: Counter[str] = Counter()
     with storage_errors(folder.parent), progress.task(f"decode {dataset.name}", count, "image") as work:
         for name, split in zip(SPLITS, splits, strict=True):
             (folder / name).mkdir()
             shape = (len(split.labels), 3, dataset.size, dataset.size)
             images = np.lib.format.open_memmap(folder / name / "images.npy", "w+", np.uint8, shape)
-            corrupt += decode(split, images, fit, work)
+            converted += decode(split, images, fit, settings["background"], work, trouble)
             images.flush()
             np.save(folder / name / "labels.npy", np.asarray(split.labels, np.int64))
-    refuse(corrupt, count, dataset.name)
+    refuse(trouble, count, dataset.name)
     train, test = (map_split(folder / name, classes) for name in SPLITS)
     counts = {name: part.counts().tolist() for name, part in zip(SPLITS, (train, test), strict=True)}
     meta = {"classes": list(classes), "counts": counts, "digest": digest(train, test), "source": settings}
+    meta |= {"converted": dict(converted.most_common())}
     write_json(folder / "meta.json", meta)
 
 
-def decode(split: Split, images: "np.ndarray[Any, np.dtype[np.uint8]]", fit: Fit, work: progress.Task) -> list[str]:
-    """Fills `images`, (N, 3, size, size), from all cores; returns the images that cannot be read, and why.
+def decode(
+    split: Split,
+    images: "np.ndarray[Any, np.dtype[np.uint8]]",
+    fit: Fit,
+    background: Background,
+    work: progress.Task,
+    trouble: Trouble,
+) -> Counter[str]:
+    """Fills `images`, (N, 3, size, size), from all cores; returns how many were converted, by what they were.
+
+    trouble  gets the images that cannot be read, and why
 
     Where `images` is a mapped file, memory stays at a few images a thread. Pillow lets other threads run as it decodes.
     """
     count, size = len(images), images.shape[-1]
 
-    def rows(start: int) -> list[str]:
-        corrupt = []
+    def rows(start: int) -> tuple[Counter[str], list[tuple[tuple[str, str], str]]]:
+        converted, failed = Counter[str](), []
         for row in range(start, min(start + CHUNK, count)):
             try:
-                images[row] = np.asarray(fit(split.image(row), size)).transpose(2, 0, 1)
+                image, kinds = split.image(row, background)
+                images[row] = np.asarray(fit(image, size)).transpose(2, 0, 1)
+                if kinds:
+                    converted.update(kinds)
+            except UnfitError as error:
+                failed.append(((error.what, error.remedy), split.names[row]))
             except Exception as error:  # Pillow raises a dozen kinds over broken files
                 reason = str(error).partition(" '")[0]  # without the path, which some messages repeat
-                corrupt.append(f"{split.names[row]} ({reason})")
-        return corrupt
+                failed.append((DAMAGED, f"{split.names[row]} ({reason})"))
+        return converted, failed
 
-    corrupt: list[str] = []
+    converted: Counter[str] = Counter()
     starts = range(0, count, CHUNK)
     with ThreadPoolExecutor(threads()) as pool:
         try:
-            for start, unreadable in zip(starts, pool.map(rows, starts), strict=True):
-                corrupt += unreadable
+            for start, (kinds, failed) in zip(starts, pool.map(rows, starts), strict=True):
+                converted += kinds
+                for why, name in failed:
+                    trouble.setdefault(why, []).append(name)
                 work.advance(min(CHUNK, count - start))
         except BaseException:
             pool.shutdown(cancel_futures=True)  # a stop must not wait for the rest
             raise
-    return corrupt
+    return converted
 
 
-def refuse(corrupt: list[str], count: int, what: str) -> None:
+def refuse(trouble: Trouble, count: int, what: str) -> None:
     """Raises a DataError where images could not be read."""
-    if corrupt:
-        raise DataError(
-            f"{len(corrupt):,} of {count:,} images of {what} cannot be decoded: {'; '.join(corrupt[:3])}"
-            f"{'; …' if len(corrupt) > 3 else ''}. Copy them again from the original, or remove them."
+    if trouble:
+        said = (
+            f"{len(names):,} of {count:,} images of {what} {why}: {'; '.join(names[:3])}{'; …' if len(names) > 3 else ''}. "
+            f"{remedy}"
+            for (why, remedy), names in trouble.items()
         )
+        raise DataError(" ".join(said))
 
 
-def read_class_folders(root: Path, classes: Sequence[str], size: int, fit: Fit = stretch) -> ImageSet:
+def read_class_folders(
+    root: Path, classes: Sequence[str], size: int, fit: Fit = stretch, background: Background = "white"
+) -> ImageSet:
     """The images of a folder a class, `root`/<class>/*, decoded into memory: for small sets that need no store."""
     root = root.resolve()
     if not root.is_dir():
         raise DataError(f"{root} does not exist. Expected a folder with a folder of images for each class.")
     if unknown := [name for name in folders(root) if name not in classes]:
         raise DataError(f"{root} has {some(unknown)}, no class of the data set. Name its folders as {some(classes)}.")
-    files = labelled(root, "", classes)
+    files, left_out, nested = labelled(root, "", classes)
     raw = from_files(classes, files, [])
+    trouble: Trouble = {}
     _, split, _ = raw.read()
     images = np.empty((len(files), 3, size, size), np.uint8)
     with progress.task(f"decode {root.name}", len(files), "image") as work:
-        refuse(decode(split, images, fit, work), len(files), str(root))
+        converted = decode(split, images, fit, background, work, trouble)
+    refuse(trouble, len(files), str(root))
+    facts = {"left_out": left_out, "sub_folders": nested, "converted": converted}
+    tell(root.name, root, {name: value for name, value in facts.items() if value})
     return ImageSet(torch.from_numpy(images), torch.tensor(split.labels), tuple(classes))
 
 
@@ -167,17 +227,14 @@ def threads() -> int:
 
 
 def open_store(folder: Path) -> Splits:
-    """The two splits in `folder`, mapped."""
-    try:
+    """The two splits in `folder`, mapped. Damaged where they are not what was stored: all bytes are compared once a day, and
+    whenever a file was touched."""
+    with reading(folder, once_a_day=True):
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         train, test = (map_split(folder / name, meta["classes"]) for name in SPLITS)
         if [train.counts().tolist(), test.counts().tolist()] != [meta["counts"][name] for name in SPLITS]:
             raise ValueError("the labels are not those that were stored")
-        return Splits(train, test, meta["digest"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{folder} is damaged ({error}). Remove it and repeat the command: the images are decoded anew."
-        ) from None
+        return Splits(train, test, meta["digest"], {"converted": meta["converted"]} if meta["converted"] else {})
 
 
 def map_split(folder: Path, classes: Iterable[str]) -> ImageSet:
@@ -204,7 +261,7 @@ def finish(dataset: Dataset, splits: Splits) -> Splits:
     train = subset(dataset, "train", splits.train, dataset.train_size)
     test = subset(dataset, "test", splits.test, dataset.test_size)
     whole = train is splits.train and test is splits.test
-    return splits if whole else Splits(train, test, digest(train, test))
+    return splits if whole else Splits(train, test, digest(train, test), splits.facts)
 
 
 def subset(dataset: Dataset, split: str, images: ImageSet, size: int | None) -> ImageSet:

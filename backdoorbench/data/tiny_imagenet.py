@@ -35,7 +35,7 @@ LAYOUT = f"train/ with a folder of images a class, and val/ with images/ and {Pa
 class TinyImagenet(Dataset):
     def load(self, cache: Path) -> Splits:
         root = find_root(self, LAYOUT, is_tree)
-        published = (root / ANNOTATIONS).is_file() and bool(image_files(root, root / "val" / "images"))
+        published = (root / ANNOTATIONS).is_file() and bool(image_files(root, root / "val" / "images").files)
         raw = as_published(self, root) if published else tree(self, root, ("val",), census=CENSUS)
         return load(self, cache, root, raw, stretch)
 
@@ -44,8 +44,8 @@ def as_published(dataset: Dataset, root: Path) -> Raw:
     """The labels of val/ from its table, the classes from train/."""
     find_test(dataset, root, ("val",))
     classes = folders(root / "train")
-    train = labelled(root, "train", classes)
-    images = {Path(file.path).name: file for file in image_files(root, root / "val" / "images")}
+    train = labelled(root, "train", classes).rows
+    images = {Path(file.path).name: file for file in image_files(root, root / "val" / "images").files}
     label = {name: number for number, name in enumerate(classes)}
     test: list[tuple[File, int]] = []
     for row in read_table(root / ANNOTATIONS, "\t", ("file", "class")):

@@ -24,6 +24,7 @@ def environment(made: Plan) -> dict[str, Any]:
         "device": device.describe(made.device),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
+        "data": {"classes": list(made.splits.train.classes), **made.splits.facts},
     }
 
 

@@ -23,6 +23,7 @@ from backdoorbench.config.groups import (
     STAGES,
     TELLING,
     UNKEYED,
+    USUAL,
     Stage,
     told_by,
 )
@@ -326,7 +327,8 @@ def _told(name: str, value: Any) -> Any:
         return value
     if name == "dataset":
         path = "root" if str(value.get("_target_", "")).endswith(".Folder") else ""
-        return {key: setting for key, setting in value.items() if key not in UNKEYED or key == path}
+        unusual = [key for key, usual in USUAL.items() if value.get(key, usual) != usual]
+        return {key: setting for key, setting in value.items() if key not in UNKEYED or key in (path, *unusual)}
     return {"name": SILENT[name]} if value.get("name") == SILENT.get(name, DASH) else value
 
 
