@@ -409,12 +409,35 @@ def test_mistakes(
     assert capsys.readouterr().err == f"bdx: {said.format(**named)}\n"
 
 
-def test_an_infection_that_describes_nothing(
-    four: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("text", ["{}", "", "[]", '{"settings": [], "seconds": {}}', None])
+def test_an_infection_that_describes_nothing_is_left_out(
+    text: str | None, four: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "cache" / "infection" / f"badnets-digits-{four['old']}" / "infection.json"
-    file.write_text("{}")
-    assert main(["cache", "--outputs", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        f"bdx: {file} does not describe an infection; expected what `bdx` wrote. Delete its folder.\n"
+    file.unlink() if text is None else file.write_text(text)
+    assert main(["cache", "--outputs", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "  3 infections, 5.0 MB" in shown.out and four["old"] not in shown.out
+    assert shown.err.startswith(f"an infection is left out: {file.parent} (")
+    assert (
+        shown.err.endswith("; a run that needs it sets it aside and trains it again\n") and shown.err.count("\n") == 1
     )
+
+
+def test_what_was_set_aside_is_counted(
+    four: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "cache" / "infection" / f"badnets-digits-{four['old']}"
+    store.set_aside(folder, "model.safetensors is missing")
+    answers = tmp_path / "cache" / "control" / "0123456789ab.json"
+    answers.parent.mkdir()
+    answers.write_text("{")
+    assert store.read_answer(answers, ("scores",)) is None
+    capsys.readouterr()
+    said = bdx(capsys, tmp_path)
+    assert said[-2] == "  3 infections, 5.0 MB"
+    assert said[-1].startswith(
+        f"  set aside as damaged: 2, 30.0 kB, the first {tmp_path}/cache/control/0123456789ab.json.damaged-"
+    )
+    assert bdx(capsys, tmp_path, "prune", "--older-than", "1h", "--yes")[0].startswith(" ")
+    assert folder.name in "".join(entry.name for entry in folder.parent.iterdir())  # kept: it is no infection

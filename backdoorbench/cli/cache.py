@@ -53,6 +53,11 @@ def _list(words: Sequence[str]) -> int:
     total = sum(stored.size for stored in found)
     others = "".join(f"; {name} {decimal(size)}" for name, size in beside.items() if size)
     print(f"  {count(len(found), 'infection')}, {decimal(total)}{others}")
+    if aside := outputs.set_aside():
+        size = decimal(sum(map(cached.size_of, aside)))
+        print(
+            f"  set aside as damaged: {len(aside)}, {size}, the first {aside[0]}; nothing reads them, delete them by hand"
+        )
     return 0
 
 

@@ -102,7 +102,7 @@ def print_sweep(folder: Path) -> int:
 
     jobs = sweep.collect(folder)
     out = screen.make_console()
-    runs = [record.read(Path(left.record)) for left in jobs.values() if left.record]
+    runs = [run for _, run in record.readable(Path(left.record) for left in jobs.values() if left.record)]
     terminal.print_report(out, runs)
     tried = [left for left in jobs.values() if left.objective is not None]
     if tried and not sweep.planned(folder):  # a search

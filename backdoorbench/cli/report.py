@@ -17,7 +17,9 @@ def carry_out(words: Sequence[str]) -> int:
         "--columns", metavar="LIST", help="such as defense; what neither names makes a table of its own"
     )
     parser.add_argument(
-        "--metric", metavar="LIST", help="of ca,asr,ra,der, in this order; ca,asr,ra by default; of detectors auroc and others"
+        "--metric",
+        metavar="LIST",
+        help="of ca,asr,ra,der, in this order; ca,asr,ra by default; of detectors auroc and others",
     )
     parser.add_argument(
         "--format",

@@ -51,7 +51,8 @@ def show(folder: Path, paper: str, scale: str) -> int:
     from backdoorbench.storage.outputs import Outputs
     from backdoorbench.sweeps import sweep
 
-    runs = [record.read(Path(left.record)) for left in sweep.collect(folder).values() if left.record]
+    left = sweep.collect(folder).values()
+    runs = [run for _, run in record.readable(Path(job.record) for job in left if job.record)]
     found = published.compare(runs, paper)
     if not found:
         return 0

@@ -56,7 +56,7 @@ def print_runs(
         shown.add_column("started", no_wrap=True)
     for entry in told:
         said = [next(described)] if entry.content else ["record.json cannot be read"]
-        said += [entry.content["error"]] if entry.status == "failed" else []
+        said += [entry.content.get("error") or ""] if entry.status == "failed" else []
         seconds = entry.seconds(now)
         cells = [
             Text(entry.status, style=STYLES.get(entry.status, "")),

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from backdoorbench.errors import ModelError
-from backdoorbench.storage.store import storage_errors
+from backdoorbench.storage import store
 
 Weights = dict[str, Tensor]
 
@@ -24,13 +24,17 @@ def save(model: nn.Module, file: Path, description: dict[str, Any] | None = None
                  order, and with it the file's bytes, from save to save"""
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     metadata = {DESCRIPTION: json.dumps(description, sort_keys=True)} if description is not None else None
-    with storage_errors(file.parent):
-        save_file(state, file, metadata)
+    store.write_tensors(file, state, metadata)
 
 
 def restore(model: nn.Module, file: Path) -> None:
-    """Loads what `save` wrote, strictly."""
-    model.load_state_dict(load_file(file))
+    """Loads what `save` wrote, strictly; ValueError where it is something else."""
+    try:
+        model.load_state_dict(store.read_tensors(file))
+    except RuntimeError as error:
+        if not str(error).startswith("Error(s) in loading state_dict"):  # out of memory
+            raise
+        raise ValueError(f"{file.name}: {' '.join(str(error).split())}") from None
 
 
 def description(file: Path) -> dict[str, Any] | None:

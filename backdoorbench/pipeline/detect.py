@@ -5,13 +5,13 @@ same detector is asked about the clean model of the same recipe, where there is 
 """
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from backdoorbench import device, metrics
@@ -21,6 +21,7 @@ from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Verdict
 from backdoorbench.pipeline.infect import build_network, obtain
+from backdoorbench.pipeline.infections import description
 from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan
 from backdoorbench.pipeline.purify import rebuilt
 from backdoorbench.shapes import Images, Mask, Rows
@@ -30,6 +31,8 @@ from backdoorbench.training.scenario import Scenario
 from backdoorbench.triggers.base import Target, Trigger
 
 BATCH = 500  # test images that are triggered at a time
+STARTED = time.time()  # a rerun asks a detector again, but this process does so once
+PICTURE = "picture."  # before the name of what a detector drew, in a verdict's file
 
 
 @dataclass(frozen=True)
@@ -131,29 +134,33 @@ def obtain_verdict(made: Plan, case: Case, infection: dict[str, Any], finding: F
     }
     key = store.key("detection", settings)
     folder = made.outputs.detection(made.detector.name, key)
+    if made.config["rerun"]:
+        store.discard(folder, before=STARTED)
 
     def make(partial: Path) -> None:
         notes: dict[str, Any] = {}
         with finding.timed("detect"):
             said = examine(made, case, notes.__setitem__)
-        with store.storage_errors(partial):
-            kept = {"scores": said.scores, "flagged": said.flagged.to(torch.uint8)}
-            pictures = {f"picture.{name}": images.contiguous() for name, images in said.pictures.items()}
-            save_file(kept | pictures, partial / "verdict.safetensors")
+        kept = {"scores": said.scores, "flagged": said.flagged.to(torch.uint8)}
+        pictures = {f"{PICTURE}{name}": images for name, images in said.pictures.items()}
+        store.write_tensors(partial / "verdict.safetensors", kept | pictures)
         cost = finding.seconds["detect"]
         store.write_json(
             partial / "verdict.json", {"settings": settings, "figures": said.figures, "notes": notes, "seconds": cost}
         )
 
-    found = store.obtain(
-        folder, make, f"another process asks {made.detector.name} about this model ({key}); waiting for it"
-    )
-    described, tensors = store.read_json(folder / "verdict.json"), load_file(folder / "verdict.safetensors")
-    finding.key, finding.cached, finding.cost = key, found, {"detect": described["seconds"]}
-    finding.notes |= described["notes"]
-    prefix = "picture."
-    drawn = {name.removeprefix(prefix): images for name, images in tensors.items() if name.startswith(prefix)}
-    return Verdict(tensors["scores"], tensors["flagged"].bool(), described["figures"], drawn)
+    def read(folder: Path) -> tuple[Verdict, dict[str, Any], float]:
+        with store.reading(folder):
+            described, tensors = description(folder, "verdict.json"), store.read_tensors(folder / "verdict.safetensors")
+            drawn = {name.removeprefix(PICTURE): images for name, images in tensors.items() if name.startswith(PICTURE)}
+            verdict = Verdict(tensors["scores"], tensors["flagged"].bool(), described["figures"], drawn)
+            return verdict, described["notes"], described["seconds"]
+
+    waiting = f"another process asks {made.detector.name} about this model ({key}); waiting for it"
+    (verdict, notes, cost), found = store.obtain(folder, make, read, waiting)
+    finding.key, finding.cached, finding.cost = key, found, {"detect": cost}
+    finding.notes |= notes
+    return verdict
 
 
 def examine(made: Plan, case: Case, note: Callable[[str, Any], None]) -> Verdict:

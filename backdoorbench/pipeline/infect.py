@@ -19,7 +19,14 @@ from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
 from backdoorbench.pipeline import evaluation, gates
 from backdoorbench.pipeline.evaluation import Predictions
-from backdoorbench.pipeline.infections import describe_model, load_infection, load_network, save_infection, save_network
+from backdoorbench.pipeline.infections import (
+    describe_model,
+    description,
+    load_infection,
+    load_network,
+    save_infection,
+    save_network,
+)
 from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, network_folder
 from backdoorbench.storage import store
 from backdoorbench.storage.outputs import key_of
@@ -135,17 +142,17 @@ def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Pre
             describe_model(made),
         )
 
+    def read(folder: Path) -> tuple[Infection, Predictions, dict[str, float]]:
+        with finding.timed("infect"):
+            model, clean = build_network(made, Stream(0)), made.parts.train.to(made.device)
+            return *load_infection(folder, model, clean), description(folder)["seconds"]
+
     waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"
-    found = store.obtain(folder, make, waiting)
+    (infection, predictions, cost), found = store.obtain(folder, make, read, waiting)
     forget(file)
-    with finding.timed("infect"):
-        infection, predictions = load_infection(
-            folder, build_network(made, Stream(0)), made.parts.train.to(made.device)
-        )
     said = f"cached {made.infection_key}" if found else f"trained {made.infection_key}"
     log.info(f"infected model: {said}")
-    finding.key, finding.cached = made.infection_key, found
-    finding.cost = store.read_json(folder / "infection.json")["seconds"]
+    finding.key, finding.cached, finding.cost = made.infection_key, found, cost
     return infection, predictions
 
 
@@ -161,16 +168,18 @@ def obtain_network(made: Plan) -> nn.Module:
     def write(partial: Path) -> None:
         start = time.monotonic()
         with device.memory_errors("infect", batch_sizes(made, "attack")):
-            images, kept = made.splits.train.to(made.device), Snapshots(file, made.config["runtime"]["snapshot_seconds"])
+            images, kept = (
+                made.splits.train.to(made.device),
+                Snapshots(file, made.config["runtime"]["snapshot_seconds"]),
+            )
             network = attack.train_network(images, kept, made.recipe.precision)
         save_network(network, settings, round(time.monotonic() - start, 3), partial)
 
-    found = store.obtain(
-        folder, write, f"another process trains the network of {made.attack.name}'s trigger; waiting for it"
-    )
+    waiting = f"another process trains the network of {made.attack.name}'s trigger; waiting for it"
+    trained, found = store.obtain(folder, write, lambda folder: load_network(folder, made.device), waiting)
     forget(file)
     log.info(f"network of the trigger: {'cached' if found else 'trained'} {key}")
-    return load_network(folder, made.device)
+    return trained
 
 
 def forget(file: Path) -> None:
@@ -190,15 +199,14 @@ def find_control(made: Plan, test: ImageSet, infection: Infection, finding: Find
     answers = made.outputs.control(made.infection_key)
     test_rows = made.parts.test_rows
     rows = [int(row) for row in test_rows] if len(test_rows) != len(test) else []
-    if answers.is_file():
-        known = store.read_json(answers)
-        if known["control"] == clean.infection_key and known["rows"] == rows:
-            return Scores(**known["scores"])
+    known = store.read_answer(answers, ("control", "rows", "scores"))
+    if known is not None and known["control"] == clean.infection_key and known["rows"] == rows:
+        return Scores(**known["scores"])
     with finding.timed("control"):
         control, _ = obtain(clean, test, Finding(INFECT.name, clean.attack.name))
         calls = evaluation.predict(control.model, test, infection.trigger, made.recipe.precision)
         scores = evaluation.judge(calls, test, infection.target, test_rows)
     with store.storage_errors(answers.parent):
         answers.parent.mkdir(parents=True, exist_ok=True)
-    store.write_json(answers, {"control": clean.infection_key, "rows": rows, "scores": dataclasses.asdict(scores)})
+    store.write_answer(answers, {"control": clean.infection_key, "rows": rows, "scores": dataclasses.asdict(scores)})
     return scores

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from backdoorbench.attacks.base import Infection
@@ -47,46 +46,55 @@ def save_infection(
         "has_train": infection.train is not None,
     }
     checkpoint.save(infection.model, folder / WEIGHTS, description)
-    with store.storage_errors(folder):
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "trigger.safetensors")
-        save_file(changed_rows(infection, clean), folder / "rows.safetensors")
-        calls = {"clean": predictions.clean, "triggered": predictions.triggered}
-        save_file(
-            {name: value for name, value in calls.items() if value is not None}, folder / "predictions.safetensors"
-        )
+    store.write_tensors(folder / "trigger.safetensors", tensors)
+    store.write_tensors(folder / "rows.safetensors", changed_rows(infection, clean))
+    calls = {"clean": predictions.clean, "triggered": predictions.triggered}
+    found = {name: value for name, value in calls.items() if value is not None}
+    store.write_tensors(folder / "predictions.safetensors", found)
     store.write_json(folder / "infection.json", described)
 
 
 def load_infection(folder: Path, model: nn.Module, clean: ImageSet) -> tuple[Infection, Predictions]:
-    """What `save_infection` wrote: `model` (of the right kind, any weights) becomes the infected one."""
-    described = store.read_json(folder / "infection.json")
-    checkpoint.restore(model, folder / WEIGHTS)
-    trigger = None
-    if described["trigger"] is not None:
-        trigger = triggers.load(described["trigger"], load_file(folder / "trigger.safetensors")).to(clean.device)
-    target = triggers.load_target(described["target"]) if described["target"] is not None else None
-    train, poisoned = None, None
-    if described["has_train"]:
-        train, poisoned = with_changed_rows(clean, load_file(folder / "rows.safetensors"))
-    history = [Epoch(**epoch) for epoch in described["history"]]
-    calls = load_file(folder / "predictions.safetensors")
-    predictions = Predictions(calls["clean"], calls.get("triggered"))
+    """What `save_infection` wrote: `model` (of the right kind, any weights) becomes the infected one. Damaged where it is not
+    what was written."""
+    with store.reading(folder):
+        described = description(folder)
+        checkpoint.restore(model, folder / WEIGHTS)
+        trigger = None
+        if described["trigger"] is not None:
+            tensors = store.read_tensors(folder / "trigger.safetensors")
+            trigger = triggers.load(described["trigger"], tensors).to(clean.device)
+        target = triggers.load_target(described["target"]) if described["target"] is not None else None
+        train, poisoned = None, None
+        if described["has_train"]:
+            train, poisoned = with_changed_rows(clean, store.read_tensors(folder / "rows.safetensors"))
+        history = [Epoch(**epoch) for epoch in described["history"]]
+        calls = store.read_tensors(folder / "predictions.safetensors")
+        predictions = Predictions(calls["clean"], calls.get("triggered"))
     infection = Infection(model.eval(), trigger, target, train, poisoned, history, described["facts"])
     return infection, predictions
+
+
+def description(folder: Path, name: str = "infection.json") -> dict[str, Any]:
+    """What a cached folder says of itself."""
+    content = store.read_json(folder / name)
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} holds no object")
+    return content
 
 
 def save_network(network: nn.Module, settings: Plain, seconds: float, folder: Path) -> None:
     """Writes the network of a learned trigger into `folder`; settings: all it depends on."""
     spec, tensors = triggers.dump(network)
-    with store.storage_errors(folder):
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / "network.safetensors")
+    store.write_tensors(folder / "network.safetensors", tensors)
     store.write_json(folder / "network.json", {"settings": settings, "seconds": seconds, "network": spec})
 
 
 def load_network(folder: Path, device: torch.device) -> nn.Module:
     """What `save_network` wrote, in eval mode, on `device`."""
-    described = store.read_json(folder / "network.json")
-    network: nn.Module = triggers.load(described["network"], load_file(folder / "network.safetensors"))
+    with store.reading(folder):
+        spec = description(folder, "network.json")["network"]
+        network: nn.Module = triggers.load(spec, store.read_tensors(folder / "network.safetensors"))
     return network.to(device)
 
 

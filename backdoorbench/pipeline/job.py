@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import safetensors.torch
-
 from backdoorbench.config.compose import Plain
 from backdoorbench.errors import BdxError
 from backdoorbench.models import checkpoint
@@ -79,8 +77,7 @@ def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> 
 
 def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
     """Everything a finished run leaves in its folder; the record says `done` only when the rest is there."""
-    with store.storage_errors(folder):
-        safetensors.torch.save_file(outcome.predictions, folder / "predictions.safetensors")
+    store.write_tensors(folder / "predictions.safetensors", outcome.predictions)
     weights, infected = folder / "purified.safetensors", made.infection_folder / WEIGHTS
     if outcome.is_new or checkpoint.description(infected) is None or not store.link(infected, weights):
         checkpoint.save(outcome.purified, weights, describe_model(made))
@@ -106,8 +103,8 @@ def with_what_remains(run: Run, folder: Path) -> None:
 
 def mark_lost(outputs: Outputs, key: str, error: str) -> None:
     """Records of this run that say `running` while nobody runs it any more: they failed. The caller knows that nobody does."""
-    for folder in outputs.runs_of(key):
-        if (folder / record.FILE).is_file() and (run := record.read(folder)).status == "running":
+    for folder, run in record.readable(record.recorded(outputs, key)):
+        if run.status == "running":
             run.status, run.error = "failed", error
             with_what_remains(run, folder)
 

@@ -2,19 +2,22 @@
 
 Answers without torch."""
 
+import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backdoorbench.config.compose import Plain, flat, option
-from backdoorbench.config.groups import INFECT, PURIFY
-from backdoorbench.errors import ConfigError, DataError, join_words
+from backdoorbench.config.groups import GROUPS, INFECT, PURIFY
+from backdoorbench.errors import ConfigError, join_words
 from backdoorbench.reporting.ledger import Entry, shown
 from backdoorbench.reporting.rows import DASH
-from backdoorbench.storage import store
+from backdoorbench.storage import record, store
 from backdoorbench.storage.outputs import Outputs, key_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,15 @@ class Stored:
 
 
 def infections(outputs: Path, runs: Sequence[Entry]) -> list[Stored]:
-    """Every infection in the cache of `outputs`, by attack, data set and key.
+    """Every infection in the cache of `outputs`, by attack, data set and key. Those that say nothing readable of themselves are
+    left out, and counted in a line.
 
     runs  all there are, to know who needs which"""
     named = Counter(entry.of(INFECT.name).get("key") for entry in runs)
-    files = sorted(Outputs(outputs).infections.glob("[!.]*/infection.json"))
-    described = {file.parent: _described(file) for file in files}
+    described, wrong = _described(folder for folder in _folders(Outputs(outputs).infections))
+    if wrong:
+        said = "an infection is left out" if len(wrong) == 1 else f"{len(wrong)} infections are left out; the first"
+        log.warning(f"{said}: {wrong[0]}; a run that needs it sets it aside and trains it again")
     keys = {folder: key_of(folder) for folder in described}
     controls = {control_key(described[folder]["settings"]) for folder, key in keys.items() if named[key]}
     return [
@@ -67,14 +73,28 @@ def infections(outputs: Path, runs: Sequence[Entry]) -> list[Stored]:
     ]
 
 
-def _described(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = store.read_json(file)
-        if {"settings", "seconds"} <= content.keys():
-            return content
-    except ValueError:
-        pass
-    raise DataError(f"{file} does not describe an infection; expected what `bdx` wrote. Delete its folder.")
+def _folders(infections: Path) -> list[Path]:
+    return [folder for folder in sorted(infections.glob("[!.]*")) if folder.is_dir() and store.ASIDE not in folder.name]
+
+
+def _described(folders: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+    """What infections say of themselves, by folder; of those that say nothing readable, where and why."""
+    found, wrong = {}, []
+    for folder in folders:
+        try:
+            content = store.read_json(folder / "infection.json")
+            record.check_config(content["settings"], NEEDED)
+            if {type(value) for value in content["seconds"].values()} <= {int, float}:
+                content["settings"]["holdout"]  # noqa: B018  # None is one
+                found[folder] = content
+                continue
+            wrong.append(f"{folder} (its seconds are no numbers)")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            wrong.append(f"{folder} ({type(error).__name__}: {error})")
+    return found, wrong
+
+
+NEEDED = tuple(group.name for group in GROUPS if group.infection)  # groups that an infection's settings have
 
 
 def control_key(settings: Plain) -> str:
@@ -83,7 +103,9 @@ def control_key(settings: Plain) -> str:
 
 
 def size_of(place: Path) -> int:
-    """Bytes of all files below `place`; 0 where there is none."""
+    """Bytes of all files at or below `place`; 0 where there is none."""
+    if place.is_file():
+        return place.stat().st_size
     return sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
 
 

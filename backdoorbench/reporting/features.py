@@ -20,9 +20,9 @@ from backdoorbench.errors import DataError
 from backdoorbench.models import checkpoint, surgery
 from backdoorbench.models.base import Classifier
 from backdoorbench.shapes import Images
+from backdoorbench.storage import store
 from backdoorbench.storage.outputs import outputs_of
 from backdoorbench.storage.record import Run
-from backdoorbench.storage.store import read_json
 from backdoorbench.streams import Stream
 from backdoorbench.triggers import base as triggers
 
@@ -81,7 +81,8 @@ def _described(run: Run, folder: Path, infection: Path) -> dict[str, Any]:
         raise DataError(f"t-SNE needs the infected model, and {infection} is gone from the cache. {again}")
     if not (folder / WEIGHTS).is_file():
         raise DataError(f"t-SNE needs the {PURIFY.model} model, and {folder / WEIGHTS} is gone. {again}")
-    described: dict[str, Any] = read_json(infection / "infection.json")
+    store.check(infection)
+    described: dict[str, Any] = store.read_json(infection / "infection.json")
     return described
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from backdoorbench.config.compose import Plain, flat
 from backdoorbench.config.groups import INFECT, OPTIONAL, PURIFY, SETTINGS, TELLING
+from backdoorbench.errors import DataError
 from backdoorbench.reporting.rows import DASH, NAMED, PLACES, base_names, chosen, methods
+from backdoorbench.storage import record
 from backdoorbench.storage.outputs import outputs_of
-from backdoorbench.storage.record import FILE, find, upgraded
-from backdoorbench.storage.store import KEY_LENGTH, canonical, is_held, read_json
+from backdoorbench.storage.store import KEY_LENGTH, canonical, is_held
 
 METHODS = "methods"  # the part of a configuration that is never said once for all
 USUAL = 0.8  # what more of the configurations than this share is said once, above the list
@@ -25,12 +26,13 @@ class Entry:
     """One run as it is known now.
 
     status   the record's; `interrupted` where that says running and no process does; `damaged` where it cannot be read
-    content  of record.json, in the shape of today; empty where damaged
+    content  of record.json, in the shape of today; empty where damaged, of which wrong says why
     """
 
     folder: Path
     status: str
     content: Plain
+    wrong: DataError | None = None
 
     @property
     def key(self) -> str:
@@ -54,18 +56,19 @@ class Entry:
 
 
 def entries(where: Path) -> list[Entry]:
-    """Every run at or below `where`, in the order they started."""
-    found = sorted((_read(folder) for folder in find(where)), key=lambda entry: entry.folder.name)
+    """Every run at or below `where`, in the order they started; those that cannot be read are counted in a line, too."""
+    found = sorted((_read(folder) for folder in record.find(where)), key=lambda entry: entry.folder.name)
+    record.tell_left_out([entry.wrong for entry in found if entry.wrong])
     latest = {(entry.folder.parent, entry.key): entry for entry in found if entry.status == "running"}
     return [_as_it_stands(entry, latest.get((entry.folder.parent, entry.key)) is entry) for entry in found]
 
 
 def _read(folder: Path) -> Entry:
     try:
-        content = upgraded(read_json(folder / FILE))
+        content = record.read_plain(folder)
         return Entry(folder, content["status"], content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return Entry(folder, "damaged", {})
+    except DataError as error:
+        return Entry(folder, "damaged", {}, error)
 
 
 def _as_it_stands(entry: Entry, latest: bool) -> Entry:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from backdoorbench.storage.store import ASIDE
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -64,6 +66,10 @@ class Outputs:
     def lock(self, run: str) -> Path:
         """The lock of a run that is carried out."""
         return self.cache / "locks" / f"{run}.lock"
+
+    def set_aside(self) -> list[Path]:
+        """What was found damaged in the cache and is kept, by place and time."""
+        return sorted(self.cache.glob(f"*/*{ASIDE}*"))
 
     def runs_of(self, key: str) -> Iterator[Path]:
         """The folders of a run's records, in no order."""

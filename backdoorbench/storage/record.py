@@ -6,9 +6,10 @@ Needs no torch, so that a report of many runs starts at once.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.config.compose import Plain
-from backdoorbench.config.groups import DETECT, INFECT, OPTIONAL, PURIFY
+from backdoorbench.config.groups import DETECT, GROUPS, INFECT, OPTIONAL, PURIFY
 from backdoorbench.errors import DataError
 from backdoorbench.metrics import Scores
 from backdoorbench.storage.outputs import NOT_RUNS, Outputs
 from backdoorbench.storage.store import read_json, storage_errors, write_json
 
+log = logging.getLogger(__name__)
+
 FILE = "record.json"
+STATUSES = ("running", "done", "failed")
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a record leaves out of a stage
 KEPT = ("largest_share", "ca_per_class", "starts_from", "holdout_ca", "flagged")  # details that tables and plots need
 
@@ -155,30 +159,152 @@ def new_folder(outputs: Outputs, label: str, key: str) -> Path:
 def write(run: Run, folder: Path) -> None:
     """`record.json`, whole or not at all; of a stage what it has."""
     content = dataclasses.asdict(run)
-    kept = [{name: value for name, value in stage.items() if value not in EMPTY or name == "kind"} for stage in content["stages"]]
+    kept = [
+        {name: value for name, value in stage.items() if value not in EMPTY or name == "kind"}
+        for stage in content["stages"]
+    ]
     write_json(folder / FILE, content | {"stages": kept})
 
 
 def read(folder: Path) -> Run:
-    """The run that `write` wrote, in this version or before it had stages; DataError where the file is damaged."""
-    file = folder / FILE
+    """The run that `write` wrote, in this version or before it had stages; DataError where the file is damaged or foreign."""
+    with _told(folder):
+        return from_plain(read_json(folder / FILE))
+
+
+def read_plain(folder: Path) -> dict[str, Any]:
+    """The content of a record in the shape of today; DataError where it is damaged or foreign."""
+    with _told(folder):
+        return checked(read_json(folder / FILE))
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Turns whatever is wrong with a record into a DataError."""
     try:
-        return from_plain(read_json(file))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        said = f"it has no {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or error
         raise DataError(
-            f"{file} is no record of this version ({error}); expected what `bdx` wrote. Move the file away, or report it if "
-            f"nobody changed it."
+            f"{folder / FILE} is no record of this version ({said}); expected what `bdx` wrote. Move the file away, or report it "
+            f"if nobody changed it."
         ) from None
 
 
-def from_plain(content: dict[str, Any]) -> Run:
+def readable(folders: Iterable[Path]) -> Iterator[tuple[Path, Run]]:
+    """The runs of these folders, one after another; damaged and foreign records are left out, and counted in a line."""
+    wrong: list[DataError] = []
+    for folder in folders:
+        try:
+            run = read(folder)
+        except DataError as error:
+            wrong.append(error)
+        else:
+            yield folder, run
+    tell_left_out(wrong)
+
+
+def tell_left_out(wrong: Sequence[Exception]) -> None:
+    """One line about records that cannot be read."""
+    if wrong:
+        first = str(wrong[0]).partition("; expected")[0]
+        said = "a record is left out" if len(wrong) == 1 else f"{len(wrong):,} records are left out; the first"
+        log.warning(f"{said}: {first}")
+
+
+def from_plain(content: Any) -> Run:
     """The run whose record has this content."""
-    content = upgraded(content)
+    content = checked(content)
     stages = []
     for stage in content["stages"]:
         judged = {name: Scores(**stage[name]) for name in ("scores", "control") if stage.get(name) is not None}
         stages.append(Finding(**stage | judged))
     return Run(**content | {"stages": stages})
+
+
+def checked(content: Any) -> dict[str, Any]:
+    """A record's content in the shape of today; ValueError, KeyError or TypeError where it is something else: where a field is
+    not of a record, or of another type than tables and lists compute with."""
+    found = upgraded(_object("it", content))
+    if found["status"] not in STATUSES:
+        raise ValueError(f"its status is {found['status']!r}")
+    if found["status"] == "running":
+        datetime.fromisoformat(found["started"])
+    _check_fields(found, OF_A_RUN, KEPT_OF_A_RUN)
+    config = found["config"]
+    check_config(config, REQUIRED)
+    _check_numbers("settings", [config[INFECT.group].get("poison_rate")])
+    if "gates" in config:
+        _check_numbers("settings", [config["gates"]["constant_share"]])
+    for stage in found["stages"]:
+        _check_stage(_object("a stage", stage))
+    return found
+
+
+def _check_stage(stage: dict[str, Any]) -> None:
+    _check_fields(stage, OF_A_STAGE, KEPT_OF_A_STAGE)
+    stage["kind"]  # noqa: B018  # every stage says what it is
+    for name in ("scores", "control"):
+        if stage.get(name) is not None:
+            _check_numbers(name, stage[name].values())
+            if not stage[name].keys() >= {"ca", "asr", "ra"}:
+                raise ValueError(f"its {name} are no scores")
+    for name in ("figures", "beside", "seconds", "cost"):
+        _check_numbers(name, stage.get(name, {}).values())
+    details = stage.get("details", {})
+    _check_numbers(
+        "details", [details.get("largest_share"), details.get("holdout_ca"), *details.get("ca_per_class", [])]
+    )
+    for point in stage.get("curve", []):
+        _check_numbers("curve", _object("a point of the curve", point).values())
+        point["epoch"], point["n"]  # noqa: B018
+    if not all(isinstance(reason, str) for reason in stage.get("reasons", [])):
+        raise TypeError("its reasons are no texts")
+
+
+def check_config(config: Any, groups: Sequence[str]) -> None:
+    """Raises ValueError, KeyError or TypeError unless this is a configuration with an option of each of the groups and a seed."""
+    for group in groups:
+        if not isinstance(_object(group, _object("config", config)[group])["name"], str):
+            raise TypeError(f"the name of its {group} is no text")
+    if type(config["seed"]) is not int:
+        raise TypeError("its seed is no whole number")
+
+
+def _object(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} is no object")
+    found: dict[str, Any] = value
+    return found
+
+
+def _check_fields(content: Mapping[str, Any], kinds: Mapping[str, Any], known: Set[str]) -> None:
+    if not content.keys() <= known:
+        raise ValueError(f"it has {min(content.keys() - known)}, which no record has")
+    for name, value in content.items():
+        if name in kinds and not isinstance(value, kinds[name]):
+            raise TypeError(f"its {name} is a {type(value).__name__}")
+
+
+def _check_numbers(name: str, values: Iterable[Any]) -> None:
+    for value in values:
+        if value is not None and type(value) not in NUMBERS:
+            raise TypeError(f"its {name} are no numbers")
+
+
+NUMBERS = (float, int)
+REQUIRED = tuple(
+    group.name for group in GROUPS if group.run and not group.silent
+)  # groups that every configuration has
+TEXT, OBJECT = str, dict
+OF_A_RUN: dict[str, Any] = {
+    "id": TEXT, "label": TEXT, "started": TEXT, "environment": OBJECT, "stages": list, "error": (str, type(None)),
+}  # fmt: skip
+OF_A_STAGE: dict[str, Any] = {
+    "kind": TEXT, "name": TEXT, "key": TEXT, "status": TEXT, "reasons": list, "curve": list, "history": list,
+    "cached": (bool, type(None)), "scores": (dict, type(None)), "control": (dict, type(None)),
+    **dict.fromkeys(("cost", "figures", "beside", "details", "notes", "seconds"), OBJECT),
+}  # fmt: skip
 
 
 def upgraded(content: dict[str, Any]) -> dict[str, Any]:
@@ -209,6 +335,7 @@ def upgraded(content: dict[str, Any]) -> dict[str, Any]:
 
 
 KEPT_OF_A_RUN = {each.name for each in dataclasses.fields(Run)}
+KEPT_OF_A_STAGE = {each.name for each in dataclasses.fields(Finding)}
 
 
 def target_note(described: str | None) -> dict[str, str]:
@@ -218,10 +345,14 @@ def target_note(described: str | None) -> dict[str, str]:
 
 def find(where: Path) -> Iterator[Path]:
     """Every folder at or below `where` that holds a record, sorted; folders of one run each are not entered further."""
-    if (where / FILE).is_file():
+    if os.path.lexists(where / FILE):
         yield where
         return
-    inner = sorted(entry.name for entry in os.scandir(where) if entry.is_dir()) if where.is_dir() else []
+    try:
+        inner = sorted(entry.name for entry in os.scandir(where) if entry.is_dir()) if where.is_dir() else []
+    except PermissionError:  # there may be one
+        yield where
+        return
     for name in inner:
         if name not in NOT_RUNS and not name.startswith("."):
             yield from find(where / name)
@@ -231,18 +362,18 @@ def collect(folders: Iterable[Path]) -> dict[Path, Run]:
     """The runs below `folders` by the folder of their record: of each key one, the latest finished one, else the latest.
 
     What fills a record and no table needs is left out (per-class scores, the history of the infection's training), and equal
-    settings are held once, so that 10,000 runs fit into memory."""
+    settings are held once, so that 10,000 runs fit into memory. Damaged and foreign records are left out, and counted."""
     shared: dict[str, Any] = {}
     latest: dict[str, tuple[tuple[bool, str], Path, Run]] = {}
-    for entry in (entry for folder in folders for entry in find(folder)):
-        run = _slim(read(entry), shared)
+    for entry, run in readable(entry for folder in folders for entry in find(folder)):
+        _slim(run, shared)
         order = (run.status == "done", run.started)
         if run.id not in latest or order >= latest[run.id][0]:
             latest[run.id] = (order, entry, run)
     return {entry: run for _, entry, run in sorted(latest.values(), key=lambda item: str(item[1]))}
 
 
-def _slim(run: Run, shared: dict[str, Any]) -> Run:
+def _slim(run: Run, shared: dict[str, Any]) -> None:
     for name, value in run.config.items():
         if isinstance(value, dict):
             run.config[name] = shared.setdefault(repr(value), value)
@@ -251,15 +382,25 @@ def _slim(run: Run, shared: dict[str, Any]) -> Run:
         stage.history = []
         stage.details = {name: stage.details[name] for name in KEPT if name in stage.details}
         stage.notes, stage.cost = (shared.setdefault(repr(part), part) for part in (stage.notes, stage.cost))
-    return run
 
 
 def find_done(outputs: Outputs, key: str) -> Path | None:
-    """The latest folder of a finished run with this key."""
-    for folder in sorted(outputs.runs_of(key), reverse=True):
-        if (folder / FILE).is_file() and read(folder).status == "done":
-            return folder
-    return None
+    """The latest folder of a finished run with this key; a record that cannot be read is none."""
+    latest_first = sorted(recorded(outputs, key), reverse=True)
+    return next((folder for folder in latest_first if status_of(folder) == "done"), None)
+
+
+def recorded(outputs: Outputs, key: str) -> Iterator[Path]:
+    """The folders of this run's records, in no order."""
+    return (folder for folder in outputs.runs_of(key) if os.path.lexists(folder / FILE))
+
+
+def status_of(folder: Path) -> str | None:
+    """What a run's record says of it; None where there is none that can be read."""
+    try:
+        return str(read_plain(folder)["status"])
+    except DataError:
+        return None
 
 
 def failure(error: BaseException) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 
 from backdoorbench.config.compose import Plain
 from backdoorbench.config.groups import DETECT, INFECT, PURIFY
-from backdoorbench.errors import BdxError, PairingError
+from backdoorbench.errors import BdxError, DataError, PairingError
 from backdoorbench.pipeline import plan as plans
 from backdoorbench.pipeline.plan import Shared, Sketch
+from backdoorbench.storage import record
 from backdoorbench.storage.outputs import Outputs
-from backdoorbench.storage.record import FILE, upgraded
-from backdoorbench.storage.store import read_json
+from backdoorbench.storage.record import FILE
 from backdoorbench.sweeps.sweep import varying
 
 MOST_RECORDS = 2000  # the newest, that estimates go by
@@ -106,7 +106,7 @@ def describe(run: Ahead, made: Sketch, folders: dict[str, list[Path]]) -> None:
     if made.config["control"] == "train" or (made.attack.needs_surrogate and not run.infection.is_dir()):
         run.clean = plans.clean_plan(made).infection_folder
     if not made.config["rerun"]:
-        done = (folder for folder in reversed(folders.get(made.key, [])) if status(folder) == "done")
+        done = (folder for folder in reversed(folders.get(made.key, [])) if record.status_of(folder) == "done")
         run.done = next(done, None)
 
 
@@ -117,15 +117,6 @@ def folders_by_key(outputs: Outputs) -> dict[str, list[Path]]:
     for name in sorted(os.listdir(runs)) if runs.is_dir() else []:
         found.setdefault(name.rpartition("_")[2], []).append(runs / name)
     return found
-
-
-def status(folder: Path) -> str | None:
-    """What a run's record says of it; None where there is none to read."""
-    try:
-        said: str = read_json(folder / FILE)["status"]
-        return said
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def refuse_mistakes(runs: Sequence[Ahead]) -> None:
@@ -158,12 +149,12 @@ class Past:
         newest = sorted(outputs.runs.glob(f"*/{FILE}"), reverse=True)[:MOST_RECORDS]
         for file in newest:
             try:
-                content = read_json(file)
-            except (OSError, ValueError):
+                content = record.read_plain(file.parent)
+            except DataError:
                 continue
-            if content.get("status") == "done":
+            if content["status"] == "done":
                 self.records += 1
-                self.add(upgraded(content))
+                self.add(content)
 
     def add(self, content: dict[str, Any]) -> None:
         cost: dict[str, float] = {}

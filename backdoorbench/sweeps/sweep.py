@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from backdoorbench.sweeps.forecast import Ahead
 
 LOST = "ended without a word: it was killed, or ran out of memory"
+DAMAGED = "its job.json cannot be read: what became of it is not known"
 MOST_COMMANDS = 20  # printed one by one
 
 
@@ -99,8 +100,12 @@ class Left:
 
     @staticmethod
     def read(file: Path) -> Left:
-        content = read_json(file)
-        return Left(**{**content, "overrides": tuple(content["overrides"])})
+        """What `leave` wrote; a failed job's where the file holds something else."""
+        try:
+            content = read_json(file)
+            return Left(**{**content, "overrides": tuple(content["overrides"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            return Left((), None, DAMAGED, False, None)
 
 
 def leave(
@@ -122,25 +127,33 @@ def leave(
 def collect(folder: Path) -> dict[int, Left]:
     """What every job of a sweep left, by job number. One that began and left nothing was killed; one that never began is
     not among them."""
-    found = {int(file.parent.name): Left.read(file) for file in folder.glob("*/job.json")}
+    files = {int(file.parent.name): file for file in folder.glob("*/job.json") if file.parent.name.isdecimal()}
+    found = {number: Left.read(file) for number, file in files.items()}
     for number, overrides in enumerate(planned(folder)):
         if number not in found and (folder / str(number)).is_dir():
             found[number] = Left(tuple(overrides), None, LOST, False, None)
+        elif number in found and found[number].error == DAMAGED:
+            found[number] = Left(tuple(overrides), None, DAMAGED, False, None)
     return dict(sorted(found.items()))
 
 
 def planned(folder: Path) -> list[list[str]]:
     """The settings of each job of a sweep; none where a search chooses them as it goes."""
-    file = folder / "sweep.json"
-    jobs: list[list[str]] = read_json(file)["jobs"] if file.is_file() else []
-    return jobs
+    return _begun(folder, "jobs")
+
+
+def _begun(folder: Path, name: str) -> list[Any]:
+    """A part of what `Sweep.begin` wrote; empty where there is nothing of the kind to read."""
+    try:
+        return list(read_json(folder / "sweep.json")[name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def rerun_commands(folder: Path, failed: Sequence[Left]) -> list[str]:
     """The command that repeats just the failed jobs: one sweep where they are every combination of some values, else one
     command each; the whole sweep's, which skips what is done, where those would be too many."""
-    file = folder / "sweep.json"
-    words = read_json(file)["hydra"] if file.is_file() else []
+    words = _begun(folder, "hydra")
     start = ["bdx", "-m", *words]
     whole = joined([left.overrides for left in failed])
     if whole is not None:

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -221,6 +222,9 @@ def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, besi
     if not file.is_file():
         return []
     try:
+        with zipfile.ZipFile(file) as parts:  # torch writes their checksums and compares none
+            if damaged := parts.testzip():
+                raise ValueError(f"{damaged} is not as it was written")
         state = torch.load(file, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
