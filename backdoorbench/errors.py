@@ -15,7 +15,6 @@ Anything else that escapes is a bug and keeps its traceback.
 import math
 from collections.abc import Iterable
 
-
 USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
 
 

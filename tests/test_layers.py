@@ -35,7 +35,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "config": ("groups", "compose", "build", "catalog", "origins"),
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment",),
-    "data": ("images", "base", "raw", "store", "archive", "holdout"),
+    "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
     "models": ("base", "surgery", "checkpoint", "resnet"),
     "training": ("recipe", "fit", "scenario", "adversarial"),
     "triggers": ("base", "patch", "picture", "blend", "hidden"),
@@ -48,7 +48,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
         "terminal",
     ),
     "pipeline": (
-        "evaluation", "gates", "plan", "infections", "infect", "watch", "purify", "detect", "execute", "environment", "job",
+        "evaluation", "gates", "switches", "plan", "infections", "infect", "watch", "purify", "detect", "execute", "environment", "job",
         "preview",
     ),
     "sweeps": ("sweep", "compose", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid"),

@@ -15,6 +15,10 @@ from backdoorbench.config import catalog
 from backdoorbench.config.compose import conf_dir
 
 SMALL = [*QUICK, "train.epochs=1"]
+KNOWN = (
+    "seed, control, curve, gates, inspection, runtime, force, reconstruct, rerun, fail_fast, plugins, attack, defense, detector, "
+    "dataset, model, train, holdout and tracker"
+)
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown option": (
         ["defense=fts"],
@@ -79,6 +83,39 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["defense=null"],
         "defense is 'null'; expected one of its options: {defenses}. Say defense=none for nothing, where that is one of them.",
     ),
+    "a deleted group": (
+        ["~defense"],
+        "'~defense' deletes the group defense, of which every run has an option: {defenses}. Say defense=none for nothing, where "
+        "that is one of them.",
+    ),
+    "a deleted setting": (["~seed"], f"the configuration lacks 'seed'; expected {KNOWN}. A `~seed` deletes it: leave that out."),
+    "a key that nothing reads": (["+foo=1"], f"there is no setting 'foo', so nothing reads it. There are {KNOWN}."),
+    "a key that nothing reads, nearly right": (
+        ["+reconstruc=true"],
+        f"there is no setting 'reconstruc', so nothing reads it. Did you mean 'reconstruct' or 'control'? There are {KNOWN}.",
+    ),
+    "a key below a setting": (["+curve.ever=1"], "curve has no setting 'ever'. Did you mean 'every'? It knows every and images."),
+    "a key below runtime": (
+        ["+runtime.workers=1"],
+        "runtime has no setting 'workers'. It knows data_root, device, outputs, progress, snapshot_seconds and threads.",
+    ),
+    "a mapping for a word": (["+control.x=1"], "control is {{'x': 1}}; expected cached, train or off."),
+    "a key of an experiment": (
+        ["+experiment.rate=1"],
+        "experiment.rate is set, and nothing reads it: a file of conf/experiment/ sets other groups' settings, so its first lines "
+        "must hold `# @package _global_`. Add that line to your file, or leave experiment.rate out.",
+    ),
+    "a switch that is none": (["force=3"], "force is 3; expected true or false."),
+    "a misspelt control": (["control=traim"], "control is 'traim'; expected cached, train or off. Did you mean 'train'?"),
+    "no threads": (["runtime.threads=0"], "runtime.threads is 0; expected a number at least 1. Change runtime.threads."),
+    "a curve that goes back": (["curve.every=-1"], "curve.every is -1; expected a number at least 0. Change curve.every."),
+    "an infinite rate": (["train.lr=inf"], "train.lr is inf; expected a finite number. Change train.lr."),
+    "a gate beyond all": (["gates.asr_floor=2"], "gates.asr_floor is 2; expected a number between 0 and 1. Change gates.asr_floor."),
+    "a plugin that is not there": (
+        ["plugins=[no_such_package]"],
+        "plugins names 'no_such_package', which cannot be imported; expected the name of a package that Python finds. Install it, or "
+        "put the folder that holds it on PYTHONPATH.",
+    ),
     "several values without -m": (
         ["attack.poison_rate=0.1,0.2"],
         "'attack.poison_rate=0.1,0.2' holds several values, and this is no sweep. Give one value, or add -m to run them all.",
@@ -93,7 +130,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["attack.pattern=white33"],
         "attack.pattern is 'white33'; expected white3, checker3, grid3, white4, random or image. Did you mean 'white3' or 'white4'?",
     ),
-    "a seed that is no number": (["seed=zero"], "seed is 'zero'; expected a whole number. Sweep several with -m seed=0,1,2."),
+    "a seed that is no number": (["seed=zero"], "seed is 'zero'; expected a whole number."),
     "poison rate above one": (
         ["attack.poison_rate=10"],
         "attack.poison_rate is 10; expected a number between 0 and 1. Change attack.poison_rate.",
@@ -268,7 +305,9 @@ def devices() -> str:
 def launchers() -> str:
     """Ours, Hydra's own, and those of plugins that happen to be installed."""
     from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
 
+    Plugins.instance()  # which registers them
     ours = {file.stem for file in (conf_dir() / "hydra" / "launcher").glob("*.yaml")}
     stored = ConfigStore.instance().list("hydra/launcher")
     return ", ".join(sorted(ours | {name.removesuffix(".yaml") for name in stored}))
@@ -322,8 +361,10 @@ def test_a_full_disk_loses_nothing(
 
     plain: Callable[..., None] = safetensors.torch.save_file
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(tensors: object, path: Path, *others: object) -> None:
+        if "runs" in path.parts:  # the disk was large enough for the infection
+            raise OSError(28, "No space left on device")
+        plain(tensors, path, *others)
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     assert main([*SMALL, "force=true", "defense=ft", "defense.epochs=1"]) == 2

@@ -18,6 +18,7 @@ from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_tar
 
 CHUNK = 128  # images triggered at a time: what a processor's cache holds, which halves the time of 1,024
 
+
 @runtime_checkable
 class TriggerNetwork(Protocol):
     """An attack whose trigger is a network that it trains once, for all infections that share its settings and the data set."""

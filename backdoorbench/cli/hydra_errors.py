@@ -15,8 +15,13 @@ PLUGINS = {
 
 
 def refuse_null_groups(words: Sequence[str]) -> None:
-    """Raises ConfigError where a group is set to nothing, which Hydra meets with a traceback."""
+    """Raises ConfigError where a group is set to nothing or deleted, which Hydra meets with a traceback."""
     for word in words:
+        if word.startswith("~") and (deleted := word[1:].partition("=")[0].partition("@")[0]) in NAMES:
+            raise ConfigError(
+                f"'{word}' deletes the group {deleted}, of which every run has an option: "
+                f"{', '.join(catalog.names(deleted))}. Say {deleted}=none for nothing, where that is one of them."
+            )
         group, mark, value = word.partition("=")
         if mark and group in NAMES and value in ("", "null"):
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -118,6 +119,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return construct(typing.cast(type, hint), value, where)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ConfigError(f"{where} is {value}; expected a finite number. Change {where}.")
         return float(value)
     if hint is int and isinstance(value, int) and not isinstance(value, bool):
         return value

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backdoorbench import metrics
+from backdoorbench.errors import check_range
 from backdoorbench.metrics import Scores
 from backdoorbench.pipeline.evaluation import Predictions
 
@@ -20,6 +21,10 @@ class Gates:
     asr_floor: float
     ca_drop: float
     constant_share: float
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_range(f"gates.{name}", value, 0, 1)
 
 
 def status(

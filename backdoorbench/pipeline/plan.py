@@ -14,14 +14,15 @@ import torch
 from backdoorbench import device
 from backdoorbench.attacks.base import Attack, DataAttack
 from backdoorbench.config import groups
-from backdoorbench.config.build import build, construct, paths, target
+from backdoorbench.config.build import build, paths, target
 from backdoorbench.config.compose import Plain, flat, option
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.holdout import Holdout, Parts
 from backdoorbench.defenses.base import Defense
 from backdoorbench.detectors.base import Detector
-from backdoorbench.errors import ConfigError, check_range
+from backdoorbench.errors import ConfigError
 from backdoorbench.models.base import ModelSpec
+from backdoorbench.pipeline import switches
 from backdoorbench.pipeline.gates import Gates
 from backdoorbench.storage import store
 from backdoorbench.storage.outputs import Outputs
@@ -117,8 +118,8 @@ def plan(resolved: Plain) -> Plan:
 
 def sketch(resolved: Plain, shared: Shared) -> Sketch:
     """`plan` without the division of the images, which `divide` does and checks."""
-    plugins = resolved["plugins"]
-    runtime = resolved["runtime"]
+    said = switches.check(resolved)
+    plugins, runtime = resolved["plugins"], resolved["runtime"]
     where = shared.once("device", runtime["device"], lambda: device.choose(runtime["device"]))
     device.prepare(where, runtime["threads"])
     resolved = copy.deepcopy(resolved)
@@ -131,10 +132,6 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
         made[group] for group in ("dataset", "holdout", "attack", "defense", "detector")
     )
     made["tracker"].check()
-    if not isinstance(resolved["seed"], int):
-        raise ConfigError(f"seed is {resolved['seed']!r}; expected a whole number. Sweep several with -m seed=0,1,2.")
-    gates = construct(Gates, resolved["gates"], "gates")
-    check_range("inspection.images", resolved["inspection"]["images"], 1)
     offered = {
         "train": attack.leaves_train or (bool(resolved["reconstruct"]) and attack.can_rebuild),
         "rebuild": attack.can_rebuild,
@@ -150,7 +147,7 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
     settings = run_settings(resolved, splits.digest)
     infection = infection_settings(settings, holdout)
     return Sketch(
-        resolved, dataset, made["model"], made["train"], holdout, attack, defense, detector, gates, resolved["seed"], where,
+        resolved, dataset, made["model"], made["train"], holdout, attack, defense, detector, said.gates, said.seed, where,
         splits, outputs, settings, infection, store.key("infection", infection), store.key("run", settings), made["tracker"],
     )  # fmt: skip
 

@@ -1,0 +1,112 @@
+"""What a configuration holds beside the options of its groups: which keys there are, their types and their ranges."""
+
+import dataclasses
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal, get_type_hints
+
+from backdoorbench.config import groups
+from backdoorbench.config.build import construct, convert
+from backdoorbench.config.compose import Plain
+from backdoorbench.errors import ConfigError, check_range, did_you_mean, join_words
+from backdoorbench.pipeline.gates import Gates
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Where the learning curve of a defense is measured; conf/config.yaml says what each is."""
+
+    every: int
+    images: int
+
+    def __post_init__(self) -> None:
+        check_range("curve.every", self.every, 0)
+        check_range("curve.images", self.images, 1)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a detector of inputs is shown."""
+
+    images: int
+
+    def __post_init__(self) -> None:
+        check_range("inspection.images", self.images, 1)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What cannot change a result; conf/runtime/auto.yaml says what each is."""
+
+    device: str
+    threads: int | None
+    outputs: str
+    data_root: str
+    snapshot_seconds: float
+    progress: Literal["auto", "lines", "off"]
+
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            check_range("runtime.threads", self.threads, 1)
+        check_range("runtime.snapshot_seconds", self.snapshot_seconds, 0)
+
+
+@dataclass(frozen=True)
+class Switches:
+    """The settings beside the groups, and the groups that are no method's."""
+
+    seed: int
+    control: Literal["cached", "train", "off"]
+    curve: Curve
+    gates: Gates
+    inspection: Inspection
+    runtime: Runtime
+    force: bool
+    reconstruct: bool
+    rerun: bool
+    fail_fast: bool
+    plugins: tuple[str, ...]
+
+
+def check(resolved: Plain) -> Switches:
+    """The settings of a resolved configuration; ConfigError where it holds a key that nothing reads, or lacks one."""
+    hints = get_type_hints(Switches)
+    known = [*hints, *groups.BUILT]
+    for key, value in resolved.items():
+        if key not in known:
+            raise ConfigError(_unread(key, value, known))
+    if missing := [key for key in known if key not in resolved]:
+        raise ConfigError(
+            f"the configuration lacks '{missing[0]}'; expected {join_words(known)}. A `~{missing[0]}` deletes it: leave that out."
+        )
+    found = Switches(**{name: _converted(name, resolved[name], hint) for name, hint in hints.items()})
+    for package in found.plugins:
+        if not _is_importable(package):
+            raise ConfigError(
+                f"plugins names '{package}', which cannot be imported; expected the name of a package that Python finds. "
+                f"Install it, or put the folder that holds it on PYTHONPATH."
+            )
+    return found
+
+
+def _is_importable(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _converted(name: str, value: Any, hint: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return construct(hint, value, name)  # type: ignore[arg-type]
+    return convert(value, hint, name)
+
+
+def _unread(key: str, value: Any, known: list[str]) -> str:
+    if key in groups.NAMES:  # an experiment or a scale, which set others' settings
+        inside = f"{key}.{next(iter(value))}" if isinstance(value, dict) and value else key
+        return (
+            f"{inside} is set, and nothing reads it: a file of conf/{key}/ sets other groups' settings, so its first lines must "
+            f"hold `# @package _global_`. Add that line to your file, or leave {inside} out."
+        )
+    return f"there is no setting '{key}', so nothing reads it.{did_you_mean(key, known)} There are {join_words(known)}."
