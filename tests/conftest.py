@@ -1,5 +1,5 @@
 """Shared fixtures. pytest -n 2 --dist worksteal    the quick tier, minutes on two cores
-pytest -m "slow or gpu"             the rest"""
+pytest -m "slow or gpu or pretend"  the rest"""
 
 import os
 

@@ -10,8 +10,11 @@ It cannot  take a branch of `device.type == "cuda"` (channels last, fused optimi
            what makes thousands of small ones is slow here
 Differs    a module that moves here has new parameters (on CUDA they are the same objects); inference mode is no_grad
 
-    python tests/pretend.py OUTPUTS    reads names of the contract's rows from standard input (attack=wanet), one a line, and of
-                                       FAULTS; answers each with a line of JSON: {"name", "seconds", "error", "where"}
+    python tests/pretend.py OUTPUTS [host]    carries out what it reads from standard input, one a line, and answers each with a
+                                              Report in a line of JSON: a row of the contract and further words
+                                              (attack=wanet attack.mode=append), one of FAULTS, or an expression of
+                                              `here` and `there` (=here + there)
+                                              host: images stay in the CPU's memory, as where a GPU is too small for them
 
 The process is changed for good, so tests start it as a command (test_pretend.py).
 """
@@ -26,13 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import contract
+import numpy
 import torch
+from conftest import QUICK
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backdoorbench import device
+from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.pipeline import infect, job, plan, purify
@@ -52,12 +58,14 @@ INDEXED_WRITING = {
     aten._index_put_impl_.default,
     aten._unsafe_index_put.default,
 }
-TAKE_A_NUMBER = {aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.fill.Tensor, aten.fill_.Tensor}  # from the CPU
-INDICES = (torch.bool, torch.uint8, torch.int32, torch.int64)
+FILLING = {aten.fill.Tensor, aten.fill_.Tensor}
+MASKED_FILLING = {aten.masked_fill.Tensor, aten.masked_fill_.Tensor}
 
 
 class Backend:
-    """What torch asks of a device's module."""
+    """What torch asks of a device's module. operations: how many the device has carried out."""
+
+    operations = 0
 
     def is_available(self) -> bool:
         return True
@@ -130,7 +138,9 @@ class Pretending(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if is_here(kwargs.get("device")) or any(isinstance(leaf, Pretend) for leaf in pytree.tree_leaves((args, kwargs))):
+        if is_here(kwargs.get("device")) or any(
+            isinstance(leaf, Pretend) for leaf in pytree.tree_leaves((args, kwargs))
+        ):
             return carry_out(function, args, kwargs)
         check_generator(kwargs.get("generator"), False)
         return function(*args, **kwargs)
@@ -138,13 +148,15 @@ class Pretending(TorchDispatchMode):
 
 def carry_out(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The operation, on what the tensors hold. Its result is on the device if an argument is, or if it is asked for there."""
+    Backend.operations += 1
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    meets = any(isinstance(tensor, Pretend) for tensor in tensors)
-    if meets and any(not isinstance(tensor, Pretend) for tensor in tensors) and not are_allowed(function, args, tensors):
+    strangers = [tensor for tensor in tensors if not isinstance(tensor, Pretend)]
+    is_met = len(strangers) < len(tensors)
+    if is_met and strangers and not may_meet(function, args, strangers):
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two devices, {NAME}:0 and cpu! ({function})"
         )
-    options, result_is_here = dict(kwargs), meets
+    options, result_is_here = dict(kwargs), is_met
     if options.get("device") is not None:
         result_is_here = is_here(options["device"])
         options["device"] = torch.device("cpu")
@@ -158,21 +170,23 @@ def carry_out(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
         return kwargs["out"]
     if not result_is_here or function is aten._local_scalar_dense.default:
         return result
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor if isinstance(tensor, Pretend) else Pretend(tensor), result)
+    return pytree.tree_map_only(
+        Tensor, lambda tensor: tensor if isinstance(tensor, Pretend) else Pretend(tensor), result
+    )
 
 
-def are_allowed(function: Any, args: Sequence[Any], tensors: list[Tensor]) -> bool:
-    """Whether CUDA lets CPU tensors meet its own in this operation."""
+def may_meet(function: Any, args: Sequence[Any], strangers: list[Tensor]) -> bool:
+    """Whether CUDA's tensors meet these ones of the CPU in this operation."""
     if function in COPIES:
         return True
-    strangers = [tensor for tensor in tensors if not isinstance(tensor, Pretend)]
+    if function in FILLING:
+        return bool(args[1].dim() == 0)
     if function in INDEXING | INDEXED_WRITING:
-        values = args[2] if function in INDEXED_WRITING else None
-        return all(
-            (tensor is values and tensor.dim() == 0) or (tensor is not values and tensor is not args[0] and tensor.dtype in INDICES)
-            for tensor in strangers
-        )  # fmt: skip
-    takes_numbers = function in TAKE_A_NUMBER or torch.Tag.pointwise in function.tags
+        own, indices = isinstance(args[0], Pretend), [index for index in args[1] if index is not None]
+        value = args[2] if function in INDEXED_WRITING else None
+        is_near = value is None or value.dim() == 0 or isinstance(value, Pretend) == own
+        return is_near and (own or not any(isinstance(index, Pretend) for index in indices))
+    takes_numbers = function in MASKED_FILLING or torch.Tag.pointwise in function.tags
     writes_to_a_stranger = function._schema.name.endswith("_") and strangers[0] is args[0]
     return takes_numbers and not writes_to_a_stranger and all(tensor.dim() == 0 for tensor in strangers)
 
@@ -200,13 +214,12 @@ class Generator(torch.Generator):
         return made
 
     def manual_seed(self, seed: int) -> torch.Generator:
-        if self.is_here:
-            self.seeds.add(seed)
+        (self.seeds.add if self.is_here else self.seeds.discard)(seed)
         return super().manual_seed(seed)
 
 
 def install() -> None:
-    """Registers the device with torch, and with the package. A process cannot be rid of it again."""
+    """Registers the device with torch, and with the package; before the first backward pass, and for good."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
     torch.inference_mode = lambda mode=True: torch.no_grad()  # type: ignore[assignment, misc]  # which no wrapper knows
     torch.Generator = Generator  # type: ignore[misc]
@@ -227,23 +240,42 @@ def reaching(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return made
 
 
+def stay_in_host_memory() -> None:
+    """From now on images stay on the CPU, and travel to the device a batch at a time."""
+    move = ImageSet.to
+
+    def to(images: ImageSet, where: torch.device | str) -> ImageSet:
+        return replace(images, labels=images.labels.to(where)) if is_here(where) else move(images, where)
+
+    ImageSet.to = to  # type: ignore[method-assign]
+
+
 # ---- what runs on it ------------------------------------------------------------------------------------------------
+
+WORDS = (
+    "train.epochs=1", "train.precision=float32", "force=true", "rerun=true", f"runtime.device={NAME}", "runtime.progress=off",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of one row. where: the innermost lines of the package, or of a fault, that the error passed; the last is the one."""
+    """What came of a name.
+
+    operations  that the device carried out
+    where       the lines of the package, or of a fault, that the error passed: `defenses/fst.py:66 purify`; the last is the one
+    """
 
     name: str
     seconds: float
+    operations: int
     error: str = ""
-    where: str = ""
+    where: tuple[str, ...] = ()
 
 
-def run(row: contract.Row, outputs: Path) -> None:
+def run(row: contract.Row, outputs: Path, *words: str) -> None:
     """The row's quick run, whole: plan, infection, verdict, purified model, curve, record. And the training set rebuilt, where the
     attack can."""
-    resolved = row.compose(f"runtime.outputs={outputs}", *WORDS)
+    resolved = row.compose(f"runtime.outputs={outputs}", *WORDS, *words)
     job.carry_out(resolved)
     made = plan.plan(resolved)
     if made.attack.can_rebuild:
@@ -251,15 +283,13 @@ def run(row: contract.Row, outputs: Path) -> None:
         purify.rebuilt(made, infection, Finding("purify", ""))
 
 
-WORDS = ("train.epochs=1", "force=true", "train.precision=float32", f"runtime.device={NAME}", "runtime.progress=off", "rerun=true")
-
-
 class Mask(Defense):
     """A planted fault: which images it keeps, it says on the CPU."""
 
     def purify(self, scenario: Scenario) -> nn.Module:
-        kept = torch.ones(len(scenario.holdout), dtype=torch.bool)
-        scenario.note("kept", int((kept & (scenario.holdout.labels > 0)).sum()))
+        labels = scenario.holdout.labels
+        kept = torch.ones(len(labels), dtype=torch.bool)
+        scenario.note("kept", int((kept & (labels > 0)).sum()))  # the fault
         return scenario.model
 
 
@@ -267,16 +297,17 @@ class Noise(Defense):
     """A planted fault: it draws on the device from a generator of the CPU's."""
 
     def purify(self, scenario: Scenario) -> nn.Module:
-        torch.rand(3, device=scenario.device, generator=scenario.stream.generator())
+        generator = scenario.stream.generator()
+        torch.rand(3, device=scenario.device, generator=generator)  # the fault
         return scenario.model
 
 
 class Array(Defense):
-    """A planted fault: it takes labels that lie on the device for an array."""
+    """A planted fault: it takes what lies on the device for an array."""
 
     def purify(self, scenario: Scenario) -> nn.Module:
-        labels: ImageSet = scenario.holdout
-        scenario.note("first", int(labels.labels.numpy()[0]))
+        labels = scenario.holdout.labels
+        scenario.note("first", int(labels.numpy()[0]))  # the fault
         return scenario.model
 
 
@@ -284,47 +315,70 @@ FAULTS: dict[str, type[Defense]] = {kind.__name__: kind for kind in (Mask, Noise
 
 
 def run_fault(kind: type[Defense], outputs: Path) -> None:
-    """The default attack's infection, and the fault as a defense of it."""
-    row = contract.Row("defense", "none", why="a fault takes its place")
-    made = plan.plan(row.compose(f"runtime.outputs={outputs}", *WORDS))
+    """The default attack's infection, and the fault in the place of a defense."""
+    made = plan.plan(compose([*QUICK, *WORDS, f"runtime.outputs={outputs}"]))
     test = made.splits.test.to(made.device)
     infection, _ = infect.obtain(made, test, Finding("infect", ""))
     purify.purify(replace(made, defense=kind(kind.__name__)), infection, test, Finding("purify", ""), lambda _: None)
 
 
+def evaluate(expression: str) -> None:
+    """The expression, of a tensor on the device and one on the CPU, with a row, a mask and a number of each."""
+    there = torch.arange(6.0).view(3, 2)
+    names: dict[str, Any] = {"torch": torch, "F": nn.functional, "numpy": numpy, "there": there}
+    names |= {
+        "row": torch.tensor([0]),
+        "mask": there[:, 0] > 1,
+        "number": torch.tensor(2.0),
+        "drawn": torch.Generator(),
+    }
+    at = torch.device(NAME, 0)
+    names |= {f"{name}_here": value.to(at) for name, value in names.items() if isinstance(value, Tensor)}
+    eval(expression, names | {"here": there.to(at), "at": at, "drawn_here": torch.Generator(at).manual_seed(1)})
+
+
 def report(name: str, outputs: Path) -> Report:
-    """What comes of the row, or the fault, of that name."""
-    start = time.monotonic()
+    """What comes of the row with its words, the fault, or the expression."""
+    start, before = time.monotonic(), Backend.operations
     rows = {str(row): row for row in contract.rows()}
+    first, *words = name.split()
+    error: Exception | None = None
     try:
-        if name in FAULTS:
+        if name.startswith("="):
+            evaluate(name[1:])
+        elif name in FAULTS:
             run_fault(FAULTS[name], outputs)
         else:
-            run(rows[name], outputs)
-    except Exception as error:
-        seconds = round(time.monotonic() - start, 1)
-        return Report(name, seconds, f"{type(error).__name__}: {error}", where(error))
-    return Report(name, round(time.monotonic() - start, 1))
+            run(rows[first], outputs, *words)
+    except Exception as raised:
+        error = raised
+    seconds, operations = round(time.monotonic() - start, 1), Backend.operations - before
+    if error is None:
+        return Report(name, seconds, operations)
+    return Report(name, seconds, operations, f"{type(error).__name__}: {error}", passed(error))
 
 
-def where(error: Exception) -> str:
-    """`defenses/fst.py:66 purify`, for each line of the package or of a fault that the error passed, the innermost last."""
-    package = str(Path(device.__file__).parent)
-    passed = [
-        f"{Path(frame.filename).relative_to(package) if frame.filename.startswith(package) else 'tests/pretend.py'}:{frame.lineno} {frame.name}"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith(package) or (frame.filename == __file__ and frame.name == "purify")
-    ]
-    return "\n".join(passed)
+def passed(error: Exception) -> tuple[str, ...]:
+    """The lines of the package, or of a fault, that an error passed on its way."""
+    package, faults, found = Path(device.__file__).parent, {kind.__module__ for kind in FAULTS.values()}, []
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(package):
+            found.append(f"{file.relative_to(package)}:{line} {frame.f_code.co_name}")
+        elif isinstance(frame.f_locals.get("self"), Defense) and frame.f_globals["__name__"] in faults:
+            found.append(f"tests/{file.name}:{line} {frame.f_code.co_name}")
+    return tuple(found)
 
 
 def main() -> None:
-    outputs = Path(sys.argv[1])
+    outputs, *options = sys.argv[1:]
     install()
+    if "host" in options:
+        stay_in_host_memory()
     torch.set_num_threads(1)
     with Pretending():
         for line in sys.stdin:
-            print(json.dumps(asdict(report(line.strip(), outputs))), flush=True)
+            print(json.dumps(asdict(report(line.strip(), Path(outputs)))), flush=True)
 
 
 if __name__ == "__main__":
