@@ -130,7 +130,10 @@ def test_a_tracker_moves_no_key_and_no_row_of_a_table() -> None:
     chosen = [compose([f"tracker={name}"]) for name in NAMES]
     settings = [plan.run_settings(resolved, "digest") for resolved in chosen]
     assert all(other == settings[0] and "tracker" not in other for other in settings)
-    assert len({rows.identity(resolved) for resolved in chosen}) == 1 and rows.differing([rows.compared(each) for each in chosen]) == []
+    assert (
+        len({rows.identity(resolved) for resolved in chosen}) == 1
+        and rows.differing([rows.compared(each) for each in chosen]) == []
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])

@@ -17,7 +17,9 @@ from backdoorbench.training.fit import autocast
 from backdoorbench.training.recipe import Precision
 from backdoorbench.triggers.base import Cover, Stored, Target, Trigger
 
-BATCH = {"cpu": 125}  # test images at a time: as many as keep a processor's cache, which takes a third off the time of 500
+BATCH = {
+    "cpu": 125
+}  # test images at a time: as many as keep a processor's cache, which takes a third off the time of 500
 USUAL_BATCH = 500  # on any other device, and where a batch draws random numbers of its own
 
 
