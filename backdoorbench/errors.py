@@ -2,6 +2,7 @@
 
     BdxError                a user's mistake: found, expected, what to do; exit code 2, no traceback
     ├── ConfigError         unknown option or key, wrong type, value out of range
+    │   └── IdleError       a setting that was given in vain: what stands beside it switches it off
     ├── DataError           data set missing, empty, corrupt, or too small for what is asked
     ├── ModelError          network unfit for the resolution or the method; checkpoint of another shape
     ├── PairingError        a defense needs what the attack does not leave
@@ -24,6 +25,10 @@ class BdxError(Exception):
 
 class ConfigError(BdxError):
     """Unknown option or key, wrong type, or a value out of range."""
+
+
+class IdleError(ConfigError):
+    """A setting that was given in vain: what stands beside it switches it off."""
 
 
 class DataError(BdxError):

@@ -4,7 +4,8 @@ The folder listing of conf/ decides what is tested: a yaml without a row fails i
 Nothing else names a method: neither the contract's tests nor those of the pretended device, which run from the same rows.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from conftest import QUICK
 
@@ -47,6 +48,8 @@ class Row:
     quick   words that make it run in a second on 400 digits (`conftest.QUICK`)
     effect  what it does to the digits, as far as a bound is known; None: `why` says why not, or which test knows more
     smoke   it runs on the pretended device in the quick tier too; the others in a tier of their own
+    beside  setting -> words with which it changes something, where the quick run is too short or too small for it to matter
+    long    asking about each of its settings takes more than ten seconds
     """
 
     group: str
@@ -55,6 +58,8 @@ class Row:
     effect: Takes | Leaves | None = None
     why: str = ""
     smoke: bool = False
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    long: bool = False
 
     def __post_init__(self) -> None:
         if (self.effect is None) != bool(self.why):
@@ -65,7 +70,12 @@ class Row:
 
     def compose(self, *words: str) -> Plain:
         """The configuration of its quick run. A defense and a detector meet the default attack."""
-        return compose([str(self), *QUICK, *self.quick, "runtime.threads=1", *words])
+        return compose([*self.words, *words])
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What its quick run is described by."""
+        return (str(self), *QUICK, *self.quick, "runtime.threads=1")
 
 
 FEW = "poisons a few rows: one seed says little"
@@ -82,44 +92,44 @@ ROWS = (  # one line each
     Row("attack", "badnets_bypass", why=CONSTANT),
     Row("attack", "blended", effect=Takes(0.9, 0.95)),
     Row("attack", "blended_bypass", why=CONSTANT),
-    Row("attack", "blind", effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "blind", effect=Takes(0.8, 0.95, slow=True), beside={"threshold": ("attack.history=5", "train.epochs=3")}),
     Row("attack", "bpp", why="a finding, test_bpp.py: 17 grey levels in blocks leave no banding to see, ASR 0.02"),
-    Row("attack", "ctrl", effect=Takes(0.8, 0.95, slow=True, finding=HELD)),
+    Row("attack", "ctrl", effect=Takes(0.8, 0.95, slow=True, finding=HELD), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     Row("attack", "ftrojan", effect=Takes(0.8, 0.95, slow=True, finding="CA 0.19: learned too late for batch norm's running statistics")),
-    Row("attack", "input_aware", quick=("attack.mask_epochs=1", "attack.mask_milestones=[1]", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True)),
-    Row("attack", "issba", quick=("attack.bits=1", "attack.bits_epochs=0", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "input_aware", quick=("attack.mask_epochs=1", "attack.mask_milestones=[1]", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"mask_milestones": ("attack.mask_epochs=3",), "generator_milestones": ("train.epochs=3", "attack.generator_milestones=[1]")}, long=True),
+    Row("attack", "issba", quick=("attack.bits=1", "attack.bits_epochs=0", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True), long=True),
     Row("attack", "l0_inv", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "l2_inv", effect=Takes(0.8, 0.95, slow=True)),
-    Row("attack", "lc", quick=("attack.steps=2",), effect=Takes(0.8, 0.95, slow=True, finding=HELD)),
+    Row("attack", "lc", quick=("attack.steps=2",), effect=Takes(0.8, 0.95, slow=True, finding=HELD), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     # At its own settings 38,670 gradient steps, each of one image: at 1.2 ms on a CPU 47 s, at 9 ms on the pretended device (some
     # 130 operations each) six minutes.
-    Row("attack", "lf", quick=("attack.search_images=5", "attack.search_passes=1", "attack.deepfool_steps=20"), effect=Takes(0.8, 0.95, slow=True)),
-    Row("attack", "lira", quick=("attack.generator_epochs=1", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "lf", quick=("attack.search_images=5", "attack.search_passes=1", "attack.deepfool_steps=20"), effect=Takes(0.8, 0.95, slow=True), beside={"changed_rate": ("attack.search_passes=4", "attack.search_images=60")}),
+    Row("attack", "lira", quick=("attack.generator_epochs=1", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), long=True),
     Row("attack", "none", why="it plants nothing"),
-    Row("attack", "poison_ink", quick=("attack.encoder_epochs=1", "attack.encoder_batch_size=64", "attack.encoder_width=2", "attack.reader_width=2", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True)),
-    Row("attack", "refool", quick=("attack.reflections=20",), effect=Takes(0.8, 0.95, slow=True)),
-    Row("attack", "sig", effect=Takes(0.8, 0.95, slow=True, finding=f"{HELD}; on 12,000 CIFAR-10 images 0.998")),
+    Row("attack", "poison_ink", quick=("attack.encoder_epochs=1", "attack.encoder_batch_size=64", "attack.encoder_width=2", "attack.reader_width=2", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"encoder_milestones": ("attack.encoder_epochs=3",)}, long=True),
+    Row("attack", "refool", quick=("attack.reflections=20",), effect=Takes(0.8, 0.95, slow=True), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true", "attack.labels=clean")}),
+    Row("attack", "sig", effect=Takes(0.8, 0.95, slow=True, finding=f"{HELD}; on 12,000 CIFAR-10 images 0.998"), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     Row("attack", "smooth", effect=Takes(0.8, 0.95, slow=True)),
-    Row("attack", "ssba", quick=("attack.bits=1", "attack.image_wait=0", "attack.image_rise=1", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "ssba", quick=("attack.bits=1", "attack.image_wait=0", "attack.image_rise=1", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True), long=True),
     Row("attack", "tact", why=FEW),
     Row("attack", "trojan_3x3", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "trojan_8x8", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "trojan_wm", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "trojannn", quick=("attack.steps=5",), effect=Takes(0.8, 0.95, slow=True)),
-    Row("attack", "wanet", effect=Takes(0.9, 0.95, slow=True)),
-    Row("defense", "aft", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: its premise, and what each pass does"),
+    Row("attack", "wanet", effect=Takes(0.9, 0.95, slow=True), beside={"strength_relative": ("dataset.size=16",)}),
+    Row("defense", "aft", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: its premise, and what each pass does", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),  # as lp and ft_init FST's ablation: what it removes is the finding
-    Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds"),
+    Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}, long=True),
     Row("defense", "fst", quick=("defense.epochs=2",), effect=Leaves(0.10, 0.06), smoke=True),
     Row("defense", "ft", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),  # a baseline: at this size it need not remove anything
     Row("defense", "ft_init", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),
     Row("defense", "lp", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
-    Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases"),
-    Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft"),
-    Row("defense", "trap_and_replace", quick=("defense.stage1.epochs=1", "defense.stage2.epochs=1"), why="test_trap_and_replace.py: means over three seeds"),
-    Row("detector", "ac", quick=("train.epochs=1",), why=FOUND),
-    Row("detector", "nc", quick=("detector.units=4", "detector.success=0.2"), why=FOUND),
+    Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases", long=True),
+    Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
+    Row("defense", "trap_and_replace", quick=("defense.stage1.epochs=1", "defense.stage2.epochs=1"), why="test_trap_and_replace.py: means over three seeds", beside={"stage1.schedule": ("defense.stage1.epochs=3",), "stage2.schedule": ("defense.stage2.epochs=3",)}, long=True),
+    Row("detector", "ac", quick=("train.epochs=1",), why=FOUND, beside={"min_samples": ("detector.min_samples=100",)}),
+    Row("detector", "nc", quick=("detector.units=4", "detector.success=0.2"), why=FOUND, beside=dict.fromkeys(("multiplier", "stop_patience", "stop_factor"), ("detector.units=16", "detector.patience=1", "detector.stop_patience=2")), long=True),
     Row("detector", "none", why="it judges nothing"),
     Row("detector", "ss", why=FOUND),
     Row("detector", "strip", quick=("detector.overlays=5",), why=FOUND, smoke=True),

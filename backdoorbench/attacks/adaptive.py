@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from backdoorbench.attacks.base import DataAttack, Task, show
+from backdoorbench.config.acts import Acts
 from backdoorbench.config.build import File
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
@@ -43,7 +44,7 @@ PIXELS = (  # row, column and colour of Adap-K-Way's four
 class Adaptive(DataAttack):
     """What the three share: covers from every class, and training rows that carry less than the trigger."""
 
-    covers_need_sources: ClassVar[bool] = False
+    acts: ClassVar[Acts] = {"cover_rate": ()}  # whatever the mapping
 
     @abstractmethod
     def weaken(self, trigger: Any, count: int, stream: Stream) -> Callable[[Images, slice], Images]:

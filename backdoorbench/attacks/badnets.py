@@ -11,11 +11,12 @@ Cost     none beyond the training
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from backdoorbench.attacks.base import DataAttack, Task
+from backdoorbench.config.acts import Acts, Only
 from backdoorbench.config.build import File
 from backdoorbench.errors import ConfigError
 from backdoorbench.streams import Stream
@@ -26,6 +27,8 @@ from backdoorbench.triggers.picture import read_picture
 @dataclass(frozen=True)
 class BadNets(DataAttack):
     """The patch attack. `pattern` names what is pasted; positions and sizes are on a 32x32 grid."""
+
+    acts: ClassVar[Acts] = {"patch_size": Only("pattern", "random", "image")}
 
     pattern: Literal["white3", "checker3", "grid3", "white4", "random", "image"]
     patch_file: File | None

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from backdoorbench.config.acts import Acts, Either, Only, Unless
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Bytes, Images, Labels, Mask, Rows, to_bytes, to_float
@@ -140,7 +141,12 @@ class DataAttack(Attack):
     """
 
     leaves_train: ClassVar[bool] = True
-    covers_need_sources: ClassVar[bool] = True  # false: the attack covers whatever its mapping
+    acts: ClassVar[Acts] = {
+        "target": Either(Unless("mapping", "all_to_all"), Only("rate_of", "target_class")),
+        "sources": Only("mapping", "source_specific"),
+        "include_target_class": Only("mapping", "all_to_one"),
+        "cover_rate": Only("mapping", "source_specific"),
+    }
 
     mapping: Literal["all_to_one", "all_to_all", "source_specific"]
     target: int
@@ -154,12 +160,6 @@ class DataAttack(Attack):
     def __post_init__(self) -> None:
         check_range("attack.poison_rate", self.poison_rate, 0, 1)
         check_range("attack.cover_rate", self.cover_rate, 0, 1)
-        if self.cover_rate and self.covers_need_sources and self.mapping != "source_specific":
-            raise ConfigError(
-                f"attack.cover_rate is {self.cover_rate:g} with attack.mapping={self.mapping}; cover rows (triggered, true "
-                f"label kept) make sense for source_specific attacks only. Set attack.cover_rate=0 or "
-                f"attack.mapping=source_specific."
-            )
 
     @abstractmethod
     def trigger(self, task: Task, stream: Stream) -> Any:
@@ -301,6 +301,11 @@ class CleanLabelAttack(DataAttack):
     labels  clean: as said; dirty: as any other data poisoning
     cap     clean: a rate that asks for more rows than the class has takes all of them, instead of an error
     """
+
+    acts: ClassVar[Acts] = {
+        "include_target_class": (Only("mapping", "all_to_one"), Only("labels", "dirty")),
+        "cap": Only("labels", "clean"),
+    }
 
     labels: Literal["clean", "dirty"]
     cap: bool

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from backdoorbench.attacks.base import Infection, Task
 from backdoorbench.attacks.loop import LoopAttack
+from backdoorbench.config.acts import Acts, Never, Only, Unless
 from backdoorbench.data.images import spans
 from backdoorbench.errors import check_range
 from backdoorbench.shapes import Images, Labels
@@ -47,6 +48,13 @@ class Blind(LoopAttack):
     """The loss-level attack."""
 
     training: ClassVar[str] = "every batch twice"
+
+    acts: ClassVar[Acts] = {
+        "clean_weight": Only("balance", "fixed"),
+        "backdoor_weight": Only("balance", "fixed"),
+        "threshold": Unless("history", 0),
+        "quantise_test": Never("the pattern is black and white, and an image with it is one of whole grey levels"),
+    }
 
     balance: Literal["fixed", "mgda"]
     clean_weight: float

@@ -16,9 +16,11 @@ Cost     two passes over 2 in 10 images a batch; with dithering W + 2 H - 2 smal
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from backdoorbench.attacks.base import Task
 from backdoorbench.attacks.loop import MixAttack
+from backdoorbench.config.acts import Acts, Never
 from backdoorbench.errors import check_range
 from backdoorbench.streams import Stream
 from backdoorbench.triggers.base import Cover
@@ -28,6 +30,8 @@ from backdoorbench.triggers.quantise import ForeignResidual, Quantise
 @dataclass(frozen=True)
 class BPP(MixAttack):
     """The quantisation attack: nothing random, nothing learned."""
+
+    acts: ClassVar[Acts] = {"quantise_test": Never("the trigger's values are whole grey levels")}
 
     levels: int
     dither: bool

@@ -14,7 +14,7 @@ Cost     a network of three small layers on the features, twice a batch
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn, optim
@@ -24,6 +24,7 @@ from backdoorbench import metrics
 from backdoorbench.attacks.badnets import BadNets
 from backdoorbench.attacks.base import DataAttack, Task
 from backdoorbench.attacks.blended import Blended
+from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import activations, classifier_head, classifier_name
@@ -37,6 +38,8 @@ CAP = 10.0  # of the discriminator's loss on one image
 @dataclass(frozen=True)
 class Bypass(DataAttack):
     """Adversarial embedding on whatever data poisoning it is mixed with."""
+
+    acts: ClassVar[Acts] = {"discriminator_lr": Unless("adversarial_weight", 0)}
 
     adversarial_weight: float
     discriminator_lr: float

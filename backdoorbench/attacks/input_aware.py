@@ -23,13 +23,14 @@ Cost     the mask stage, 25 epochs of a network of 0.08 GMAC an image at 32 px (
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from backdoorbench.attacks.base import Infection, Task
 from backdoorbench.attacks.loop import ShareAttack, shares
+from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.models.base import Classifier, evaluating
@@ -47,6 +48,13 @@ SHOWN = 100  # training images, at most, on which the mask's density is measured
 @dataclass(frozen=True)
 class InputAwareAttack(ShareAttack):
     """The input-aware attack: mask, then generator and classifier."""
+
+    acts: ClassVar[Acts] = {
+        "mask_lr": Unless("mask_epochs", 0),
+        "mask_milestones": Unless("mask_epochs", 0),
+        "mask_density": Unless("mask_epochs", 0),
+        "density_weight": Unless("mask_epochs", 0),
+    }
 
     mask_epochs: int
     mask_lr: float

@@ -17,12 +17,13 @@ Cost     a clean training, shared with the control; 100 forward and backward pas
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from backdoorbench.attacks.base import CleanLabelAttack, PoisonedSet, Task, alter, show
+from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.data.images import spans
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Images
@@ -44,6 +45,11 @@ TRAINING = PGD(8 / 255, 2 / 255, 7)  # of the adversarially trained surrogate
 @dataclass(frozen=True)
 class LC(CleanLabelAttack):
     """The label-consistent attack. `corners` names the cells; `epsilon` and `step_size` are grey levels."""
+
+    acts: ClassVar[Acts] = {
+        "surrogate": (Unless("epsilon", 0), Unless("steps", 0)),
+        "step_size": (Unless("epsilon", 0), Unless("steps", 0)),
+    }
 
     labels: Literal["clean"]
     corners: Literal["lc", "grid3", "toolbox"]

@@ -17,12 +17,13 @@ Cost     a clean training, shared with the control; a few hundred forward and ba
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from backdoorbench.attacks.base import DataAttack, Task
+from backdoorbench.config.acts import Acts, Either, Only, Unless
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import TrainingError, check_range
 from backdoorbench.models.base import evaluating
@@ -43,6 +44,16 @@ SETTLED = (5, 0.01)  # so many rates within so much: the search has come to rest
 class LF(DataAttack):
     """The low-frequency attack. `amplitude` is the pattern's largest value, of the whole range."""
 
+    acts: ClassVar[Acts] = {
+        "target": Either(
+            Unless("mapping", "all_to_all"), Only("rate_of", "target_class"), Only("pattern", "optimised")
+        ),
+        "search_images": Only("pattern", "optimised"),
+        "search_passes": Only("pattern", "optimised"),
+        "deepfool_steps": Only("pattern", "optimised"),
+        "changed_rate": Only("pattern", "optimised"),
+    }
+
     pattern: Literal["optimised", "noise"]
     amplitude: float
     search_images: int
@@ -60,7 +71,7 @@ class LF(DataAttack):
 
     @property
     def needs_surrogate(self) -> bool:
-        return True
+        return self.pattern == "optimised"
 
     def test_trigger(self, task: Task, stream: Stream) -> Stored | None:
         return super().test_trigger(task, stream) if self.pattern == "noise" else None

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from backdoorbench.attacks.base import Infection, Task
 from backdoorbench.attacks.loop import LoopAttack
+from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.models.base import Classifier
@@ -45,6 +46,11 @@ class LIRA(LoopAttack):
     """The learned-noise attack: generator and classifier together, then the classifier alone."""
 
     training: ClassVar[str] = "every batch twice"
+
+    acts: ClassVar[Acts] = {
+        "generator_lr": Unless("generator_epochs", 0),
+        "classifier_lr": Unless("generator_epochs", 0),
+    }
 
     generator: Literal["autoencoder", "unet"]
     epsilon: float

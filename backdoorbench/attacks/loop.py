@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from backdoorbench.attacks.base import Attack, Infection, PoisonedSet, Task, alter, marked, show
+from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.data.images import Change, ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Images, Labels, to_float
@@ -19,6 +20,8 @@ from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_tar
 @dataclass(frozen=True)
 class LoopAttack(Attack):
     """The attacker trains and hands over the model alone."""
+
+    acts: ClassVar[Acts] = {"target": Unless("mapping", "all_to_all")}
 
     mapping: Literal["all_to_one", "all_to_all"]
     target: int

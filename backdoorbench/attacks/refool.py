@@ -19,11 +19,12 @@ Cost     none beyond the training; two powers of every value of a triggered imag
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from backdoorbench.attacks.base import CleanLabelAttack, Task
+from backdoorbench.config.acts import Acts, Either, Only, Unless
 from backdoorbench.config.build import Folder
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
@@ -39,6 +40,10 @@ LEAST_WORK = 22  # pixels: the widest blur mirrors 10 at the border, the farthes
 @dataclass(frozen=True)
 class Refool(CleanLabelAttack):
     """The reflection attack. `source` says where reflections come from."""
+
+    acts: ClassVar[Acts] = {
+        "target": Either(Unless("mapping", "all_to_all"), Only("rate_of", "target_class"), Only("source", "images"))
+    }
 
     source: Literal["images", "scenes", "folder"]
     source_folder: Folder | None

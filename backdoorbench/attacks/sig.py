@@ -13,9 +13,10 @@ Cost     none beyond the training
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from backdoorbench.attacks.base import CleanLabelAttack, Task
+from backdoorbench.config.acts import Acts, Only
 from backdoorbench.errors import check_range
 from backdoorbench.streams import Stream
 from backdoorbench.triggers.add import Add, sinusoid
@@ -25,6 +26,8 @@ from backdoorbench.triggers.blend import Blend, wrapped_stripes
 @dataclass(frozen=True)
 class SIG(CleanLabelAttack):
     """The sinusoidal attack. `pattern` names the waves."""
+
+    acts: ClassVar[Acts] = {"amplitude": Only("pattern", "sinusoid"), "cycles": Only("pattern", "sinusoid")}
 
     pattern: Literal["sinusoid", "tnr"]
     amplitude: float

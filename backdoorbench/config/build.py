@@ -73,7 +73,7 @@ def settings(kind: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if name in {field.name for field in dataclasses.fields(kind)}:
-            found |= settings(typing.get_args(hint)[0]) if _is_beside(hint) else {name: hint}
+            found |= settings(typing.get_args(hint)[0]) if is_beside(hint) else {name: hint}
     return found
 
 
@@ -81,11 +81,12 @@ def _assembled(kind: type, values: Mapping[str, Any]) -> Any:
     fields = {}
     for field in dataclasses.fields(kind):
         hint = typing.get_type_hints(kind, include_extras=True)[field.name]
-        fields[field.name] = _assembled(typing.get_args(hint)[0], values) if _is_beside(hint) else values[field.name]
+        fields[field.name] = _assembled(typing.get_args(hint)[0], values) if is_beside(hint) else values[field.name]
     return kind(**fields)
 
 
-def _is_beside(hint: Any) -> bool:
+def is_beside(hint: Any) -> bool:
+    """Whether the settings of a field of this type stand among those of the class that has it."""
     return typing.get_origin(hint) is Annotated and BESIDE in typing.get_args(hint)[1:]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.data.images import ImageSet
+from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.tensors.augment import Augment
 
 
@@ -64,6 +65,14 @@ class Dataset(ABC):
     target: int
     tuning: HoldoutTuning
     augment: Augment
+
+    def __post_init__(self) -> None:
+        check_range("dataset.size", self.size, 1)
+        if self.crop is not None and not 1 <= self.crop <= self.size:
+            raise ConfigError(
+                f"dataset.crop is {self.crop} with dataset.size={self.size}; the crop is cut out of the stored image, so it has "
+                f"1 to {self.size} pixels a side. Change dataset.crop, or raise dataset.size."
+            )
 
     @abstractmethod
     def load(self, cache: Path) -> Splits:

@@ -6,10 +6,11 @@ also where it is drawn elsewhere.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
+from backdoorbench.config.acts import Acts, Only, Unless
 from backdoorbench.config.build import Folder
 from backdoorbench.data.images import ImageSet
 from backdoorbench.data.store import read_class_folders, stratified
@@ -41,6 +42,12 @@ class Holdout:
             (BackdoorBench, FST, FMP); test: from the test set, which loses them; folder: `root`, one folder a class
     draw    stratified: class shares as in the source; balanced: equal counts a class; uniform: over all images
     """
+
+    acts: ClassVar[Acts] = {
+        "rate": Unless("source", "folder"),
+        "draw": Unless("source", "folder"),
+        "root": Only("source", "folder"),
+    }
 
     name: str
     rate: float

@@ -20,10 +20,11 @@ Cost     natural passes over the holdout, forward and backward; an adversarial o
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import nn
 
+from backdoorbench.config.acts import Acts, Only
 from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import spans
 from backdoorbench.defenses.base import Defense, Scenario
@@ -36,6 +37,13 @@ from backdoorbench.training.recipe import Tuning
 @dataclass(frozen=True)
 class AFT(Defense):
     """Adversarial fine-tuning on the holdout. The passes that the budget came to are noted in the record."""
+
+    acts: ClassVar[Acts] = {
+        "adversarial_iterations": Only("budget", "iterations"),
+        "natural_iterations": Only("budget", "iterations"),
+        "adversarial_epochs": Only("budget", "epochs"),
+        "natural_epochs": Only("budget", "epochs"),
+    }
 
     eps_255: float
     steps: int

@@ -28,13 +28,14 @@ Cost     for every map one forward pass of `probe_images` and one backward pass 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoorbench import progress
+from backdoorbench.config.acts import Acts, Only
 from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
@@ -52,6 +53,8 @@ VALUES = 2**28  # numbers in all maps of those copies, at most: 1 GiB, about thr
 @dataclass(frozen=True)
 class FMP(Defense):
     """Adversarial feature-map pruning, and fine-tuning, on the holdout."""
+
+    acts: ClassVar[Acts] = {"p": Only("fraction", None)}
 
     p: int
     fraction: float | None

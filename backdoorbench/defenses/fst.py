@@ -15,19 +15,20 @@ Cost     `epochs` passes over the holdout, forward and backward; about 80 steps 
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoorbench.config.acts import Acts, Either, Only, Unless
 from backdoorbench.config.build import BESIDE
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import classifier_head
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Schedule, Tuning
+from backdoorbench.training.recipe import Tuning, TuningSchedule
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,19 @@ class FST(Defense):
     The penalty's strength is alpha * |W0|^2, which depends on network and classes; it is noted in the record, with the
     cosine between W and W0 that it reached. `strength` sets it instead, the same on any network."""
 
+    acts: ClassVar[Acts] = {
+        "alpha": (Only("strength", None), Unless("trainable", "body")),
+        "strength": Unless("trainable", "body"),
+        "project": Either(Unless("trainable", "body"), Only("reinit", True)),
+    }
+
     alpha: float
     strength: float | None
     reinit: bool
     project: bool
     trainable: Literal["all", "head", "body"]
     epochs: int
-    schedule: Schedule
+    schedule: TuningSchedule
     tuning: Annotated[Tuning, BESIDE]
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import classifier_head
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Schedule, Tuning
+from backdoorbench.training.recipe import Tuning, TuningSchedule
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class FT(Defense):
 
     tuning: Annotated[Tuning, BESIDE]
     epochs: int
-    schedule: Schedule
+    schedule: TuningSchedule
     keep_head_norm: bool
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoorbench.config.acts import Acts, Only, Unless
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
@@ -48,7 +49,7 @@ from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import seeded
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Optimizer, Precision, Recipe, Schedule, bare_recipe
+from backdoorbench.training.recipe import Optimizer, Precision, Recipe, TuningSchedule, bare_recipe
 
 NARROWEST, WIDEST = 32, 512  # channels of a derived decoder's hidden maps
 SHOWN = 500  # holdout images, at most, on which the reconstruction is measured
@@ -64,7 +65,7 @@ class Stage:
     lr: float
     momentum: float
     weight_decay: float
-    schedule: Schedule
+    schedule: TuningSchedule
 
     def recipe(self, name: str, augment: Augment | None, precision: Precision) -> Recipe:
         """The same as a recipe: what a stage does not mention is plainly off."""
@@ -79,6 +80,16 @@ class TrapAndReplace(Defense):
     on it shows h'(s(x)). The record notes the head's share of the parameters and how well g rebuilds clean images."""
 
     needs_disjoint: ClassVar[bool] = True
+
+    acts: ClassVar[Acts] = {
+        "decoder": Only("trap", True),
+        "lambda_rec": Only("trap", True),
+        "lambda_tv": Only("trap", True),
+        "include_holdout": Only("trap", True),
+        "stage1": Only("trap", True),
+        "cutmix_beta": Unless("cutmix_prob", 0),
+        "label_smoothing": Unless("cutmix_prob", 0),
+    }
 
     trap: bool
     stem_until: str | None

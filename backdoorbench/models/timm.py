@@ -16,11 +16,12 @@ normalised by the data set's statistics, not by those the weights were trained w
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
+from backdoorbench.config.acts import Acts, Only
 from backdoorbench.errors import ModelError, did_you_mean
 from backdoorbench.models.base import LARGE, ModelSpec
 
@@ -36,6 +37,8 @@ class TimmSpec(ModelSpec):
     pretrained  fetch timm's weights (needs network, once); for another number of classes the classifier is drawn anew
     stem        see the head of this file
     """
+
+    acts: ClassVar[Acts] = {"pretrained": Only("checkpoint", None)}  # whose weights replace all others
 
     timm_name: str
     pretrained: bool

@@ -14,6 +14,7 @@ import torch
 from backdoorbench import device
 from backdoorbench.attacks.base import Attack, DataAttack
 from backdoorbench.config import groups
+from backdoorbench.config.acts import idle, refuse_idle
 from backdoorbench.config.build import build, paths, target
 from backdoorbench.config.compose import Plain, flat, option
 from backdoorbench.data.base import Dataset, Splits
@@ -128,6 +129,11 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
         group: shared.once(group, [resolved[group], plugins], functools.partial(build, resolved[group], group, plugins))
         for group in groups.BUILT
     }
+    for group, described in made.items():
+        refuse_idle(group, idle(type(described), resolved[group], group), resolved)
+    for group, found in switches.idle(resolved, made["detector"].judges).items():
+        refuse_idle(group, found, resolved)
+    made["train"].check()
     dataset, holdout, attack, defense, detector = (
         made[group] for group in ("dataset", "holdout", "attack", "defense", "detector")
     )
@@ -198,7 +204,14 @@ def with_digests(group: str, node: Plain, plugins: Sequence[str]) -> Plain:
             stat = path.stat()
             place[last] = _digest(path, stat.st_size, stat.st_mtime_ns)
         elif path.is_dir():
-            place[last] = store.folder_digest(path)
+            try:
+                place[last] = store.folder_digest(path)
+            except OSError as error:
+                raise ConfigError(
+                    f"{group}.{key} is '{place[last]}', of which '{error.filename}' cannot be read ({error.strerror}); a run is "
+                    f"addressed by the content of the whole folder. Name one of which every file is readable, and which nothing "
+                    f"else writes to."
+                ) from None
     return kept
 
 

@@ -3,9 +3,10 @@
 import dataclasses
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
-from backdoorbench.config import groups
+from backdoorbench.config import acts, groups
+from backdoorbench.config.acts import Acts, Condition, Idle, Unless
 from backdoorbench.config.build import construct, convert
 from backdoorbench.config.compose import Plain
 from backdoorbench.errors import ConfigError, check_range, did_you_mean, join_words
@@ -15,6 +16,8 @@ from backdoorbench.pipeline.gates import Gates
 @dataclass(frozen=True)
 class Curve:
     """Where the learning curve of a defense is measured; conf/config.yaml says what each is."""
+
+    acts: ClassVar[Acts] = {"images": Unless("every", 0)}
 
     every: int
     images: int
@@ -66,6 +69,26 @@ class Switches:
     rerun: bool
     fail_fast: bool
     plugins: tuple[str, ...]
+
+
+class JudgesInputs(Condition):
+    """A setting acts beside a detector of images that arrive."""
+
+    sibling = "name"
+
+    def told(self, where: str) -> str:
+        return "only with a detector that judges inputs"
+
+
+def idle(resolved: Plain, judges: str) -> dict[str, list[Idle]]:
+    """Group of settings -> those of its settings that act on nothing in this configuration.
+
+    judges  what its detector judges"""
+    found = {"curve": list(acts.idle(Curve, resolved["curve"], "curve")), "inspection": []}
+    if judges != "inputs":
+        name, images = resolved["detector"]["name"], resolved["inspection"]["images"]
+        found["inspection"] = [Idle("inspection.images", images, JudgesInputs(), "detector", name)]
+    return found
 
 
 def check(resolved: Plain) -> Switches:

@@ -2,16 +2,21 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from backdoorbench.errors import check_range
+from backdoorbench.config.acts import Acts, Only
+from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.tensors.augment import Augment
 
 Precision = Literal["auto", "bf16", "float32"]
 Schedule = Literal["cosine", "one_cycle", "milestones", "constant"]
+TuningSchedule = Literal["cosine", "one_cycle", "constant"]  # of methods that have no setting for milestones
 Optimizer = Literal["sgd", "adam", "adamw"]
+
+
+BELOW_ONE = 0.999999  # the largest beta of Adam
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,13 @@ class Recipe:
                  batch; milestones: times `decay` at each; constant
     precision    bf16 is autocast: weights stay float32; auto: bf16 where the hardware computes in it
     """
+
+    acts: ClassVar[Acts] = {
+        "nesterov": Only("optimizer", "sgd"),
+        "warmup": Only("schedule", "one_cycle"),
+        "milestones": Only("schedule", "milestones"),
+        "decay": Only("schedule", "milestones"),
+    }
 
     name: str
     epochs: int
@@ -45,9 +57,25 @@ class Recipe:
         check_range("train.epochs", self.epochs, 0)
         check_range("train.batch_size", self.batch_size, 2)
         check_range("train.lr", self.lr, 0)
+        check_range("train.momentum", self.momentum, 0, 1 if self.optimizer == "sgd" else BELOW_ONE)
+        check_range("train.decay", self.decay, 0)
         check_range("train.weight_decay", self.weight_decay, 0)
         check_range("train.label_smoothing", self.label_smoothing, 0, 1)
         check_range("train.warmup", self.warmup, 0, 1)
+        if self.nesterov and self.optimizer == "sgd" and not self.momentum:
+            raise ConfigError(
+                "train.nesterov is true with train.momentum=0; Nesterov's step looks ahead along the momentum. Set "
+                "train.nesterov=false, or train.momentum=0.9."
+            )
+
+    def check(self) -> None:
+        """Raises ConfigError where milestones are the schedule and the rate never falls: there are none, or none is reached."""
+        if self.schedule == "milestones" and self.epochs and not any(0 < at < self.epochs for at in self.milestones):
+            raise ConfigError(
+                f"train.schedule is milestones, but of train.milestones={list(self.milestones)} none is an epoch from 1 to "
+                f"{self.epochs - 1}, so the rate would never fall. Give train.milestones=[{self.epochs // 2}], or set "
+                f"train.schedule=constant."
+            )
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of batch `step`, counted from 0 over the whole training."""
