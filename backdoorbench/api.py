@@ -19,6 +19,7 @@ from backdoorbench.models.base import Classifier
 from backdoorbench.pipeline import job
 from backdoorbench.pipeline.evaluation import evaluate
 from backdoorbench.reporting import frame
+from backdoorbench.reporting.content import tell_apart_by_content
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 from backdoorbench.streams import Stream, seeded
@@ -145,4 +146,4 @@ def results(*folders: str | Path) -> Any:
     Needs the extra `frames` (pandas)."""
     import pandas
 
-    return pandas.DataFrame(frame.rows(record.collect(map(Path, folders or ("outputs",)))))
+    return pandas.DataFrame(frame.rows(tell_apart_by_content(record.collect(map(Path, folders or ("outputs",))))))

@@ -32,7 +32,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
 )
 LEVEL = dict.fromkeys(GROUND, 0) | {room: level for level, rooms in enumerate(FLOORS, 1) for room in rooms}
 SHARED = {  # inside a room, what its other files may import, each from those named before it
-    "config": ("groups", "compose", "build", "catalog", "acts", "origins"),
+    "config": ("plugins", "groups", "compose", "build", "catalog", "acts", "implied", "origins"),
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment",),
     "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
@@ -44,7 +44,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "detectors": ("base",),
     "trackers": ("base",),
     "reporting": (
-        "picture", "rows", "grids", "notes", "published", "formats", "frame", "ledger", "report", "features", "plots", "cached",
+        "picture", "rows", "content", "grids", "notes", "published", "formats", "frame", "ledger", "report", "features", "plots", "cached",
         "terminal",
     ),
     "pipeline": (

@@ -79,11 +79,12 @@ def composed(settings: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
 
 def read_runs(folders: Sequence[str]) -> dict[Path, Any]:
     """The runs below `folders` by the folder of their record; DataError where one is no folder, or none holds a record."""
+    from backdoorbench.reporting.content import tell_apart_by_content
     from backdoorbench.storage import record
 
     for folder in folders:
         outputs_folder(folder)
-    found = record.collect(map(Path, folders))
+    found = tell_apart_by_content(record.collect(map(Path, folders)))
     if not found:
         raise DataError(
             f"no record.json lies below {join_words(list(folders))}; expected at least one run. "

@@ -8,11 +8,10 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union
 
+from backdoorbench.config.plugins import OWN_PACKAGE
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 
 NOT_FIELDS = ("_target_", "version")  # keys that choose the class and its meaning, not its knobs
-OWN_PACKAGE = "backdoorbench"
-
 File = Annotated[str, "file"]  # a setting that is the path of a file: a key holds the file's content, whatever its name
 Folder = Annotated[str, "folder"]  # likewise of a folder
 

@@ -94,11 +94,17 @@ SETTINGS = (
 UNKEYED = ("root", "download", "order", "background", "target", "tuning")
 USUAL = {"order": "numeric", "background": "white"}
 
+
+def content_of(group: str) -> str:
+    """What holds the digests of what an option's settings name, beside the group, in settings that tables compare."""
+    return f"content of {group}"
+
+
 NAMES = tuple(group.name for group in GROUPS)
 BUILT = tuple(group.name for group in GROUPS if group.built)
 TELLING = tuple(group.name for group in GROUPS if group.tells)
 OPTIONAL = tuple(group.name for group in GROUPS if group.silent)
-ABSORBED = {group.name: (group.name, *group.absorbs) for group in GROUPS}
+ABSORBED = {group.name: (group.name, content_of(group.name), *group.absorbs) for group in GROUPS}
 SETTING_NAMES = tuple(setting.name for setting in SETTINGS)
 
 
@@ -111,4 +117,4 @@ def told_by(stage: Stage) -> tuple[str, ...]:
         if group.tells and (group.name not in methods or group.name in ("attack", stage.group))
     ]
     own = [setting.name for setting in SETTINGS if setting.tells or setting.part_of == stage.group]
-    return (*groups, *own)
+    return (*groups, *map(content_of, groups), *own)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import shutil
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from backdoorbench.config import plugins
 from backdoorbench.config.compose import Plain
 from backdoorbench.errors import BdxError
 from backdoorbench.models import checkpoint
@@ -55,9 +57,10 @@ def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> 
         folder = record.new_folder(made.outputs, made.label, made.key)
         config = copy.deepcopy(made.config)
         run = Run(made.key, "running", made.label, config, started=datetime.now(UTC).isoformat(timespec="seconds"))
-        run.environment = environment(made)
+        run.environment, run.content = environment(made), made.content
         with log_file(folder / "log.txt"):
             record.write(run, folder)
+            keep_source(made, folder / "plugins")
             announce(run, "planned")
             try:
                 with tracked(made.tracker, run, folder) as tell:
@@ -91,6 +94,15 @@ def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
     store.write_text(folder / "table.md", "\n".join(map(formats.markdown, tables)))
     store.write_text(folder / "table.csv", formats.as_csv(made_of))
     record.write(run, folder)
+
+
+def keep_source(made: Plan, folder: Path) -> None:
+    """Copies the source of the plugins that the run's options come from, laid out as it is imported."""
+    for package in made.plugins:
+        for name, file in plugins.files(package).items():
+            with store.storage_errors(folder):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, folder / name)
 
 
 def with_what_remains(run: Run, folder: Path) -> None:

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -13,7 +13,7 @@ import torch
 
 from backdoorbench import device
 from backdoorbench.attacks.base import Attack, DataAttack
-from backdoorbench.config import groups
+from backdoorbench.config import groups, plugins
 from backdoorbench.config.acts import idle, refuse_idle
 from backdoorbench.config.build import build, paths, target
 from backdoorbench.config.compose import Plain, flat, option
@@ -34,6 +34,7 @@ from backdoorbench.training.recipe import Recipe, resolve_precision
 T = TypeVar("T")
 Made = TypeVar("Made", bound="Sketch")
 
+SOURCE = "source code"  # of an option in a key: the code of the plugin that its class comes from
 FORMAT = 1  # rises when what the cache holds changes its meaning for every method at once
 
 
@@ -42,6 +43,7 @@ class Sketch:
     """A configuration, built, checked and keyed; its images are not yet divided, so that hundreds take seconds.
 
     settings             what the run depends on: the configuration without `runtime` and the switches
+    content              of them what is no setting but what settings name: digests, by dotted key
     infection_settings   what the infected model depends on
     infection_key        its address, made of them
     key                  the whole run's address
@@ -61,6 +63,7 @@ class Sketch:
     splits: Splits
     outputs: Outputs
     settings: Plain
+    content: dict[str, str]
     infection_settings: Plain
     infection_key: str
     key: str
@@ -71,6 +74,13 @@ class Sketch:
         """`digits-badnets-fst`, or `digits-badnets-none-strip`, for folders and lists."""
         names = [self.dataset.name, self.attack.name, self.defense.name]
         return "-".join([*names, self.detector.name] if self.detects else names)
+
+    @property
+    def plugins(self) -> list[str]:
+        """Those of the configuration's `plugins` that an option of this run comes from."""
+        named = self.config["plugins"]
+        used = {plugins.of(self.config[group]["_target_"], named) for group in groups.BUILT}
+        return [package for package in named if package in used]
 
     @property
     def detects(self) -> bool:
@@ -120,13 +130,15 @@ def plan(resolved: Plain) -> Plan:
 def sketch(resolved: Plain, shared: Shared) -> Sketch:
     """`plan` without the division of the images, which `divide` does and checks."""
     said = switches.check(resolved)
-    plugins, runtime = resolved["plugins"], resolved["runtime"]
+    packages, runtime = resolved["plugins"], resolved["runtime"]
     where = shared.once("device", runtime["device"], lambda: device.choose(runtime["device"]))
     device.prepare(where, runtime["threads"])
     resolved = copy.deepcopy(resolved)
     resolved["train"]["precision"] = resolve_precision(resolved["train"]["precision"], where)
     made = {
-        group: shared.once(group, [resolved[group], plugins], functools.partial(build, resolved[group], group, plugins))
+        group: shared.once(
+            group, [resolved[group], packages], functools.partial(build, resolved[group], group, packages)
+        )
         for group in groups.BUILT
     }
     for group, described in made.items():
@@ -148,14 +160,29 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
         method.check(offered, attack.name)
     outputs = Outputs(Path(runtime["outputs"]).expanduser())
     splits = shared.once(
-        "splits", [resolved["dataset"], runtime["outputs"], plugins], lambda: dataset.load(outputs.cache)
+        "splits", [resolved["dataset"], runtime["outputs"], packages], lambda: dataset.load(outputs.cache)
     )
-    settings = run_settings(resolved, splits.digest)
+    named = content(resolved, splits.digest)
+    settings = with_settings(resolved, named)
     infection = infection_settings(settings, holdout)
     return Sketch(
         resolved, dataset, made["model"], made["train"], holdout, attack, defense, detector, said.gates, said.seed, where,
-        splits, outputs, settings, infection, store.key("infection", infection), store.key("run", settings), made["tracker"],
+        splits, outputs, settings, named, infection, store.key("infection", infection), store.key("run", settings),
+        made["tracker"],
     )  # fmt: skip
+
+
+def refuse_unused_plugins(runs: Iterable[Sketch]) -> None:
+    """Raises ConfigError where `plugins` names a package that none of these runs takes an option from."""
+    runs = list(runs)
+    used = {package for made in runs for package in made.plugins}
+    for package in dict.fromkeys(package for made in runs for package in made.config["plugins"]):
+        if package not in used:
+            raise ConfigError(
+                f"plugins names '{package}', and no option of {'this run' if len(runs) == 1 else 'these runs'} comes from it; "
+                f"expected a `_target_: {package}.…` in the yaml file of a chosen option. Choose one (its file lies in "
+                f"--config-dir DIR), or leave plugins out."
+            )
 
 
 def divide(made: Sketch) -> Parts:
@@ -166,18 +193,43 @@ def divide(made: Sketch) -> Parts:
     return parts
 
 
+def content(resolved: Plain, digest: str) -> dict[str, str]:
+    """What a run depends on beside its settings, by dotted key: digests of its data, of the files that settings name, and of its
+    plugins' source.
+
+    digest  of the data set"""
+    found = {"dataset.root": digest}
+    for group in groups.GROUPS:
+        if group.run and not _is_silent(group, resolved):
+            inside = digested(group.name, resolved[group.name], resolved["plugins"])
+            found |= {
+                f"{group.name}.{key}": value for key, value in inside.items() if f"{group.name}.{key}" not in found
+            }
+    return found
+
+
 def run_settings(resolved: Plain, digest: str) -> Plain:
     """What a run depends on: the data's digest in place of its folder, files by their content, no runtime, no switches."""
+    return with_settings(resolved, content(resolved, digest))
+
+
+def with_settings(resolved: Plain, named: Mapping[str, str]) -> Plain:
+    """`run_settings` of what `content` has named."""
     kept: Plain = {"format": FORMAT}
     for group in groups.GROUPS:
-        is_silent = bool(group.silent) and resolved[group.name].get("name") == group.silent
-        if group.run and not is_silent:
-            kept[group.name] = with_digests(group.name, resolved[group.name], resolved["plugins"])
+        if group.run and not _is_silent(group, resolved):
+            place = f"{group.name}."
+            inside = {key.removeprefix(place): value for key, value in named.items() if key.startswith(place)}
+            kept[group.name] = with_content(resolved[group.name], inside)
     for setting in groups.SETTINGS:
         if setting.run and (not setting.part_of or setting.part_of in kept):
             kept[setting.name] = resolved[setting.name]
     own = {key: value for key, value in kept["dataset"].items() if key not in groups.UNKEYED}
-    return kept | {"dataset": own | {"digest": digest}}
+    return kept | {"dataset": own | {"digest": named["dataset.root"]}}
+
+
+def _is_silent(group: groups.Group, resolved: Plain) -> bool:
+    return bool(group.silent) and resolved[group.name].get("name") == group.silent
 
 
 def infection_settings(settings: Plain, holdout: Holdout) -> Plain:
@@ -187,31 +239,38 @@ def infection_settings(settings: Plain, holdout: Holdout) -> Plain:
     return kept | {"holdout": settings["holdout"] if holdout.changes_training else None}
 
 
-def with_digests(group: str, node: Plain, plugins: Sequence[str]) -> Plain:
-    """An option's settings, of which those that its class declares a File or a Folder are replaced by a digest of the content.
+def digested(group: str, node: Plain, packages: Sequence[str]) -> dict[str, str]:
+    """What an option depends on beside its settings, by dotted key inside it: a digest of the content of each setting that its
+    class declares a File or a Folder, and, under SOURCE, of the plugin that the class comes from.
 
     Raises ConfigError where such a file is none; a folder that is none stays as it is, for those who read it to refuse."""
-    kept = copy.deepcopy(node)
-    for key, what in paths(target(node, group, plugins), node).items():
-        *parents, last = key.split(".")
-        place = functools.reduce(lambda inner, name: inner[name], parents, kept)
-        path = Path(place[last]).expanduser()
+    package = plugins.of(node["_target_"], packages)
+    found = {SOURCE: plugins.digest(package)} if package else {}
+    for key, what in paths(target(node, group, packages), node).items():
+        said: Any = functools.reduce(lambda inner, name: inner[name], key.split("."), node)
+        path = Path(said).expanduser()
         if what == "file" and not path.is_file():
+            raise ConfigError(f"{group}.{key} is '{said}', which is no file; expected the path of an existing one.")
+        try:
+            if what == "file":
+                stat = path.stat()
+                found[key] = _digest(path, stat.st_size, stat.st_mtime_ns)
+            elif path.is_dir():
+                found[key] = store.folder_digest(path)
+        except OSError as error:
             raise ConfigError(
-                f"{group}.{key} is '{place[last]}', which is no file; expected the path of an existing one."
-            )
-        if what == "file":
-            stat = path.stat()
-            place[last] = _digest(path, stat.st_size, stat.st_mtime_ns)
-        elif path.is_dir():
-            try:
-                place[last] = store.folder_digest(path)
-            except OSError as error:
-                raise ConfigError(
-                    f"{group}.{key} is '{place[last]}', of which '{error.filename}' cannot be read ({error.strerror}); a run is "
-                    f"addressed by the content of the whole folder. Name one of which every file is readable, and which nothing "
-                    f"else writes to."
-                ) from None
+                f"{group}.{key} is '{said}', of which '{error.filename}' cannot be read ({error.strerror}); a run is addressed "
+                f"by the content. Name one of which every file is readable, and which nothing else writes to."
+            ) from None
+    return found
+
+
+def with_content(node: Plain, digests: Mapping[str, str]) -> Plain:
+    """An option's settings with digests in place of what they name."""
+    kept = copy.deepcopy(node)
+    for key, digest in digests.items():
+        *parents, last = key.split(".")
+        functools.reduce(lambda inner, name: inner[name], parents, kept)[last] = digest
     return kept
 
 

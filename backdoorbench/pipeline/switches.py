@@ -2,10 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, get_type_hints
 
-from backdoorbench.config import acts, groups
+from backdoorbench.config import acts, groups, plugins
 from backdoorbench.config.acts import Acts, Condition, Idle, Unless
 from backdoorbench.config.build import construct, convert
 from backdoorbench.config.compose import Plain
@@ -104,19 +103,8 @@ def check(resolved: Plain) -> Switches:
         )
     found = Switches(**{name: _converted(name, resolved[name], hint) for name, hint in hints.items()})
     for package in found.plugins:
-        if not _is_importable(package):
-            raise ConfigError(
-                f"plugins names '{package}', which cannot be imported; expected the name of a package that Python finds. "
-                f"Install it, or put the folder that holds it on PYTHONPATH."
-            )
+        plugins.check(package)
     return found
-
-
-def _is_importable(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _converted(name: str, value: Any, hint: Any) -> Any:

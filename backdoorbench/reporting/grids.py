@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from backdoorbench.config.groups import ABSORBED, DETECT, INFECT, PURIFY, Stage, told_by
+from backdoorbench.config.implied import beyond
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 from backdoorbench.reporting.rows import (
     CHOICES,
     DASH,
     FIGURES,
+    METHODS,
     NAMED,
     NUMBERS,
     PLACES,
@@ -26,6 +28,7 @@ from backdoorbench.reporting.rows import (
     bases,
     compared,
     label,
+    look_up,
     rate_of,
     show,
     tell_apart,
@@ -268,8 +271,21 @@ def blocks(rows: Sequence[Row], axes: Sequence[str]) -> list[tuple[str, list[Row
     firsts = [members[0] for members in groups.values()]
     said = [{base: row.names[base] for base in bases(row.stage) if base not in _told(axes)} for row in firsts]
     names = tell_apart(said, [_rest(row, axes) for row in firsts])
-    titles = [" · ".join(f"{name} {value}" for name, value in found.items()) for found in names]
+    titles = []
+    for called, members in zip(names, groups.values(), strict=True):
+        shared = {key.removesuffix(".name"): value for key, value in unsaid(members).items()}
+        titles.append(" · ".join(f"{name} {value}" for name, value in {**called, **shared}.items()))
     return list(zip(titles, groups.values(), strict=True))
+
+
+def unsaid(rows: Sequence[Row]) -> dict[str, str]:
+    """The settings, methods' apart, that all these rows share and that the names of their options do not imply."""
+    shared = [beyond(row.config) for row in rows]
+    return {
+        key: look_up(rows[0].config, key)
+        for key, value in shared[0].items()
+        if key.split(".")[0] not in METHODS and all(key in each and each[key] == value for each in shared)
+    }
 
 
 def _told(axes: Iterable[str]) -> set[str]:

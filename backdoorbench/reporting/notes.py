@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from backdoorbench import metrics
 from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.config.implied import beyond
 from backdoorbench.reporting.grids import LEFT_OUT, WEAK, Grid, blocks, labels
 from backdoorbench.reporting.rows import Row, compared, differing, look_up
 
@@ -41,6 +42,8 @@ def below(
     is_marked = any(LEFT_OUT in item.text for item in items)
     said += collapsed(rows, f"{LEFT_OUT} " if is_marked else "")
     said += rebuilt(runs)
+    if own := [*unusual(rows), *unusual(found)]:
+        said.append(f"not as their names imply: {join_few(list(dict.fromkeys(own)))}")
     if various := varying(rows):
         said.append(f"settings that differ between attacks: {join_few(various)}")
     if any(WEAK in item.text for item in items):
@@ -85,6 +88,27 @@ def rebuilt(runs: Sequence[Run]) -> list[str]:
     }
     what = "given a poisoned set rebuilt with the finished trigger, which the model was not trained on"
     return [f"{what}: {join_few(sorted(met))}"] if met else []
+
+
+def unusual(rows: Sequence[Row]) -> list[str]:
+    """`fst: lr 0.02, epochs 5`: of each method the settings that its name does not imply, as far as all rows with it share them;
+    those that differ between rows are told by labels."""
+    members: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        for axis in dict.fromkeys((INFECT.group, row.stage.group)):
+            inside = {
+                key.removeprefix(f"{axis}."): look_up(row.config, key)
+                for key in beyond(row.config)
+                if key.startswith(f"{axis}.") and key != f"{INFECT.group}.poison_rate"
+            }
+            members.setdefault((axis, row.names[axis]), []).append(inside)
+    said = []
+    for (_, name), found in members.items():
+        if shared := [
+            f"{key} {value}" for key, value in found[0].items() if all(each.get(key) == value for each in found)
+        ]:
+            said.append(f"{name}: {', '.join(shared)}")
+    return said
 
 
 def varying(rows: Sequence[Row]) -> list[str]:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.compose import flat
 from backdoorbench.config.groups import (
-    ABSORBED,
     DETECT,
     GROUPS,
     INFECT,
@@ -48,7 +47,7 @@ ANSWERS = ("any_flagged", "target_flagged")  # figures that are yes or no in one
 METHODS = tuple(stage.group for stage in STAGES)
 PLACES = tuple(group for group in TELLING if group not in METHODS)  # the groups that say where methods meet
 CHOICES = (*PLACES, *METHODS)
-NAMED = tuple(group for group in PLACES if len(ABSORBED[group]) > 1)  # the places that every row names
+NAMED = tuple(group.name for group in GROUPS if group.tells and group.absorbs)  # the places that every row names
 SILENT = {group.name: group.silent for group in GROUPS if group.silent}
 TOLD, TOLD_OF_DETECTORS = told_by(PURIFY), told_by(DETECT)  # what bears on scores, and what bears on verdicts
 TOLD_OF_BOTH = tuple(dict.fromkeys((*TOLD, *TOLD_OF_DETECTORS)))

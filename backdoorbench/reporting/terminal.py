@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backdoorbench.reporting import published, report
+from backdoorbench.reporting.content import tell_apart_by_content
 from backdoorbench.reporting.grids import Grid, Item
 from backdoorbench.reporting.report import Report
 from backdoorbench.reporting.rows import FIGURES
@@ -26,7 +27,8 @@ NAME_WIDTH = 30  # of a column of names that is laid out beside figures; longer 
 
 def print_report(console: Console, runs: Sequence[Run]) -> None:
     """The aggregated table of finished runs, as at the end of a sweep."""
-    print_tables(console, report.make({Path(run.id): run for run in runs}, FIGURES, (), ()))
+    found = tell_apart_by_content({Path(run.id): run for run in runs})
+    print_tables(console, report.make(found, FIGURES, (), ()))
 
 
 def print_tables(console: Console, made: Report) -> None:

@@ -82,6 +82,7 @@ class Run:
 
     status   running, done or failed
     stages   in the order in which they were carried out
+    content  digests of what the settings name: the data, files, the source of plugins, by the setting's dotted key
     """
 
     id: str
@@ -90,6 +91,7 @@ class Run:
     config: Plain
     stages: list[Finding] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    content: dict[str, str] = field(default_factory=dict)
     started: str = ""
     error: str | None = None
 
@@ -298,7 +300,8 @@ REQUIRED = tuple(
 )  # groups that every configuration has
 TEXT, OBJECT = str, dict
 OF_A_RUN: dict[str, Any] = {
-    "id": TEXT, "label": TEXT, "started": TEXT, "environment": OBJECT, "stages": list, "error": (str, type(None)),
+    "id": TEXT, "label": TEXT, "started": TEXT, "environment": OBJECT, "content": OBJECT, "stages": list,
+    "error": (str, type(None)),
 }  # fmt: skip
 OF_A_STAGE: dict[str, Any] = {
     "kind": TEXT, "name": TEXT, "key": TEXT, "status": TEXT, "reasons": list, "curve": list, "history": list,
