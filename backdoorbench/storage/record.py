@@ -234,8 +234,8 @@ def checked(content: Any) -> dict[str, Any]:
     config = found["config"]
     check_config(config, REQUIRED)
     _check_numbers("settings", [config[INFECT.group].get("poison_rate")])
-    if "gates" in config:
-        _check_numbers("settings", [config["gates"]["constant_share"]])
+    if type(share := _object("gates", config["gates"])["constant_share"]) not in NUMBERS:
+        raise TypeError(f"its gates.constant_share is {share!r}")
     for stage in found["stages"]:
         _check_stage(_object("a stage", stage))
     return found
