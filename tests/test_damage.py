@@ -513,6 +513,11 @@ RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {  # what is written in pl
     "a gate that is null": lambda content: wrong(config={**content["config"], "gates": {"constant_share": None}})(
         content
     ),
+    "a detector that is null": lambda content: wrong(config={**content["config"], "detector": None})(content),
+    "a detector without a name": lambda content: wrong(config={**content["config"], "detector": {"name": {}}})(content),
+    "CA that is null": wrong_stage(scores={"ca": None, "asr": 1.0, "ra": 0.0, "n_clean": 1, "n_triggered": 1}),
+    "seconds that are null": wrong_stage(seconds={"infect": None}),
+    "a device that is null": wrong(environment={"device": None}),
     "running since a word": wrong(status="running", started="yesterday"),
     "more than a record has": wrong(more=1),
     "a folder": lambda content: Path,
