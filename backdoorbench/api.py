@@ -74,6 +74,8 @@ def infect(attack: Attack, train: ImageSet, *settings: str, seed: int = 0) -> In
     """Trains a model on `train`, attacked. `settings` say on what and how: `"dataset=digits"` (its normalisation, network and
     recipe come along), `"model=resnet18"`, `"train.epochs=5"`."""
     fresh, recipe = _victim(train, settings)
+    attack.check(train)
+    attack.check_recipe(recipe, len(train))
     task, stream = Task(train, fresh, recipe, None), Stream(seed).child("infect")
 
     def surrogate() -> nn.Module:

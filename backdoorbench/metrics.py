@@ -8,6 +8,7 @@ DER  defense effectiveness: [max(0, drop of ASR) - max(0, drop of CA) + 1] / 2; 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,24 @@ def per_class(predicted: Labels, wanted: Labels, groups: Labels, classes: int) -
     total = groups.bincount(minlength=classes)
     hits = groups[predicted == wanted].bincount(minlength=classes)
     return [int(hit) / int(count) if count else None for hit, count in zip(hits, total, strict=True)]
+
+
+def assignment(true: Labels, called: Labels, classes: int) -> list[int]:
+    """For each class that a network can call, the true class that it means by it, each once: pairs are taken by how many of (N,)
+    images they hold, the most first, which is the best assignment where the errors are few.
+
+    >>> import torch
+    >>> assignment(torch.tensor([0, 0, 1, 1, 2]), torch.tensor([1, 1, 0, 0, 0]), 3)
+    [1, 0, 2]
+    """
+    meant: dict[int, int] = {}
+    left = set(range(classes))
+    for (label, call), _ in Counter(zip(true.tolist(), called.tolist(), strict=True)).most_common():
+        if call not in meant and label in left:
+            meant[call] = label
+            left.remove(label)
+    rest = iter(sorted(left))
+    return [meant[call] if call in meant else next(rest) for call in range(classes)]
 
 
 def auc(scores: Tensor, positive: Mask) -> float | None:

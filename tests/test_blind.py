@@ -120,7 +120,7 @@ def test_both_losses_are_of_the_whole_batch(one_pass: bool, few: ImageSet) -> No
     copies = torch.cat(seen[3:]).split([8, 8, 8, 8, 4, 4])
     made = attack().trigger(work)
     assert all(torch.equal(made(clean), shown) for clean, shown in zip(copies[::2], copies[1::2], strict=True))
-    assert found.facts == {"started_epoch": 2} and found.train is None and found.poisoned is None
+    assert found.facts == {"started_epoch": 2, "poisoned": 20} and found.train is None and found.poisoned is None
 
 
 def test_the_losses_are_weighed_and_the_copy_is_the_targets(few: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_the_losses_are_weighed_and_the_copy_is_the_targets(few: ImageSet, monke
 
 def test_a_second_loss_that_never_runs_is_said(few: ImageSet, caplog: pytest.LogCaptureFixture) -> None:
     found = attack(threshold=0.0).infect(task(few), Stream(0))
-    assert found.facts == {"started_epoch": None}
+    assert found.facts == {"started_epoch": None, "poisoned": 0}
     assert caplog.messages == [
         "blind never ran its second loss: the mean clean loss of the last 6 batches stayed at 0 or more. Train for longer, or "
         "raise attack.threshold."

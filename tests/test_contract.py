@@ -17,6 +17,7 @@ from contract import Leaves, Row, Takes
 from torch import Tensor, nn
 
 from backdoorbench.attacks.base import DataAttack, Infection
+from backdoorbench.attacks.loop import ShareAttack
 from backdoorbench.config import groups
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Verdict
@@ -152,6 +153,10 @@ def test_as_many_rows_are_poisoned_as_were_asked_for(attack: Planned) -> None:
     if isinstance(made.attack, DataAttack):
         assert_counts(made, kept, kept.train, kept.poisoned, kept.facts)
         assert round(made.attack.poison_rate * len(made.parts.train)) == kept.facts["requested"] > 0
+    elif isinstance(made.attack, ShareAttack):  # a row more or less a batch
+        passed, batches = len(made.parts.train), -(-len(made.parts.train) // made.recipe.batch_size)
+        assert kept.facts["passed"] == passed and kept.facts["requested"] == round(made.attack.poison_rate * passed)
+        assert 0 < kept.facts["poisoned"] and abs(kept.facts["poisoned"] - kept.facts["requested"]) <= batches
     if made.attack.can_rebuild:
         rebuilt = made.attack.rebuild(made.parts.train, kept.trigger, made.stream.child("rebuild"))
         assert_counts(made, kept, rebuilt.train, rebuilt.poisoned, rebuilt.counts)

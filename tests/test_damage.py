@@ -414,6 +414,35 @@ def test_a_byte_of_the_images_is_seen_at_once(images: Path, name: str) -> None:
         open_store(images)
 
 
+def mends_images(images: Path, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A byte of any file of a decoded data set is seen, what held it set aside, and the images decoded again are the same."""
+    root = images.parents[1]
+    resolved = compose(["dataset=folder", f"dataset.root={root / 'raw'}", "dataset.size=8", "dataset.crop=null"])
+    dataset = build(resolved["dataset"], "dataset")
+    before, draw = dataset.load(root), random.Random(SEED)
+    names = [
+        file.relative_to(images) for file in sorted(images.rglob("*")) if file.is_file() and file.name != store.CHECKED
+    ]
+    for name in (draw.choice(names) for _ in range(count)):
+        place = flip(images / name, draw)
+        caplog.clear()
+        after = dataset.load(root)
+        said = [line for line in caplog.messages if line.startswith(f"{images} is damaged (")]
+        (aside,) = images.parent.glob(f"*{store.ASIDE}*")
+        assert len(said) == 1 and said[0].endswith("and made again"), f"byte {place} of {name}"
+        assert after.digest == before.digest and torch.equal(after.train.images, before.train.images), name
+        shutil.rmtree(aside)
+
+
+def test_twelve_single_bytes_of_images(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mends_images(images, 12, caplog)
+
+
+@pytest.mark.slow
+def test_two_hundred_single_bytes_of_images(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mends_images(images, 200, caplog)
+
+
 def test_what_the_disk_does_by_itself_is_seen_within_a_day(images: Path) -> None:
     rot(images / "train" / "images.npy")
     names = [store.DIGESTS, *store.read_json(images / store.DIGESTS)]
@@ -475,6 +504,20 @@ RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {  # what is written in pl
         config={**content["config"], "attack": {**content["config"]["attack"], "poison_rate": "some"}}
     )(content),
     "no gates": lambda content: wrong(config={**content["config"], "gates": None})(content),
+    "settings without gates": lambda content: wrong(
+        config={name: value for name, value in content["config"].items() if name != "gates"}
+    )(content),
+    "a gate that is a text": lambda content: wrong(config={**content["config"], "gates": {"constant_share": "most"}})(
+        content
+    ),
+    "a gate that is null": lambda content: wrong(config={**content["config"], "gates": {"constant_share": None}})(
+        content
+    ),
+    "a detector that is null": lambda content: wrong(config={**content["config"], "detector": None})(content),
+    "a detector without a name": lambda content: wrong(config={**content["config"], "detector": {"name": {}}})(content),
+    "CA that is null": wrong_stage(scores={"ca": None, "asr": 1.0, "ra": 0.0, "n_clean": 1, "n_triggered": 1}),
+    "seconds that are null": wrong_stage(seconds={"infect": None}),
+    "a device that is null": wrong(environment={"device": None}),
     "running since a word": wrong(status="running", started="yesterday"),
     "more than a record has": wrong(more=1),
     "a folder": lambda content: Path,

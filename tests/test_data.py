@@ -174,8 +174,8 @@ def test_numbered_folders_count_by_value(tmp_path: Path, cache: Path, caplog: py
 
 def test_read_class_folders(tmp_path: Path) -> None:
     root = plant(tmp_path / "raw", "ba") / "train"
-    images = store.read_class_folders(root, ("a", "b"), 32)
-    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    images, facts = store.read_class_folders(root, ("a", "b"), 32)
+    assert facts == {} and images.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert torch.equal(images.images[3], pixels(root / "b" / "0.png"))
     with pytest.raises(DataError) as caught:
         store.read_class_folders(root, ("a", "c"), 32)

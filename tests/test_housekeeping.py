@@ -439,5 +439,67 @@ def test_what_was_set_aside_is_counted(
     assert said[-1].startswith(
         f"  set aside as damaged: 2, 30.0 kB, the first {tmp_path}/cache/control/0123456789ab.json.damaged-"
     )
+    assert said[-1].endswith("; nothing reads them, and bdx cache prune deletes them")
     assert bdx(capsys, tmp_path, "prune", "--older-than", "1h", "--yes")[0].startswith(" ")
     assert folder.name in "".join(entry.name for entry in folder.parent.iterdir())  # kept: it is no infection
+
+
+def put_aside(outputs: Path, name: str, time: str, size: int | None = None) -> Path:
+    """Something set aside in the cache: a folder with a file of 1 kB in it, or a file of that size."""
+    place = outputs / "cache" / f"{name}.damaged-{time}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if size is None:
+        place.mkdir()
+        (place / "model.safetensors").write_bytes(bytes(1000))
+    else:
+        place.write_bytes(bytes(size))
+    return place
+
+
+def test_pruning_takes_what_was_set_aside(
+    four: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = [
+        put_aside(tmp_path, "control/0123456789ab.json", "20200101-120000", 500),
+        put_aside(tmp_path, "data/folder-0123456789ab", "20200101-120000"),
+        put_aside(tmp_path, "infection/badnets-digits-0123456789ab", "20200101-120000.2"),
+        put_aside(tmp_path, "network/ssba-digits-0123456789ab", "20200101-120000"),
+    ]
+    young = put_aside(tmp_path, "infection/sig-digits-0123456789ab", "29990101-120000")
+    listed = [
+        *(f"  {place}  {'500 bytes' if place.is_file() else '1.0 kB'}" for place in old),
+        "  would delete 4 set aside as damaged, 3.5 kB",
+    ]
+    said = bdx(capsys, tmp_path, "prune", "--older-than", "20w")
+    assert said == [
+        "  would delete 0 infections, 0 bytes",
+        *listed,
+        "  kept 4: 4 younger than 20w",
+        "  nothing is deleted yet; --yes does it",
+    ]
+    assert all(place.exists() for place in old)
+    said = bdx(capsys, tmp_path, "prune", "--older-than", "20w", "--yes")
+    assert said[-2:] == ["  deleted 4 set aside as damaged, 3.5 kB", "  kept 4: 4 younger than 20w"]
+    assert not any(place.exists() for place in old) and young.exists()
+    assert names(tmp_path) - {"20200101"} >= set(four.values())
+
+
+def test_pruning_where_nothing_but_damage_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = put_aside(tmp_path, "infection/badnets-digits-0123456789ab", "20200101-120000")
+    assert bdx(capsys, tmp_path)[0] == "  0 infections, 0 bytes"
+    assert bdx(capsys, tmp_path, "prune", "--unreferenced", "--yes") == [
+        "  deleted 0 infections, 0 bytes",
+        f"  {place}  1.0 kB",
+        "  deleted 1 set aside as damaged, 1.0 kB",
+    ]
+    assert not place.exists()
+
+
+def test_a_name_without_a_time_goes_by_its_last_change(tmp_path: Path) -> None:
+    place = put_aside(tmp_path, "data/folder-0123456789ab", "someday")
+    os.utime(place, (1000, 1000))
+    assert store.aside_since(place) == 1000
+    link = place.with_name("link.damaged-20200101-120000")
+    link.symlink_to(place)
+    store.remove(link)  # and not what it leads to
+    assert place.is_dir() and not link.is_symlink()

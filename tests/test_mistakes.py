@@ -221,8 +221,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "checkpoint of another shape": (
         ["model.checkpoint=other.safetensors"],
-        "model.checkpoint=other.safetensors does not fit demo for 10 classes at 32 pixels: net.linear.weight is (3, 3) there "
-        "and (10, 64) here (53 more differences). Choose the model, width and data set it was trained with.",
+        "model.checkpoint=other.safetensors does not fit demo for 10 classes at 32 pixels: linear.weight is (3, 3) there "
+        "and (10, 64) here (45 more differences). Choose the model, width and data set it was trained with.",
     ),
     "checkpoint that is no state dict": (
         ["model.checkpoint=text.pt"],

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -22,10 +23,10 @@ from backdoorbench import api
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose, conf_dir
 from backdoorbench.data import store
-from backdoorbench.data.base import Dataset
+from backdoorbench.data.base import Dataset, Reading
 from backdoorbench.data.pictures import UnfitError, open_image
 from backdoorbench.errors import DataError
-from backdoorbench.pipeline import plan
+from backdoorbench.pipeline import environment, plan
 from backdoorbench.reporting import rows
 
 SIDE = 4
@@ -629,13 +630,94 @@ def test_holdouts_are_read_alike(tmp_path: Path, said: Callable[[], list[str]]) 
     (root / "a" / "deeper").mkdir(parents=True)
     (root / "a" / "deeper" / "deep.png").write_bytes(png(0, 16, [4000]))
     (root / "a" / "notes.txt").touch()
-    images = store.read_class_folders(root, ("a", "b"), SIDE)
+    images, facts = store.read_class_folders(root, ("a", "b"), SIDE)
     assert images.images[0].unique().tolist() == [16]
+    assert facts == {"converted": {"16-bit grey": 1}, "left_out": {".txt": 1}, "sub_folders": 1}
     assert said() == [
         f"clean: left out of {root}: 1 .txt",
         "clean: images in sub-folders of a class folder, which count for that class: 1",
         "clean: images converted to 8-bit RGB: 1 16-bit grey",
     ]
+
+
+def divided(root: Path, clean: Path, outputs: Path, *words: str) -> plan.Plan:
+    """A plan whose holdout is a folder of its own, of one image a class."""
+    given = [
+        f"dataset.root={root}",
+        "dataset=folder",
+        "model=demo",
+        "train=demo",
+        "dataset.size=16",
+        "runtime.device=cpu",
+    ]
+    given += ["holdout.source=folder", f"holdout.root={clean}", f"runtime.outputs={outputs}", "attack=none"]
+    return plan.plan(compose([*given, *words]))
+
+
+def clear_ink(place: Path) -> None:
+    """A grey stroke on transparent pixels."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    picture.paste((200, 200, 200, 255), (4, 0, 8, 16))
+    picture.save(place)
+
+
+@pytest.mark.parametrize(("background", "value"), [("white", 255), ("black", 0)])
+def test_a_holdout_of_its_own_is_laid_on_the_data_sets_background(
+    background: str, value: int, tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    root, clean = plant(tmp_path / "raw"), tmp_path / "clean"
+    for name in "ab":
+        clear_ink(clean / name / "0.png")
+    (clean / "a" / "notes.txt").touch()
+    made = divided(root, clean, tmp_path / "out", f"dataset.background={background}")
+    assert made.parts.holdout is not None and made.parts.holdout.images.unique().tolist() == sorted([value, 200])
+    assert said() == [
+        f"clean: left out of {clean}: 1 .txt",
+        f"clean: images converted to 8-bit RGB: 2 transparent, on {background}",
+    ]
+    found = {"converted": {f"transparent, on {background}": 2}, "left_out": {".txt": 1}}
+    assert made.parts.facts == found and environment.environment(made)["data"]["holdout"] == found
+
+
+def test_a_transparent_holdout_is_refused_where_the_data_set_refuses(tmp_path: Path) -> None:
+    root, clean = plant(tmp_path / "raw"), tmp_path / "clean"
+    for name in "ab":
+        clear_ink(clean / name / "0.png")
+    with pytest.raises(DataError, match="dataset.background"):
+        divided(root, clean, tmp_path / "out", "dataset.background=refuse")
+
+
+def test_a_holdout_of_its_own_comes_to_its_size_as_the_data_set_does(tmp_path: Path) -> None:
+    """The middle of a wide picture, where the data set keeps the middle; else the whole."""
+    place = tmp_path / "clean" / "a" / "wide.png"
+    place.parent.mkdir(parents=True)
+    wide = np.zeros((16, 48, 3), np.uint8)
+    wide[:, 16:32] = 200
+    Image.fromarray(wide).save(place)
+    train = store.ImageSet(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("a",))
+    read = build({**compose([])["holdout"], "source": "folder", "root": str(tmp_path / "clean")}, "holdout").read
+    assert read(train, Reading(store.centre, "white"))[0].images.unique().tolist() == [200]
+    assert 0 in read(train, Reading(store.stretch, "white"))[0].images and 0 in read(train, None)[0].images
+
+
+def test_how_a_holdout_of_its_own_is_read_is_part_of_its_key(tmp_path: Path) -> None:
+    """The data set's digest covers neither, and its background is part of no key. Keys from before stand."""
+    root, clean = plant(tmp_path / "raw"), tmp_path / "clean"
+    for name in "ab":
+        fill(clean / name, 1, 90)
+    keys = {
+        name: divided(root, clean, tmp_path / "out", f"dataset.background={name}").key for name in ("white", "black")
+    }
+    assert keys["white"] != keys["black"]
+    given = compose(["dataset=folder", f"dataset.root={root}", "holdout.source=folder", f"holdout.root={clean}"])
+    before = plan.run_settings(given, "digest")
+    assert plan.run_settings(given, "digest", Reading(store.stretch, "white")) == before
+    assert plan.run_settings(given, "digest", Reading(store.centre, "white"))["holdout"]["fit"] == "centre"
+    withheld = compose(["dataset=folder", f"dataset.root={root}"])
+    assert plan.run_settings(withheld, "digest", Reading(store.centre, "black")) == plan.run_settings(
+        withheld, "digest"
+    )
 
 
 # -- the order of classes ---------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def test_a_broken_infection_is_refused_unless_forced(tmp_path: Path) -> None:
 
 
 def test_a_weak_infection_is_marked(run: Callable[..., Job]) -> None:
-    weak = run("attack=badnets", "attack.poison_rate=0", "defense=none", *QUICK).run
+    weak = run("attack=badnets", "attack.poison_rate=0.003", "defense=none", *QUICK).run  # a row
     assert weak.infection.status == "weak" and "below 0.5" in weak.infection.reasons[-1]
 
 
@@ -244,12 +244,17 @@ def test_a_sweep_ends_in_one_table_and_shares_infections(tmp_path: Path) -> None
 
 def test_a_failing_job_leaves_the_others_alone(tmp_path: Path) -> None:
     """A network that learns nothing: recorded as the sweep's failure, the other job runs; fail_fast stops before it."""
-    words = ["-m", "attack=badnets", "defense=none", *QUICK, "train.epochs=0,6"]
+    words = ["-m", "attack=badnets", "defense=ft", "defense.epochs=1", *QUICK, "train.epochs=0,6"]
     swept = bdx(*words, folder=tmp_path)
     assert swept.returncode == 2 and "Traceback" not in swept.stderr
     assert "1 of 2 jobs failed; the same command repeats only those" in swept.stdout
     assert "job 0: TrainingError: the infection is broken" in swept.stdout
-    again = ["attack=badnets", "defense=none", *(word.replace("epochs=6", "epochs=0") for word in QUICK)]
+    again = [
+        "attack=badnets",
+        "defense=ft",
+        "defense.epochs=1",
+        *(word.replace("epochs=6", "epochs=0") for word in QUICK),
+    ]
     assert f"these alone:\n  bdx -m {' '.join(again)}\n" in swept.stdout
     assert sorted(record.read(folder).status for folder in record.find(tmp_path / "outputs")) == ["done", "failed"]
     stopped = bdx(*words, "fail_fast=true", folder=tmp_path)

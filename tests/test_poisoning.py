@@ -466,7 +466,10 @@ def test_tact_is_judged_on_the_source_alone() -> None:
             {"poison_rate": 0.2},
             "attack.poison_rate=0.2 asks for 24 rows, but only 12 of the 120 training images may be",
         ),
-        ({"cover_rate": 0.5}, "attack.cover_rate=0.5 asks for 60 rows, but only 24 of the 120 training images may be"),
+        (
+            {"poison_rate": 0.05, "cover_rate": 0.5},
+            "attack.cover_rate=0.5 asks for 60 rows, but only 24 of the 120 training images may be",
+        ),
         (
             {"cover_sources": [5, 12]},
             "attack.cover_sources names class 12, but the data set has 10 classes, numbered 0 to 9",

@@ -78,12 +78,12 @@ class AdapBlend(Adaptive):
         check_range("attack.test_ratio", self.test_ratio, 0, 1)
 
     def check(self, train: ImageSet) -> None:
-        super().check(train)
         if train.size % self.pieces:
             raise ConfigError(
                 f"attack.pieces is {self.pieces}, but images of {train.size} pixels cannot be cut into as many equal "
                 f"pieces a side. Choose a divisor of {train.size}."
             )
+        super().check(train)
 
     def trigger(self, task: Task, stream: Stream) -> Blend:
         picture = full_picture(self.picture, self.picture_file, self.match_stats, task.train.size, stream.generator())

@@ -1,16 +1,17 @@
 """What an attack is: something that leaves an infected model, and the trigger and target it answers to."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from backdoorbench.config.acts import Acts, Either, Only, Unless
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import ConfigError, check_range
+from backdoorbench.errors import ConfigError, TrainingError, check_range
 from backdoorbench.shapes import Bytes, Images, Labels, Mask, Rows, to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Epoch, Snapshots, fit
@@ -119,6 +120,10 @@ class Attack(ABC):
         """Raises ConfigError where the settings do not fit the victim's clean training set; called before any work."""
         return
 
+    def check_recipe(self, recipe: Recipe, count: int) -> None:
+        """Raises ConfigError where they do not fit how the victim trains on its `count` images; called before any work."""
+        return
+
     def test_trigger(self, task: Task, stream: Stream) -> Trigger | None:
         """What `infect` with the same stream will trigger test images with; None where only training tells."""
         return None
@@ -158,7 +163,7 @@ class DataAttack(Attack):
     mode: Literal["replace", "append"]
 
     def __post_init__(self) -> None:
-        check_range("attack.poison_rate", self.poison_rate, 0, 1)
+        check_poison_rate(self.poison_rate)
         check_range("attack.cover_rate", self.cover_rate, 0, 1)
 
     @abstractmethod
@@ -209,9 +214,13 @@ class DataAttack(Attack):
         rows = self.choose(train.labels, target, Stream(0))
         self.choose_covers(train.labels, target, rows, Stream(0))
 
+    def rate_counts(self, labels: Labels) -> int:
+        """How many images the poison rate is a share of: all, or the target class's."""
+        return len(labels) if self.rate_of == "all" else int((labels == self.target).sum())
+
     def count(self, labels: Labels) -> int:
         """How many rows the poison rate asks for: a share of the set the victim sees, or of the target class."""
-        total = len(labels) if self.rate_of == "all" else int((labels == self.target).sum())
+        total = self.rate_counts(labels)
         if self.mode == "append":
             if self.poison_rate == 1:
                 raise ConfigError(
@@ -228,21 +237,34 @@ class DataAttack(Attack):
         return torch.arange(len(labels))
 
     def choose(self, labels: Labels, target: Target, stream: Stream) -> Rows:
-        """The rows to poison, drawn uniformly without replacement; ConfigError where there are too few."""
+        """The rows to poison, drawn uniformly without replacement; ConfigError where there are too few, or none is asked for."""
         labels = labels.cpu()
         pool, count = self.candidates(labels, target), self.count(labels)
+        if not len(pool):
+            raise ConfigError(
+                f"none of the {len(labels)} training images may be poisoned by attack={self.name}: none is of the classes that "
+                f"it alters ({target.describe()}); expected at least one. Choose other classes, or a training set that has them."
+            )
         if count > len(pool):
             raise ConfigError(
                 f"attack.poison_rate={self.poison_rate:g} asks for {count} rows, but only {len(pool)} of the "
                 f"{len(labels)} training images may be poisoned. The largest rate possible here is "
                 f"{self.largest_rate(labels, len(pool)):g}."
             )
+        if count == 0:
+            total, what = (
+                self.rate_counts(labels),
+                "training images" if self.rate_of == "all" else "images of the target",
+            )
+            refuse_none(
+                "poison_rate", self.poison_rate, total, what, len(pool), self.mode, "attack=none for a clean model"
+            )
         return pool[stream.permutation(len(pool))[:count]]
 
     def largest_rate(self, labels: Labels, pool: int) -> float:
-        """The largest poison rate that asks for no more than `pool` rows, rounded down to 1e-4."""
-        total = max(1, len(labels) if self.rate_of == "all" else int((labels == self.target).sum()))
-        return int(pool / (total + pool if self.mode == "append" else total) * 1e4) / 1e4
+        """The largest poison rate that asks for no more than `pool` rows, rounded down."""
+        total = max(1, self.rate_counts(labels))
+        return rounded_down(pool / (total + pool if self.mode == "append" else total))
 
     def cover_candidates(self, labels: Labels, target: Target) -> Rows:
         """Rows that may become cover: of classes that are neither source nor target."""
@@ -259,7 +281,11 @@ class DataAttack(Attack):
             raise ConfigError(
                 f"attack.cover_rate={self.cover_rate:g} asks for {count} rows, but only {len(pool)} of the "
                 f"{len(labels)} training images may be triggered with their label kept. The largest rate possible here is "
-                f"{int(len(pool) / len(labels) * 1e4) / 1e4:g}."
+                f"{rounded_down(len(pool) / len(labels)):g}."
+            )
+        if self.cover_rate and count == 0:
+            refuse_none(
+                "cover_rate", self.cover_rate, len(labels), "training images", len(pool), "replace", "0 for none"
             )
         return pool[stream.permutation(len(pool))[:count]]
 
@@ -270,6 +296,7 @@ class DataAttack(Attack):
 
     def infect(self, task: Task, stream: Stream) -> Infection:
         trigger, made = self.plant(task, stream)
+        check_counts(self.name, made)
         model = task.build(stream.child("init"))
         history, facts = self.train(model, made.train, made.poisoned, task, stream.child("train"))
         target, facts = self.make_target(len(made.train.classes)), {**made.counts, **self.facts(), **facts}
@@ -334,7 +361,7 @@ class CleanLabelAttack(DataAttack):
 
     def choose(self, labels: Labels, target: Target, stream: Stream) -> Rows:
         own, count = int((labels == self.target).sum()), self.count(labels)
-        if self.labels == "clean" and count > own:
+        if self.labels == "clean" and count > own > 0:
             raise ConfigError(
                 f"attack.poison_rate={self.poison_rate:g} asks for {count} rows, but a clean-label attack alters images of "
                 f"the target only, and class {self.target} has {own} of the {len(labels)} training images. The largest "
@@ -344,6 +371,51 @@ class CleanLabelAttack(DataAttack):
 
     def facts(self) -> dict[str, Any]:
         return {"labels": self.labels}
+
+
+def check_poison_rate(rate: float, most: float = 1) -> None:
+    """Raises ConfigError for a poison rate out of range, 0 included: without a poisoned image there is no attack."""
+    check_range("attack.poison_rate", rate, 0, most)
+    if rate == 0:
+        raise ConfigError(
+            f"attack.poison_rate is 0, with which no image is poisoned; expected a number above 0, at most {most:g}. Raise it, "
+            f"or set attack=none for a clean model."
+        )
+
+
+def refuse_none(setting: str, rate: float, total: int, what: str, most: int, mode: str, instead: str) -> NoReturn:
+    """Raises ConfigError for a rate that comes to no row.
+
+    total  of what it is a share; most: rows that it may ask for; instead: what to set where none is wanted"""
+    found = rate * total / (1 - rate) if mode == "append" else rate * total
+    remedy = f"Set attack.{setting}={least_rate(total, mode):g} or more" if total else "Let it count from all images"
+    raise ConfigError(
+        f"attack.{setting}={rate:g} of {total:,} {what} is {found:.3g} rows, none when rounded; expected at least 1 and at most "
+        f"{most:,}. {remedy}, or {instead}."
+    )
+
+
+def least_rate(total: int, mode: str = "replace") -> float:
+    """The least rate, of two digits, that comes to a row of `total` images."""
+    exact = 0.5 / (total + 0.5) if mode == "append" else 0.5 / total
+    unit = 10.0 ** (math.floor(math.log10(exact)) - 1)
+    return float(f"{(math.floor(exact / unit) + 1) * unit:.1e}")
+
+
+def rounded_down(rate: float) -> float:
+    """A rate to be typed: four digits after the point, or two of a smaller one."""
+    unit = min(1e-4, 10.0 ** (math.floor(math.log10(rate)) - 1)) if rate > 0 else 1e-4
+    return float(f"{math.floor(rate / unit + 1e-9) * unit:.10g}")
+
+
+def check_counts(name: str, made: PoisonedSet) -> None:
+    """Raises TrainingError where other rows are poisoned than were asked for: figures would be those of another attack."""
+    asked, found = made.counts["requested"], int(made.poisoned.sum())
+    if not asked == made.counts["poisoned"] == found:
+        raise TrainingError(
+            f"attack={name} was to poison {asked:,} rows, says {made.counts['poisoned']:,} and poisoned {found:,}; expected as "
+            f"many as asked for. Nothing was trained. Correct its `choose` or `poison`."
+        )
 
 
 def show(clean: ImageSet, rows: Rows, paint: Callable[[Images, slice], Images]) -> Bytes:

@@ -19,6 +19,7 @@ Cost     two images for the victim's one; with mgda two more backward passes
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -30,10 +31,11 @@ from backdoorbench.attacks.base import Infection, Task
 from backdoorbench.attacks.loop import LoopAttack
 from backdoorbench.config.acts import Acts, Never, Only, Unless
 from backdoorbench.data.images import spans
-from backdoorbench.errors import check_range
+from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
+from backdoorbench.training.recipe import Recipe
 from backdoorbench.triggers.base import Trigger
 from backdoorbench.triggers.patch import BLIND, Patch, cut_out, paste
 
@@ -69,6 +71,16 @@ class Blind(LoopAttack):
         check_range("attack.history", self.history, 0)
         check_range("attack.threshold", self.threshold, 0)
 
+    def check_recipe(self, recipe: Recipe, count: int) -> None:
+        batches = len(spans(count, recipe.batch_size))
+        waits = math.ceil(min(self.history, 2 * batches) / batches)
+        if 0 < recipe.epochs <= waits:
+            raise ConfigError(
+                f"train.epochs is {recipe.epochs}, but {self.name} runs its second loss only after attack.history={self.history} "
+                f"batches, here after epoch {waits}; the training would be a clean one. Set train.epochs={waits + 1} or more, or "
+                f"attack.history=0, with which it runs from the first batch."
+            )
+
     def trigger(self, task: Task) -> Patch:
         """The pattern for images of `task.train.size` pixels."""
         rows, corner = BLIND
@@ -90,6 +102,7 @@ class Blind(LoopAttack):
             if waiting.over:
                 copies.append(trigger(images))
                 names.append(target.label(labels))
+                waiting.poisoned += len(images)
             answers = network(torch.cat(copies)).split(len(images)) if self.one_pass else map(network, copies)
             losses = [
                 F.cross_entropy(logits.float(), wanted, label_smoothing=task.recipe.label_smoothing)
@@ -119,14 +132,16 @@ class Blind(LoopAttack):
                 f"{self.name} never ran its second loss: the mean clean loss of the last {waiting.history} batches stayed at "
                 f"{self.threshold:g} or more. Train for longer, or raise attack.threshold."
             )
-        return Infection(model, self.at_test(trigger), target, None, None, history, {"started_epoch": waiting.started})
+        facts = {"started_epoch": waiting.started} | ({"poisoned": waiting.poisoned} if history else {})
+        return Infection(model, self.at_test(trigger), target, None, None, history, facts)
 
 
 class Waiting:
     """Whether the second loss runs: from the epoch on before which the last `history` clean losses had a mean below
     `threshold`, and while that lasts.
 
-    started  the first epoch with it, counted from 1; None: none yet"""
+    started   the first epoch with it, counted from 1; None: none yet
+    poisoned  images that it was taken of"""
 
     def __init__(self, history: int, threshold: float, device: torch.device) -> None:
         self.history, self.threshold = history, threshold
@@ -134,6 +149,7 @@ class Waiting:
         self.seen = 0
         self.over = history == 0
         self.started: int | None = 1 if self.over else None
+        self.poisoned = 0
 
     def see(self, loss: Tensor) -> None:
         """Notes a batch's clean loss."""
@@ -149,11 +165,14 @@ class Waiting:
             self.started = epoch + 2
 
     def state_dict(self) -> dict[str, Any]:
-        return {"losses": self.losses, "seen": self.seen, "over": self.over, "started": self.started}
+        names = ("losses", "seen", "over", "started", "poisoned")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses.copy_(state["losses"])
-        self.seen, self.over, self.started = state["seen"], state["over"], state["started"]
+        self.seen, self.over, self.started, self.poisoned = (
+            state[name] for name in ("seen", "over", "started", "poisoned")
+        )
 
 
 def balance(backdoor: Tensor, clean: Tensor, parameters: list[nn.Parameter]) -> Tensor:

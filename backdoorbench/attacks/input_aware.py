@@ -21,15 +21,14 @@ Cost     the mask stage, 25 epochs of a network of 0.08 GMAC an image at 32 px (
          on 2 of 10 images a batch, at the default rate
 """
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from backdoorbench.attacks.base import Infection, Task
-from backdoorbench.attacks.loop import ShareAttack, shares
+from backdoorbench.attacks.base import Infection, Task, check_poison_rate
+from backdoorbench.attacks.loop import ShareAttack, Tally
 from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import ConfigError, check_range
@@ -67,7 +66,7 @@ class InputAwareAttack(ShareAttack):
     accumulate_generator_grad: bool
 
     def __post_init__(self) -> None:
-        check_range("attack.poison_rate", self.poison_rate, 0, 0.5)  # as many rows again are in cross mode
+        check_poison_rate(self.poison_rate, most=0.5)  # as many rows again are in cross mode
         check_range("attack.mask_epochs", self.mask_epochs, 0)
         check_range("attack.mask_lr", self.mask_lr, 0)
         check_range("attack.mask_density", self.mask_density, 0, 1)
@@ -76,8 +75,8 @@ class InputAwareAttack(ShareAttack):
         check_range("attack.generator_lr", self.generator_lr, 0)
 
     def check(self, train: ImageSet) -> None:
-        super().check(train)
         check_side(train.size, "dataset.size")
+        super().check(train)
 
     def infect(self, task: Task, stream: Stream) -> Infection:
         if task.recipe.augment is not None and task.recipe.augment.crop is not None:
@@ -94,7 +93,7 @@ class InputAwareAttack(ShareAttack):
             self.accumulate_generator_grad,
         )
         classify = cross_entropy(task.recipe.label_smoothing)
-        rows: Counter[str] = Counter()
+        rows = learner.rows
 
         def loss(network: nn.Module, images: Images, labels: Labels) -> Tensor:
             count = min(self.count(len(images), stream.child(f"count{learner.steps}")), len(images) // 2)
@@ -116,7 +115,7 @@ class InputAwareAttack(ShareAttack):
             beside=learner,
         )
         trigger.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-        facts = {**shares(rows), "mask_density": density}
+        facts = {**self.facts(rows), "mask_density": density}
         return Infection(
             model,
             self.at_test(trigger),
@@ -179,12 +178,13 @@ def mix(trigger: InputAware, images: Images, count: int) -> tuple[Images, Tensor
 class Learner:
     """The generator's steps beside the classifier's, and what a snapshot must hold of them.
 
-    recipe  its rates; steps: done so far"""
+    recipe  its rates; steps: done so far; rows: that passed"""
 
     def __init__(self, trigger: InputAware, recipe: Recipe, steps_per_epoch: int, accumulate: bool) -> None:
         self.trigger, self.recipe, self.steps_per_epoch, self.accumulate = trigger, recipe, steps_per_epoch, accumulate
         self.optimizer = make_adam(trigger.generator, recipe)
         self.steps = 0
+        self.rows = Tally()
 
     def step(self) -> None:
         """One step along the gradients that the classifier's loss has left in the generator."""
@@ -201,6 +201,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "gradients": gradients,
             "steps": self.steps,
+            "rows": self.rows.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -209,6 +210,7 @@ class Learner:
         for parameter, gradient in zip(self.trigger.generator.parameters(), state["gradients"], strict=True):
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         self.steps = state["steps"]
+        self.rows.load_state_dict(state["rows"])
 
 
 def diversity(images: Images, others: Images, outputs: Tensor, other_outputs: Tensor) -> Tensor:

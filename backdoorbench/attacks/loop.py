@@ -1,5 +1,6 @@
 """What attacks share that drive the training themselves: the rule, the rows of a batch they alter, and the mixed batch."""
 
+import math
 from abc import abstractmethod
 from collections import Counter
 from dataclasses import dataclass
@@ -7,13 +8,24 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from backdoorbench.attacks.base import Attack, Infection, PoisonedSet, Task, alter, marked, show
+from backdoorbench.attacks.base import (
+    Attack,
+    Infection,
+    PoisonedSet,
+    Task,
+    alter,
+    check_poison_rate,
+    marked,
+    refuse_none,
+    show,
+)
 from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.data.images import Change, ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Images, Labels, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
+from backdoorbench.training.recipe import Recipe
 from backdoorbench.triggers.base import Cover, Stored, Target, Trigger, make_target
 
 
@@ -39,6 +51,17 @@ class LoopAttack(Attack):
         return Stored(trigger) if self.quantise_test else trigger
 
 
+class Tally(Counter[str]):
+    """The rows that passed in a training: `all`, of them `poisoned` and `cover`. A snapshot holds it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clear()
+        self.update(state)
+
+
 @dataclass(frozen=True)
 class ShareAttack(LoopAttack):
     """Alters a share of each batch. Batches are shuffled, so their first rows are random ones: these are triggered and get
@@ -50,7 +73,20 @@ class ShareAttack(LoopAttack):
     batch_count: Literal["unbiased", "floor"]
 
     def __post_init__(self) -> None:
-        check_range("attack.poison_rate", self.poison_rate, 0, 1)
+        check_poison_rate(self.poison_rate)
+
+    def check(self, train: ImageSet) -> None:
+        super().check(train)
+        if self.asked(len(train)) == 0:
+            most = int(len(train) / (1 + self.covers))
+            refuse_none(
+                "poison_rate", self.poison_rate, len(train), "training images", most, "replace",
+                "attack=none for a clean model",
+            )  # fmt: skip
+
+    def asked(self, rows: int) -> int:
+        """How many of `rows` that pass in training are to be triggered."""
+        return round(self.poison_rate * rows)
 
     def count(self, batch: int, stream: Stream) -> int:
         """How many of `batch` rows are triggered: floor(rate * batch + u), u uniform in [0, 1), which is the rate on
@@ -59,6 +95,14 @@ class ShareAttack(LoopAttack):
         if self.batch_count == "floor" and wanted >= 1:
             return int(wanted)
         return int(wanted + float(torch.rand((), dtype=torch.float64, generator=stream.generator())))
+
+    def facts(self, rows: Tally) -> dict[str, Any]:
+        """What was asked for and what was made of all the rows that passed, epoch after epoch, for the record. Where none passed
+        there is nothing to say."""
+        if not (passed := rows["all"]):
+            return {}
+        made = {"requested": self.asked(passed), "poisoned": rows["poisoned"], "cover": rows["cover"], "passed": passed}
+        return made | {"poisoned_share": rows["poisoned"] / passed, "cover_share": rows["cover"] / passed}
 
     @property
     @abstractmethod
@@ -77,7 +121,7 @@ class ShareAttack(LoopAttack):
         trigger = trigger.trigger if isinstance(trigger, Stored) else trigger  # rounding is `show`'s
         target, cover, device = self.make_target(len(clean.classes)), self.cover(trigger), clean.device
         order = stream.child("rows").permutation(len(clean))
-        count = round(self.poison_rate * len(clean))
+        count = self.asked(len(clean))
         rows, kept = order[:count], order[count : count + int(count * self.covers)]
         partners = kept.roll(-1).to(clean.images.device)  # of each cover row, the next one
         others = clean.images[partners]  # (M, 3, H, W) uint8
@@ -111,6 +155,20 @@ class MixAttack(ShareAttack):
                 f"the ratio."
             )
 
+    def check_recipe(self, recipe: Recipe, count: int) -> None:
+        batch = min(recipe.batch_size, count)
+        most = (
+            math.ceil(self.poison_rate * batch)
+            if self.batch_count == "unbiased"
+            else max(1, int(self.poison_rate * batch))
+        )
+        if recipe.epochs and self.cover_ratio and not int(most * self.cover_ratio):
+            raise ConfigError(
+                f"attack.cover_ratio={self.cover_ratio:g} of at most {most} triggered rows in a batch of {batch} is no cover "
+                f"row; expected at least 1. Set attack.cover_ratio={math.ceil(100 / most) / 100:g} or more, or 0 for none, or "
+                f"raise attack.poison_rate or train.batch_size."
+            )
+
     @abstractmethod
     def trigger(self, task: Task, stream: Stream) -> Any:
         """The fixed trigger for images of `task.train.size` pixels; random parts draw from `stream`."""
@@ -126,7 +184,7 @@ class MixAttack(ShareAttack):
     def infect(self, task: Task, stream: Stream) -> Infection:
         trigger = self.trigger(task, stream.child("pattern")).to(task.train.device)
         cover, target = self.cover(trigger), self.make_target(len(task.train.classes))
-        rows: Counter[str] = Counter()
+        rows = Tally()
         model = task.build(stream.child("init"))
         history = fit(
             model,
@@ -135,10 +193,11 @@ class MixAttack(ShareAttack):
             stream.child("train"),
             change=self.mix(trigger, cover, target, rows),
             snapshots=task.snapshots,
+            beside=rows,
         )
-        return Infection(model, self.at_test(trigger), target, None, None, history, shares(rows), cover)
+        return Infection(model, self.at_test(trigger), target, None, None, history, self.facts(rows), cover)
 
-    def mix(self, trigger: Any, cover: Cover, target: Target, rows: Counter[str]) -> Change:
+    def mix(self, trigger: Any, cover: Cover, target: Target, rows: Tally) -> Change:
         """What makes an attacked batch of a clean one. A cover row's other image is the next row's. Counts in `rows`."""
 
         def change(images: Images, labels: Labels, stream: Stream) -> tuple[Images, Labels]:
@@ -150,11 +209,3 @@ class MixAttack(ShareAttack):
             return torch.cat(parts), torch.cat([target.label(labels[:poisoned]), labels[poisoned:]])
 
         return change
-
-
-def shares(rows: Counter[str]) -> dict[str, float]:
-    """Which share of the rows that passed were triggered, and which were cover rows, for the record. A training that was
-    resumed counted from there; one whose last epoch was already over has nothing to say."""
-    if not (total := rows["all"]):
-        return {}
-    return {"poisoned_share": rows["poisoned"] / total, "cover_share": rows["cover"] / total}

@@ -41,13 +41,13 @@ class TaCT(DataAttack):
             )
 
     def check(self, train: ImageSet) -> None:
-        super().check(train)
         classes = len(train.classes)
         if outside := [label for label in self.cover_sources if not 0 <= label < classes]:
             raise ConfigError(
                 f"attack.cover_sources names class {outside[0]}, but the data set has {classes} classes, numbered 0 to "
                 f"{classes - 1}. Choose one of those."
             )
+        super().check(train)
 
     def cover_candidates(self, labels: Labels, target: Target) -> Rows:
         return torch.isin(labels, torch.tensor(self.cover_sources)).nonzero()[:, 0]

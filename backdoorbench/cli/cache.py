@@ -49,14 +49,16 @@ def _list(words: Sequence[str]) -> int:
         "snapshots": cached.size_of(outputs.snapshots),
         "verdicts": cached.size_of(outputs.cache / "detection"),
     }
-    print_infections(make_console(), found, time.time())
+    if found:
+        print_infections(make_console(), found, time.time())
     total = sum(stored.size for stored in found)
     others = "".join(f"; {name} {decimal(size)}" for name, size in beside.items() if size)
     print(f"  {count(len(found), 'infection')}, {decimal(total)}{others}")
     if aside := outputs.set_aside():
         size = decimal(sum(map(cached.size_of, aside)))
         print(
-            f"  set aside as damaged: {len(aside)}, {size}, the first {aside[0]}; nothing reads them, delete them by hand"
+            f"  set aside as damaged: {len(aside)}, {size}, the first {aside[0]}; nothing reads them, and bdx cache prune "
+            f"deletes them"
         )
     return 0
 
@@ -79,7 +81,7 @@ def _prune(words: Sequence[str]) -> int:
     parser = Parser(
         "cache prune",
         "Deletes infections that nobody uses; what they were trained with is in the records, and a later run trains them "
-        "anew. Without --yes it only says what would go.",
+        "anew. What was set aside as damaged goes too, once it is as old. Without --yes it only says what would go.",
     )
     parser.add_argument(
         "--older-than", metavar="AGE", help=f"not used for so long: 45m, 12h, 30d, 4w; {YOUNG} by default"
@@ -108,12 +110,27 @@ def _prune(words: Sequence[str]) -> int:
         print_infections(make_console(), going, time.time())
     freed = decimal(sum(stored.size for stored in going))
     print(f"  {'deleted' if chosen.yes else 'would delete'} {count(len(going), 'infection')}, {freed}")
+    clear(Outputs(Path(chosen.outputs)), before, chosen.yes)
     reasons = Counter(f"{why} than {age}" if why == "younger" else why for _, why in staying)
     if staying:
         print(f"  kept {len(staying)}: {', '.join(f'{count} {why}' for why, count in reasons.items())}")
-    if going and not chosen.yes:
+    if (going or cached.aside(Outputs(Path(chosen.outputs)), before)) and not chosen.yes:
         print("  nothing is deleted yet; --yes does it")
     return 0
+
+
+def clear(outputs: Outputs, before: float, delete: bool) -> None:
+    """Lists what was set aside as damaged before that time (seconds since the epoch), whichever part of the cache it is of, and
+    deletes it if asked."""
+    found = cached.aside(outputs, before)
+    if not found:
+        return
+    for place, size in found:
+        print(f"  {place}  {decimal(size)}")
+        if delete:
+            store.remove(place)
+    freed = decimal(sum(size for _, size in found))
+    print(f"  {'deleted' if delete else 'would delete'} {len(found)} set aside as damaged, {freed}")
 
 
 def print_infections(console: Console, found: Sequence[Stored], now: float) -> None:
@@ -144,7 +161,7 @@ def _stored(
     outputs = outputs_folder(chosen.outputs)
     entries = ledger.entries(outputs)
     found = cached.infections(outputs, entries)
-    if not found:
+    if not found and not Outputs(outputs).set_aside():
         raise DataError(
             f"no infection lies in {Outputs(outputs).infections}; expected at least one. Name another outputs folder "
             f"with --outputs DIR, or run something first: bdx attack=badnets defense=none."

@@ -1,14 +1,31 @@
 """What every data set is to the rest: `load(cache) -> Splits`, two uint8 image sets and a digest of their bytes."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.tensors.augment import Augment
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from backdoorbench.data.pictures import Background
+
+
+class Reading(NamedTuple):
+    """How image files became the images of a data set.
+
+    fit         an image and the side in pixels that it comes to -> the square
+    background  what transparent pixels are laid on"""
+
+    fit: Callable[[Image.Image, int], Image.Image]
+    background: Background
 
 
 @dataclass(frozen=True)
@@ -19,12 +36,14 @@ class Splits:
             result's key contains it in place of the root
     facts   for the record, of the raw data as a whole, where there is something to say: how many images were `converted`,
             by what they were; what was `left_out`, by ending; how many lay in `sub_folders` of a class folder
+    reading how its files were read, so that other files are read alike; None: it has none
     """
 
     train: ImageSet
     test: ImageSet
     digest: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True)

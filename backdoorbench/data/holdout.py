@@ -4,14 +4,16 @@ One draw per (data set, size, seed), shared by every defense of a table. Its siz
 also where it is drawn elsewhere.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from backdoorbench.config.acts import Acts, Only, Unless
 from backdoorbench.config.build import Folder
+from backdoorbench.data.base import Reading
 from backdoorbench.data.images import ImageSet
 from backdoorbench.data.store import read_class_folders, stratified
 from backdoorbench.errors import DataError, check_range
@@ -26,11 +28,13 @@ class Parts:
     train      what the attacker and the victim get
     holdout    what the defender gets; None where the share is 0
     test_rows  (M,) rows of the test split that are evaluated (all of them, unless the holdout was drawn there)
+    facts      of a holdout of files of its own, as those of a data set
     """
 
     train: ImageSet
     holdout: ImageSet | None
     test_rows: Rows
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,16 @@ class Holdout:
         """Whether the victim's training set depends on this draw."""
         return self.source == "withheld"
 
-    def divide(self, train: ImageSet, test: ImageSet, stream: Stream) -> Parts:
-        """The three parts. Raises DataError where the holdout would hold less than one image a class, or would overlap
-        with the images that are evaluated."""
+    def divide(self, train: ImageSet, test: ImageSet, stream: Stream, reading: Reading | None = None) -> Parts:
+        """The three parts. Raises DataError where the holdout would hold less than one image a class, or would overlap with the
+        images that are evaluated.
+
+        reading  how the data set's files were read: the holdout's own are read alike"""
         everything = torch.arange(len(test))
         if self.source == "folder":
-            holdout = self.read(train)
+            holdout, facts = self.read(train, reading)
             refuse_overlap(holdout, test)
-            return Parts(train, holdout, everything)
+            return Parts(train, holdout, everything, facts)
         source = test if self.source == "test" else train
         if self.rate == 0:
             return Parts(train, None, everything)
@@ -92,14 +98,15 @@ class Holdout:
             return Parts(train, train.subset(rows), everything)
         return Parts(train, test.subset(rows), rest)
 
-    def read(self, train: ImageSet) -> ImageSet:
-        """The images below `root`, a folder for each class of the data set, named as its classes are."""
+    def read(self, train: ImageSet, reading: Reading | None) -> tuple[ImageSet, Mapping[str, Any]]:
+        """The images below `root`, a folder for each class of the data set, named as its classes are; and their facts."""
         if self.root is None:
             raise DataError(
                 "holdout.source is folder, but holdout.root is null; expected a folder with one sub-folder of clean images "
                 "for each class. Set holdout.root=DIR."
             )
-        return read_class_folders(Path(self.root).expanduser(), train.classes, train.size)
+        alike = reading._asdict() if reading is not None else {}
+        return read_class_folders(Path(self.root).expanduser(), train.classes, train.size, **alike)
 
 
 def pick(labels: Labels, count: int, classes: int, draw: str, stream: Stream) -> Rows:

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from backdoorbench import progress
-from backdoorbench.data.base import Dataset, Splits
+from backdoorbench.data.base import Dataset, Reading, Splits
 from backdoorbench.data.images import ImageSet
 from backdoorbench.data.pictures import Background, UnfitError
 from backdoorbench.data.raw import Raw, Split, counted, folders, from_files, labelled, some
@@ -94,7 +94,8 @@ def load(
         waiting=f"{dataset.name} is being decoded by another process; waiting for it",
     )
     listed = {"left_out": dict(raw.left_out), "sub_folders": raw.nested}
-    splits = replace(splits, facts={**splits.facts, **{name: value for name, value in listed.items() if value}})
+    facts = {**splits.facts, **{name: value for name, value in listed.items() if value}}
+    splits = replace(splits, facts=facts, reading=Reading(fit, background))
     tell(dataset.name, root, splits.facts)
     return finish(dataset, splits)
 
@@ -198,8 +199,9 @@ def refuse(trouble: Trouble, count: int, what: str) -> None:
 
 def read_class_folders(
     root: Path, classes: Sequence[str], size: int, fit: Fit = stretch, background: Background = "white"
-) -> ImageSet:
-    """The images of a folder a class, `root`/<class>/*, decoded into memory: for small sets that need no store."""
+) -> tuple[ImageSet, dict[str, Any]]:
+    """The images of a folder a class, `root`/<class>/*, decoded into memory: for small sets that need no store. And their facts,
+    as `Splits` has them."""
     root = root.resolve()
     if not root.is_dir():
         raise DataError(f"{root} does not exist. Expected a folder with a folder of images for each class.")
@@ -213,9 +215,14 @@ def read_class_folders(
     with progress.task(f"decode {root.name}", len(files), "image") as work:
         converted = decode(split, images, fit, background, work, trouble)
     refuse(trouble, len(files), str(root))
-    facts = {"left_out": left_out, "sub_folders": nested, "converted": converted}
-    tell(root.name, root, {name: value for name, value in facts.items() if value})
-    return ImageSet(torch.from_numpy(images), torch.tensor(split.labels), tuple(classes))
+    listed = {
+        "converted": dict(converted.most_common()),
+        "left_out": dict(left_out),
+        "sub_folders": nested,
+    }
+    facts = {name: value for name, value in listed.items() if value}
+    tell(root.name, root, facts)
+    return ImageSet(torch.from_numpy(images), torch.tensor(split.labels), tuple(classes)), facts
 
 
 def threads() -> int:
@@ -261,7 +268,7 @@ def finish(dataset: Dataset, splits: Splits) -> Splits:
     train = subset(dataset, "train", splits.train, dataset.train_size)
     test = subset(dataset, "test", splits.test, dataset.test_size)
     whole = train is splits.train and test is splits.test
-    return splits if whole else Splits(train, test, digest(train, test), splits.facts)
+    return splits if whole else replace(splits, train=train, test=test, digest=digest(train, test))
 
 
 def subset(dataset: Dataset, split: str, images: ImageSet, size: int | None) -> ImageSet:

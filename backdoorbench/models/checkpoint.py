@@ -52,30 +52,80 @@ def description(file: Path) -> dict[str, Any] | None:
 
 
 def load_given(model: nn.Module, path: str, described: str) -> None:
-    """Loads a user's checkpoint: weights of the whole classifier, or of the bare network without its normalisation.
+    """Loads a user's checkpoint: weights of the whole classifier, or of the bare network without its normalisation. Without the
+    batch norms' counters, which older versions of torch did not have, a file is whole.
 
     described  the network in a few words, for messages
 
-    Raises ModelError where the file is missing, is not a plain state dict, or has other names or shapes."""
-    weights = read_weights(Path(path).expanduser(), path)
+    Raises ModelError where the file is missing, is not a plain state dict, has other names or shapes, or values that are no
+    numbers. Names are quoted as the file has them."""
+    found = read_weights(Path(path).expanduser(), path)
     own = model.state_dict()
-    if not any(name.startswith("net.") for name in weights):
-        weights = {f"net.{name}": value for name, value in weights.items()}
-    weights = {name: value for name, value in own.items() if name.startswith("normalize.")} | weights
+    written = _places(found, path)
+    weights = {name: found[there] for name, there in written.items()}
+    head = _head(written)
     differences = [
-        f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
+        f"{written[name]} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
         for name in sorted(own.keys() & weights.keys())
         if own[name].shape != weights[name].shape
     ]
-    differences += [f"{name} is missing" for name in sorted(own.keys() - weights.keys())]
-    differences += [f"{name} has no place" for name in sorted(weights.keys() - own.keys())]
+    optional = {name for name in own if name.startswith("normalize.") or name.endswith(".num_batches_tracked")}
+    lacking = sorted(own.keys() - weights.keys() - optional)
+    differences += [f"{head}{name.removeprefix('net.') if _is_bare(found) else name} is missing" for name in lacking]
+    differences += [f"{written[name]} has no place" for name in sorted(weights.keys() - own.keys())]
     if differences:
         more = f" ({len(differences) - 1} more differences)" if len(differences) > 1 else ""
         raise ModelError(
             f"model.checkpoint={path} does not fit {described}: {differences[0]}{more}. Choose the model, width and data set "
             f"it was trained with."
         )
-    model.load_state_dict(weights)
+    _refuse_no_numbers({written[name]: value.to(own[name].dtype) for name, value in weights.items()}, path)
+    model.load_state_dict(own | weights)
+
+
+def _places(found: Weights, path: str) -> dict[str, str]:
+    """The classifier's name of each weight -> the name it has in the file, which wrappers have prefixed."""
+    places: dict[str, str] = {}
+    lead = "net." if _is_bare(found) else ""
+    for there in found:
+        name = lead + _bare(there)
+        if name in places:
+            raise ModelError(
+                f"model.checkpoint={path} holds both {places[name]} and {there}, which are the same weight; expected each once. "
+                f"Save the network again with safetensors.torch.save_file(model.state_dict(), FILE)."
+            )
+        places[name] = there
+    return places
+
+
+def _is_bare(found: Weights) -> bool:
+    return not any(_bare(name).startswith("net.") for name in found)
+
+
+def _bare(name: str) -> str:
+    """A weight's name without what DataParallel (`module.`) and torch.compile (`_orig_mod.`) put into it."""
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        del parts[0]
+    return ".".join(parts)
+
+
+def _head(written: dict[str, str]) -> str:
+    """What wrappers have put before every name of the file; nothing where they differ."""
+    heads = {there.removesuffix(_bare(there)) for there in written.values()}
+    return heads.pop() if len(heads) == 1 else ""
+
+
+def _refuse_no_numbers(weights: Weights, path: str) -> None:
+    """Raises ModelError where a weight holds NaN or an infinity."""
+    wrong = {name: int((~value.isfinite()).sum()) for name, value in weights.items()}
+    wrong = {name: count for name, count in wrong.items() if count}
+    if wrong:
+        first = min(wrong)
+        raise ModelError(
+            f"model.checkpoint={path} holds {sum(wrong.values()):,} values that are NaN or infinite, {wrong[first]:,} of them in "
+            f"{first}; expected finite numbers. The training that left it went astray, or the file is damaged: choose another."
+        )
 
 
 def read_weights(file: Path, path: str) -> Weights:
@@ -101,7 +151,7 @@ def read_weights(file: Path, path: str) -> Weights:
             f"model.checkpoint={path} holds no state dict (a dict of tensors). Save the network again with "
             f"safetensors.torch.save_file(model.state_dict(), FILE)."
         )
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()}
 
 
 def _torch_weights(file: Path) -> Any:

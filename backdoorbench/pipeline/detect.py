@@ -20,9 +20,9 @@ from backdoorbench.config.groups import DETECT, INFECT
 from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Verdict
-from backdoorbench.pipeline.infect import build_network, obtain
+from backdoorbench.pipeline.infect import fresh_network, obtain
 from backdoorbench.pipeline.infections import description
-from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan
+from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_control
 from backdoorbench.pipeline.purify import rebuilt
 from backdoorbench.shapes import Images, Mask, Rows
 from backdoorbench.storage import store
@@ -63,7 +63,9 @@ def carry_out(made: Plan, infection: Infection, test: ImageSet, run: Run) -> dic
     clean = clean_plan(made)
     wanted = made.config["control"]
     is_there = wanted == "train" or (wanted == "cached" and clean.infection_folder.is_dir())
-    if is_there and infection.trigger is not None:  # without one this is a clean model's verdict already
+    if (
+        is_there and has_control(made) and infection.trigger is not None
+    ):  # without one this is a clean model's verdict already
         control, _ = obtain(clean, test, Finding(INFECT.name, clean.attack.name))
         beside = Finding(DETECT.name, made.detector.name)
         other = present(clean, control, infection.trigger, infection.target, test, beside)
@@ -171,7 +173,7 @@ def examine(made: Plan, case: Case, note: Callable[[str, Any], None]) -> Verdict
         holdout=made.parts.holdout.to(made.device) if made.parts.holdout is not None else None,
         train=case.train,
         inputs=case.inputs,
-        build=lambda inner: build_network(made, inner),
+        build=lambda inner: fresh_network(made, inner),
         recipe=made.recipe,
         stream=made.stream.child("detect"),
         device=made.device,

@@ -16,6 +16,9 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", 
 
 def environment(made: Plan) -> dict[str, Any]:
     """What the figures were computed with."""
+    data = {"classes": list(made.splits.train.classes), **made.splits.facts}
+    if made.parts.facts:
+        data["holdout"] = made.parts.facts
     return {
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in ("bdx", *PACKAGES)},
@@ -24,7 +27,7 @@ def environment(made: Plan) -> dict[str, Any]:
         "device": device.describe(made.device),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
-        "data": {"classes": list(made.splits.train.classes), **made.splits.facts},
+        "data": data,
     }
 
 

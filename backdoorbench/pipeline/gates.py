@@ -34,22 +34,26 @@ def status(
     classes: int,
     facts: dict[str, Any],
     control: Scores | None,
+    is_given: bool = False,
 ) -> tuple[str, list[str]]:
-    """`clean`, `took`, `weak` or `broken`, and the reasons, a sentence each."""
+    """`clean`, `took`, `weak` or `broken`, and the reasons, a sentence each.
+
+    is_given  whether the network, and so the control, started from weights of unknown origin"""
     broken, weak = [], []
     share = metrics.largest_share(predictions.clean)
     if share > gates.constant_share and classes > 1:
         broken.append(f"the network calls {share:.0%} of the clean test images the same")
     if scores.ca < 1.5 / classes:
         broken.append(f"CA is {scores.ca:.3f}, near chance")
-    if facts.get("requested") != facts.get("poisoned"):
-        broken.append(f"{facts['poisoned']} rows are poisoned, {facts['requested']} were asked for")
+    if facts.get("poisoned") == 0:
+        broken.append("no image that it was trained on carried the trigger")
     if facts.get("share_changed") == 0:
         broken.append("the trigger changes no pixel")
     if control is not None and scores.ca < control.ca - gates.ca_drop:
-        weak.append(f"CA is {scores.ca:.3f}, the clean control's {control.ca:.3f}")
+        weak.append(f"CA is {scores.ca:.3f}, the {'' if is_given else 'clean '}control's {control.ca:.3f}")
     if control is not None and control.asr is not None and control.asr > gates.asr_floor:
-        weak.append(f"the trigger alone sways a clean model: ASR {control.asr:.3f}")
+        swayed = "the control, by itself or by what model.checkpoint brought along" if is_given else "a clean model"
+        weak.append(f"the trigger alone sways {swayed}: ASR {control.asr:.3f}")
     if scores.asr is not None and scores.asr < gates.asr_floor:
         weak.append(f"ASR is {scores.asr:.3f}, below {gates.asr_floor:g}")
     if broken:

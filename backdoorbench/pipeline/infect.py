@@ -27,7 +27,7 @@ from backdoorbench.pipeline.infections import (
     save_infection,
     save_network,
 )
-from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, network_folder
+from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_control, network_folder
 from backdoorbench.storage import store
 from backdoorbench.storage.outputs import key_of
 from backdoorbench.storage.record import Finding, Run, target_note
@@ -48,35 +48,82 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
     scores = finding.scores = evaluation.judge(before, test, infection.target, rows)
     finding.details = evaluation.details(before, test, infection.target, rows)
     finding.control = find_control(made, test, infection, finding)
+    is_given = made.spec.checkpoint is not None
     finding.status, finding.reasons = gates.status(
-        made.gates, scores, before, len(test.classes), infection.facts, finding.control
+        made.gates, scores, before, len(test.classes), infection.facts, finding.control, is_given
     )
     told = {"training": made.attack.training} if made.attack.training else {}
     finding.notes = (
         infection.facts | told | target_note(infection.target.describe() if infection.target is not None else None)
     )
+    if is_given:
+        finding.notes |= given_notes(made, infection, finding.control)
+        finding.notes |= order_note(made, before, test)
     finding.history = [dataclasses.asdict(epoch) for epoch in infection.history]
     return infection, before
 
 
+def given_notes(made: Plan, infection: Infection, control: Scores | None) -> dict[str, str]:
+    """What must be said of an infection that started from a given network: what else did, since nobody knows whether that network
+    is clean."""
+    if infection.trigger is None:
+        return {}
+    notes = {}
+    if control is not None:
+        notes["control"] = "the control starts from model.checkpoint too, of which nobody knows whether it is clean"
+    elif made.config["control"] != "off" and not has_control(made):
+        notes["control"] = (
+            "no control: model.checkpoint is judged as it is, and a clean model of this recipe is the same network"
+        )
+    if made.attack.needs_surrogate:
+        notes["surrogate"] = "the attack was crafted on a network that starts from model.checkpoint, too"
+    return notes
+
+
+def order_note(made: Plan, before: Predictions, test: ImageSet) -> dict[str, str]:
+    """What must be said of a given network that is right but for the order of its classes, and the setting that mends it."""
+    found = evaluation.other_order(before, test, made.parts.test_rows)
+    if found is None:
+        return {}
+    order, now, then = found
+    named = order if isinstance(order, str) else "[" + ",".join(order) + "]"
+    setting = f"dataset.order={named}"
+    if "order" not in made.config["dataset"]:
+        setting = f"dataset=folder, whose setting {setting} says so, or reorder the rows of its last layer"
+    return {
+        "order": f"the network seems to know these classes in another order: CA is {now:.3f}, and {then:.3f} if its outputs mean "
+        f"what {named} says; set {setting}"
+    }
+
+
 def refuse_broken(made: Plan, finding: Finding) -> None:
-    """Raises TrainingError where the infection is broken and nothing forces it on."""
-    if finding.status == "broken" and not made.config["force"]:
+    """Raises TrainingError where the infection is broken and there is a defense, unless something forces it on."""
+    if finding.status == "broken" and made.defense.tunes and not made.config["force"]:
+        remedy = "Change the recipe or the attack"
+        if hint := finding.notes.get("order"):
+            remedy = f"{hint[0].upper()}{hint[1:]}"
         raise TrainingError(
-            f"the infection is broken: {'; '.join(finding.reasons)}. A defense has nothing to purify. Change the recipe or the "
-            f"attack, or add force=true to purify it all the same."
+            f"the infection is broken: {'; '.join(finding.reasons)}. A defense has nothing to purify. {remedy}, or add "
+            f"force=true to purify it all the same."
         )
 
 
 def build_network(made: Plan, stream: Stream) -> nn.Module:
-    """A fresh network of the plan's kind on its device, its starting weights drawn from `stream`."""
+    """The network that a victim of this plan starts with, on the plan's device: the given one, or a fresh one."""
+    model = fresh_network(made, stream)
+    if made.spec.checkpoint is not None:
+        size = made.dataset.crop or made.dataset.size
+        described = f"{made.spec.name} for {len(made.splits.train.classes)} classes at {size} pixels"
+        checkpoint.load_given(model, made.spec.checkpoint, described)
+    return model
+
+
+def fresh_network(made: Plan, stream: Stream) -> nn.Module:
+    """A network of the plan's kind on its device, its starting weights drawn from `stream`."""
     size = made.dataset.crop or made.dataset.size
     with seeded(stream):
         net = made.spec.net(len(made.splits.train.classes), size)
     model = Classifier(net, size, made.dataset.mean, made.dataset.std)
-    if made.spec.checkpoint is not None:
-        described = f"{made.spec.name} for {len(made.splits.train.classes)} classes at {size} pixels"
-        checkpoint.load_given(model, made.spec.checkpoint, described)
     layout = torch.channels_last if made.device.type in ("cpu", "cuda") else torch.contiguous_format
     return model.to(made.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
@@ -144,7 +191,7 @@ def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Pre
 
     def read(folder: Path) -> tuple[Infection, Predictions, dict[str, float]]:
         with finding.timed("infect"):
-            model, clean = build_network(made, Stream(0)), made.parts.train.to(made.device)
+            model, clean = fresh_network(made, Stream(0)), made.parts.train.to(made.device)
             return *load_infection(folder, model, clean), description(folder)["seconds"]
 
     waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"
@@ -189,9 +236,10 @@ def forget(file: Path) -> None:
 
 
 def find_control(made: Plan, test: ImageSet, infection: Infection, finding: Finding) -> Scores | None:
-    """The clean model of the same recipe under the same trigger: cached, trained where `control=train`, or None."""
+    """The clean model of the same recipe under the same trigger: cached, trained where `control=train`, or None; None, too, where
+    that would be the given network itself."""
     wanted = made.config["control"]
-    if wanted == "off" or infection.trigger is None:
+    if wanted == "off" or infection.trigger is None or not has_control(made):
         return None
     clean = clean_plan(made)
     if wanted == "cached" and not clean.infection_folder.is_dir():

@@ -19,6 +19,8 @@ COUNTED = {  # a detector's figures that are shares, and what a line calls them
     "fpr": "of the clean",
 }
 
+SAID = ("control", "surrogate", "order")  # notes of an infection that are sentences for whoever started the run
+
 
 def stage_line(run: Run, stage: str) -> str:
     """What a stage did, and what it cost."""
@@ -86,6 +88,9 @@ def print_outcome(console: Console, run: Run, folder: Path, repeated: bool) -> N
     infection = run.infection
     if infection.status in ("weak", "broken"):
         console.print(Text(f"  {infection.status} infection: {'; '.join(infection.reasons)}"), style="yellow")
+    for name in SAID:
+        if name in infection.notes:
+            console.print(Text(f"  {infection.notes[name]}"), style="yellow", soft_wrap=True)
     if any("rebuilt_train" in stage.notes for stage in run.stages):
         methods = [run.of(stage.name).name for stage in (DETECT, PURIFY) if "rebuilt_train" in run.of(stage.name).notes]
         who = "the defense" if methods == [run.purification.name] else " and ".join(methods)

@@ -17,7 +17,7 @@ from backdoorbench.config import groups, plugins
 from backdoorbench.config.acts import idle, refuse_idle
 from backdoorbench.config.build import build, paths, target
 from backdoorbench.config.compose import Plain, flat, option
-from backdoorbench.data.base import Dataset, Splits
+from backdoorbench.data.base import Dataset, Reading, Splits
 from backdoorbench.data.holdout import Holdout, Parts
 from backdoorbench.defenses.base import Defense
 from backdoorbench.detectors.base import Detector
@@ -163,13 +163,15 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
         "splits", [resolved["dataset"], runtime["outputs"], packages], lambda: dataset.load(outputs.cache)
     )
     named = content(resolved, splits.digest)
-    settings = with_settings(resolved, named)
+    settings = with_settings(resolved, named, splits.reading)
     infection = infection_settings(settings, holdout)
-    return Sketch(
+    made_of = Sketch(
         resolved, dataset, made["model"], made["train"], holdout, attack, defense, detector, said.gates, said.seed, where,
         splits, outputs, settings, named, infection, store.key("infection", infection), store.key("run", settings),
         made["tracker"],
     )  # fmt: skip
+    refuse_control(made_of)
+    return made_of
 
 
 def refuse_unused_plugins(runs: Iterable[Sketch]) -> None:
@@ -187,8 +189,10 @@ def refuse_unused_plugins(runs: Iterable[Sketch]) -> None:
 
 def divide(made: Sketch) -> Parts:
     """The images of victim, defender and test. Raises a BdxError where the attack or the network does not fit them."""
-    parts = made.holdout.divide(made.splits.train, made.splits.test, Stream(made.seed).child("holdout"))
+    stream = Stream(made.seed).child("holdout")
+    parts = made.holdout.divide(made.splits.train, made.splits.test, stream, made.splits.reading)
     made.attack.check(parts.train)
+    made.attack.check_recipe(made.recipe, len(parts.train))
     made.spec.net(len(made.splits.train.classes), made.dataset.crop or made.dataset.size)
     return parts
 
@@ -208,12 +212,14 @@ def content(resolved: Plain, digest: str) -> dict[str, str]:
     return found
 
 
-def run_settings(resolved: Plain, digest: str) -> Plain:
-    """What a run depends on: the data's digest in place of its folder, files by their content, no runtime, no switches."""
-    return with_settings(resolved, content(resolved, digest))
+def run_settings(resolved: Plain, digest: str, reading: Reading | None = None) -> Plain:
+    """What a run depends on: the data's digest in place of its folder, files by their content, no runtime, no switches.
+
+    reading  how the data set's files were read, and so a holdout's own, whose bytes the digest does not cover"""
+    return with_settings(resolved, content(resolved, digest), reading)
 
 
-def with_settings(resolved: Plain, named: Mapping[str, str]) -> Plain:
+def with_settings(resolved: Plain, named: Mapping[str, str], reading: Reading | None) -> Plain:
     """`run_settings` of what `content` has named."""
     kept: Plain = {"format": FORMAT}
     for group in groups.GROUPS:
@@ -224,6 +230,10 @@ def with_settings(resolved: Plain, named: Mapping[str, str]) -> Plain:
     for setting in groups.SETTINGS:
         if setting.run and (not setting.part_of or setting.part_of in kept):
             kept[setting.name] = resolved[setting.name]
+    if reading is not None and kept["holdout"]["source"] == "folder":
+        how = {"fit": reading.fit.__name__, "background": reading.background}
+        usual = {"fit": "stretch", "background": "white"}  # as in keys from before they were part of one
+        kept["holdout"] |= {name: value for name, value in how.items() if value != usual[name]}
     own = {key: value for key, value in kept["dataset"].items() if key not in groups.UNKEYED}
     return kept | {"dataset": own | {"digest": named["dataset.root"]}}
 
@@ -290,6 +300,21 @@ def clean_plan(made: Made) -> Made:
         infection_settings=settings,
         infection_key=store.key("infection", settings),
     )
+
+
+def has_control(made: Sketch) -> bool:
+    """Whether the clean model of the same recipe is another network than the victim; a given one that nobody trains is not."""
+    return made.spec.checkpoint is None or made.recipe.epochs > 0
+
+
+def refuse_control(made: Sketch) -> None:
+    """Raises ConfigError where a clean control is to be trained that would be the given network itself."""
+    is_attack = made.infection_key != clean_plan(made).infection_key
+    if made.config["control"] == "train" and is_attack and not has_control(made):
+        raise ConfigError(
+            "control=train asks for a clean model of the same recipe, but with model.checkpoint and train.epochs=0 nothing is "
+            "trained: it would be the given network itself, which is no control. Set control=off, or train.epochs=1 or more."
+        )
 
 
 def network_folder(made: Plan) -> tuple[Path, Plain]:

@@ -14,7 +14,7 @@ from backdoorbench.config.groups import PURIFY
 from backdoorbench.data.images import ImageSet
 from backdoorbench.pipeline import evaluation, watch
 from backdoorbench.pipeline.evaluation import Predictions
-from backdoorbench.pipeline.infect import build_network
+from backdoorbench.pipeline.infect import fresh_network
 from backdoorbench.pipeline.plan import Plan, batch_sizes
 from backdoorbench.storage.record import Finding, Run
 from backdoorbench.training.scenario import Scenario
@@ -74,7 +74,7 @@ def purify(
         model=copy.deepcopy(infection.model),
         holdout=made.parts.holdout.to(made.device) if made.parts.holdout is not None else None,
         train=infection.train,
-        build=lambda inner: build_network(made, inner),
+        build=lambda inner: fresh_network(made, inner),
         recipe=made.recipe,
         stream=made.stream.child("purify"),
         device=made.device,

@@ -109,6 +109,11 @@ def size_of(place: Path) -> int:
     return sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
 
 
+def aside(outputs: Outputs, before: float) -> list[tuple[Path, int]]:
+    """What was set aside as damaged before that time (seconds since the epoch), with its bytes."""
+    return [(place, size_of(place)) for place in outputs.set_aside() if store.aside_since(place) <= before]
+
+
 def pick(found: Sequence[Stored], start: str) -> Stored:
     """The infection whose key begins with `start`; ConfigError where none or several do."""
     close = [stored for stored in found if stored.key.startswith(start)]

@@ -236,8 +236,9 @@ def checked(content: Any) -> dict[str, Any]:
     config = found["config"]
     check_config(config, REQUIRED)
     _check_numbers("settings", [config[INFECT.group].get("poison_rate")])
-    if "gates" in config:
-        _check_numbers("settings", [config["gates"]["constant_share"]])
+    _check_numbers("gates", [_object("gates", config["gates"])["constant_share"]], none=False)
+    if not isinstance(found.get("environment", {}).get("device", ""), str):
+        raise TypeError("the device of its environment is no text")
     for stage in found["stages"]:
         _check_stage(_object("a stage", stage))
     return found
@@ -251,8 +252,9 @@ def _check_stage(stage: dict[str, Any]) -> None:
             _check_numbers(name, stage[name].values())
             if not stage[name].keys() >= {"ca", "asr", "ra"}:
                 raise ValueError(f"its {name} are no scores")
+            _check_numbers(name, [stage[name]["ca"]], none=False)
     for name in ("figures", "beside", "seconds", "cost"):
-        _check_numbers(name, stage.get(name, {}).values())
+        _check_numbers(name, stage.get(name, {}).values(), none=name in ("figures", "beside"))
     details = stage.get("details", {})
     _check_numbers(
         "details", [details.get("largest_share"), details.get("holdout_ca"), *details.get("ca_per_class", [])]
@@ -288,16 +290,15 @@ def _check_fields(content: Mapping[str, Any], kinds: Mapping[str, Any], known: S
             raise TypeError(f"its {name} is a {type(value).__name__}")
 
 
-def _check_numbers(name: str, values: Iterable[Any]) -> None:
+def _check_numbers(name: str, values: Iterable[Any], none: bool = True) -> None:
+    """Raises TypeError where a value is no number; none: whether None will do."""
     for value in values:
-        if value is not None and type(value) not in NUMBERS:
+        if not (value is None and none) and type(value) not in NUMBERS:
             raise TypeError(f"its {name} are no numbers")
 
 
 NUMBERS = (float, int)
-REQUIRED = tuple(
-    group.name for group in GROUPS if group.run and not group.silent
-)  # groups that every configuration has
+REQUIRED = tuple(group.name for group in GROUPS if group.run)  # groups that every configuration has, once `upgraded`
 TEXT, OBJECT = str, dict
 OF_A_RUN: dict[str, Any] = {
     "id": TEXT, "label": TEXT, "started": TEXT, "environment": OBJECT, "content": OBJECT, "stages": list,

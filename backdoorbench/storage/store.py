@@ -33,6 +33,7 @@ DIGESTS = "digests.json"  # in a cached folder: file -> SHA-256
 CHECKED = ".checked.json"  # in one that is large: the state of its files when they were last compared
 DAY = 86400.0  # seconds for which that is believed
 ASIDE = ".damaged-"  # in the name of what was set aside, before the time
+TIME = "%Y%m%d-%H%M%S"  # of that time
 KEY_LENGTH = 12  # hexadecimal digits of a SHA-256: one in 2**48
 
 
@@ -274,7 +275,7 @@ def _readable(place: Path) -> Iterator[None]:
 
 def set_aside(place: Path, reason: str) -> None:
     """Renames something damaged out of the way, and says so. It is kept."""
-    name = f"{place.name}{ASIDE}{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{place.name}{ASIDE}{time.strftime(TIME)}"
     aside, number = place.with_name(name), 0
     while os.path.lexists(aside):
         number += 1
@@ -282,6 +283,20 @@ def set_aside(place: Path, reason: str) -> None:
     with storage_errors(place.parent):
         os.rename(place, aside)
     log.warning(f"{place} is damaged ({reason}): set aside as {aside.name}, and made again")
+
+
+def aside_since(place: Path) -> float:
+    """When that was set aside, as its name says (seconds since the epoch); of a name without a time, when it was last changed."""
+    try:
+        return time.mktime(time.strptime(place.name.rpartition(ASIDE)[2].partition(".")[0], TIME))
+    except ValueError:
+        return place.lstat().st_mtime
+
+
+def remove(place: Path) -> None:
+    """Deletes a file or a folder with all that it holds."""
+    with storage_errors(place.parent):
+        shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
 def read_json(file: Path) -> Any:

@@ -82,7 +82,7 @@ def look(jobs: Sequence[Sequence[str]], composed: Sequence[Plain], here: bool) -
         try:
             made = plans.sketch(config, shared)
             run.is_unfit = True
-            parts = [made.config[group] for group in ("dataset", "holdout", "attack", "model")]
+            parts = [made.config[group] for group in ("dataset", "holdout", "attack", "model", "train")]
             shared.once("divided", parts, functools.partial(check, made))
             run.is_unfit = False
         except BdxError as error:
