@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoorbench.errors import BdxError
-from backdoorbench.progress import logging_on
-from backdoorbench.sweeps.sweep import SweepStopped, leave
+from backdoorbench.progress import logging_on, outlasting_readers
+from backdoorbench.sweeps.sweep import Sweep, SweepStopped, leave
 
 if TYPE_CHECKING:  # torch is imported only when work starts
     from backdoorbench.pipeline.job import Job
@@ -55,21 +55,45 @@ def objective(run: "Run") -> float | None:
 
 
 def carry_out_job(
-    resolved: dict[str, Any], folder: Path, overrides: Sequence[str], watch: Watch | None = None
+    resolve: Callable[[], dict[str, Any]], place: Path, overrides: Sequence[str], watch: Watch | None = None
 ) -> float | None:
-    """One job of a sweep: whatever happens is left in `folder` for the table at the end. Its objective."""
+    """One job of a sweep: whatever happens is left in `place` for the table at the end. Its objective.
+
+    resolve  makes its configuration"""
+    stops = False
     try:
-        with logging_on():  # a launcher's worker does not come through the command line
+        leave(place, overrides, "begun")
+        resolved = resolve()
+        stops = resolved["fail_fast"]
+        with logging_on(), outlasting_readers():  # a launcher's worker does not come through the command line
             done = carry_out(resolved, watch)
-    except Exception as error:
-        mistake = isinstance(error, BdxError)
-        leave(folder, overrides, error=f"{type(error).__name__}: {error}", mistake=mistake)
-        print(f"bdx: job {folder.name} failed: {error}", file=sys.stderr)
-        if not mistake:
-            traceback.print_exc()
-        if resolved["fail_fast"]:
-            raise SweepStopped(folder.parent) from None
+    except KeyboardInterrupt:
+        leave(place, overrides, "interrupted", error="interrupted")
+        raise
+    except BaseException as error:
+        _leave_failure(error, place, overrides)
+        if not isinstance(error, Exception) and not _ends_itself_alone(error):
+            raise
+        if stops:
+            raise SweepStopped from None
         return None
     found = objective(done.run)
-    leave(folder, overrides, record=str(done.folder), objective=found)
+    leave(place, overrides, "done", record=done.folder, objective=found)
     return found
+
+
+def _leave_failure(error: BaseException, place: Path, overrides: Sequence[str]) -> None:
+    from backdoorbench.storage import record
+
+    mistake = isinstance(error, BdxError)
+    leave(place, overrides, "failed", error=record.failure(error), mistake=mistake)
+    with outlasting_readers():
+        print(f"bdx: job {place.name} failed: {error}", file=sys.stderr)
+        if not mistake:
+            traceback.print_exc()
+
+
+def _ends_itself_alone(error: BaseException) -> bool:
+    """Whether a call of sys.exit is just another failure: in the sweep's own process, whose other jobs go on. Those of launchers
+    are the launchers' to end."""
+    return isinstance(error, SystemExit) and Sweep.current().folder is not None
