@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol, TextIO, cast
 
 log = logging.getLogger(__name__)
@@ -148,16 +148,17 @@ class Outlasting:
 def outlasting_readers() -> Iterator[None]:
     """Work inside goes on where the reader of its output leaves (`bdx ... | head -1`, a closed terminal), or was never there."""
     kept = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_outlasting(stream) for stream in kept)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        sys.stdout, sys.stderr = kept
+    with ExitStack() as opened:
 
+        def outlasting(stream: TextIO | None) -> TextIO:
+            if stream is None:  # as Python says that the descriptor is closed
+                stream = opened.enter_context(open(os.devnull, "w"))
+            return stream if isinstance(stream, Outlasting) else cast(TextIO, Outlasting(stream))
 
-def _outlasting(stream: TextIO | None) -> TextIO:
-    if stream is None:  # as Python says that the descriptor is closed
-        stream = open(os.devnull, "w")  # noqa: SIM115
-    return stream if isinstance(stream, Outlasting) else cast(TextIO, Outlasting(stream))
+        sys.stdout, sys.stderr = map(outlasting, kept)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = kept

@@ -177,11 +177,12 @@ def test_an_interrupt_ends_the_jobs(tmp_path: Path) -> None:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert "  2 of 2 jobs were interrupted; the same command repeats only those\n  job 0 (seed=0): interrupted" in out
     assert err == "bdx: interrupted; the same command goes on where it stopped\n"
     assert not workers(tmp_path)
-    assert statuses(tmp_path / "outputs") == ["failed", "failed"]
+    assert statuses(tmp_path / "outputs") == ["interrupted", "interrupted"]
     errors = {record.read(folder).error for folder in record.find(tmp_path / "outputs")}
     assert errors <= {"KeyboardInterrupt", "interrupted"}  # the latter where it took longer than `grace`
 

@@ -121,6 +121,7 @@ def print_sweep(swept: Sweep, ended: str = "") -> int:
     from backdoorbench.reporting import terminal
     from backdoorbench.storage import record
 
+    swept.is_stopped = ended in (FAIL_FAST, INTERRUPT)
     jobs = swept.jobs()
     out = screen.make_console()
     runs = [run for _, run in record.readable(Path(left.record) for left in jobs.values() if left.record)]

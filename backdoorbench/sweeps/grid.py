@@ -86,10 +86,7 @@ class Grid(BasicSweeper):
         for override in overrides:
             value = override.value()
             if isinstance(value, IntervalSweep):
-                raise ConfigError(
-                    f"'{override.input_line}' draws numbers from an interval, and a grid takes listed ones. List values "
-                    f"({override.key_or_group}=0.01,0.05 or a range), or search with hydra/sweeper=tune."
-                )
+                raise ConfigError(not_listed(override.input_line or ""))
             if isinstance(value, RangeSweep):
                 found = list[Any](numbers(value, override.input_line or ""))
                 override._value = ChoiceSweep(list=found, simple_form=True, shuffle=value.shuffle)
@@ -123,6 +120,14 @@ class Listing(Grid):
         runs = self.look(arguments)
         listing.print_plan(screen.make_console(), runs, forecast.forecast(runs))
         forecast.refuse_mistakes(runs)  # as a sweep would: exit code 2 says that it would start none
+
+
+def not_listed(word: str) -> str:
+    """What is wrong with an interval among the values of a grid."""
+    return (
+        f"'{word}' draws numbers from an interval, and a grid takes listed ones. List values ({word.partition('=')[0]}=0.01,0.05 "
+        f"or a range), or search with hydra/sweeper=tune."
+    )
 
 
 def numbers(sweep: RangeSweep, said: str) -> list[int | float]:

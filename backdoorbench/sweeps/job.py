@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorbench.errors import BdxError
 from backdoorbench.progress import logging_on, outlasting_readers
-from backdoorbench.sweeps.sweep import Sweep, SweepStopped, leave
+from backdoorbench.sweeps.sweep import SweepStopped, leave
 
 if TYPE_CHECKING:  # torch is imported only when work starts
     from backdoorbench.pipeline.job import Job
     from backdoorbench.storage.record import Run
 
+LAUNCHERS = ("submitit",)  # packages of launchers that set handlers of signals
 Watch = Callable[["Run", str], None]  # told the run so far, and the stage that ended
 
 
@@ -72,7 +73,7 @@ def carry_out_job(
         raise
     except BaseException as error:
         _leave_failure(error, place, overrides)
-        if not isinstance(error, Exception) and not _ends_itself_alone(error):
+        if not isinstance(error, Exception) and not _is_a_methods(error):
             raise
         if stops:
             raise SweepStopped from None
@@ -86,14 +87,18 @@ def _leave_failure(error: BaseException, place: Path, overrides: Sequence[str]) 
     from backdoorbench.storage import record
 
     mistake = isinstance(error, BdxError)
-    leave(place, overrides, "failed", error=record.failure(error), mistake=mistake)
+    said = record.failure(error)
+    leave(place, overrides, "failed", error=said, mistake=mistake)
     with outlasting_readers():
-        print(f"bdx: job {place.name} failed: {error}", file=sys.stderr)
+        print(f"bdx: job {place.name} failed: {said}", file=sys.stderr)
         if not mistake:
             traceback.print_exc()
 
 
-def _ends_itself_alone(error: BaseException) -> bool:
-    """Whether a call of sys.exit is just another failure: in the sweep's own process, whose other jobs go on. Those of launchers
-    are the launchers' to end."""
-    return isinstance(error, SystemExit) and Sweep.current().folder is not None
+def _is_a_methods(error: BaseException) -> bool:
+    """Whether a method called sys.exit, which is that job's failure and no matter of the others. A launcher's handlers of signals
+    call it too, where a job is to end and to be submitted again."""
+    if not isinstance(error, SystemExit):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] not in LAUNCHERS

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from backdoorbench.errors import BdxError
 from backdoorbench.storage import store
@@ -49,6 +49,7 @@ class Sweep:
     place    where its jobs leave their words: that folder, or one of its own in it where an earlier sweep was there before
     runs     its runs, looked over, by number; None where a search chooses them as it goes
     words    Hydra's own settings, such as its launcher
+    is_stopped  whether it was ended before its last job, and those that ran with it
     """
 
     _current: ClassVar[ContextVar[Sweep | None]] = ContextVar("sweep", default=None)
@@ -59,6 +60,7 @@ class Sweep:
         self.place = Path()
         self.runs: Sequence[Ahead] | None = None
         self.words: list[str] = []
+        self.is_stopped = False
 
     @classmethod
     def current(cls) -> Sweep:
@@ -78,7 +80,8 @@ class Sweep:
         config  the sweep's, with Hydra's settings: launchers compose every job from it
         runs    of the sweep, looked over, by number; None where a search chooses them"""
         self.runs = runs
-        self.words = [word for word in config.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
+        said_to_hydra: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+        self.words = [word for word in said_to_hydra if not word.startswith("hydra.mode=")]
         self.folder = Path(config.hydra.sweep.dir).expanduser().absolute()
         self.place = _claimed(self.folder)
         jobs = None if runs is None else [list(run.overrides) for run in runs]
@@ -88,7 +91,7 @@ class Sweep:
 
     def jobs(self) -> dict[int, Left]:
         """What became of every job by now, by number: of those that were planned, or that a search has begun. One that began
-        and left nothing more was killed, unless its run still goes on."""
+        and left nothing more was killed, unless its run still goes on or the sweep was stopped."""
         if self.folder is None:
             return {}
         said = {int(file.parent.name): Left.read(file) for file in self.place.glob(f"*/{WORD}") if _is_number(file)}
@@ -101,7 +104,8 @@ class Sweep:
                 left = replace(left, overrides=run.overrides)
             if left.status == "begun":
                 goes_on = run is not None and run.error is None and store.is_held(run.outputs.lock(run.key))
-                left = replace(left, status="running") if goes_on else replace(left, status="failed", error=LOST)
+                status = "running" if goes_on else "interrupted" if self.is_stopped else "failed"
+                left = replace(left, status=status, error=LOST if status == "failed" else None)
             found[number] = left
         return found
 
