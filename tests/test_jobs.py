@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import QUICK
 from hydra.core.plugins import Plugins
 from records import made_run
 
 from backdoorbench.cli.main import main
-from backdoorbench.config.compose import Plain
+from backdoorbench.config.compose import Plain, compose
 from backdoorbench.errors import TrainingError
 from backdoorbench.metrics import Scores
-from backdoorbench.pipeline import job
+from backdoorbench.pipeline import job, plan
 from backdoorbench.pipeline.job import Job
 from backdoorbench.progress import outlasting_readers
 from backdoorbench.storage import record
@@ -227,6 +228,58 @@ def test_mistakes_alone_are_exit_code_2(bdx: Callable[..., Told], trained: dict[
     assert bdx("-m", "seed=0,1")[0] == 2
     trained[1] = RuntimeError("it broke")
     assert bdx("-m", "seed=0,1")[0] == 1
+
+
+# ---- what an interrupt leaves ---------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_is_told_as_such(bdx: Callable[..., Told]) -> None:
+    """By runs, reports and plans, apart from a failed one."""
+    words = ["runtime.outputs=outputs", *QUICK]
+    for seed, status, error in (
+        (4, "interrupted", "KeyboardInterrupt"),
+        (5, "failed", "it broke"),
+        (6, "running", None),
+    ):
+        resolved = compose([*words, f"seed={seed}"])
+        key = plan.plan(resolved).key
+        folder = Path("outputs/runs") / f"20260101-00000{seed}_digits-badnets-none_{key}"
+        folder.mkdir(parents=True)
+        started = "2026-01-01T00:00:00+00:00"
+        record.write(made_run(key, resolved, None, None, status=status, error=error, started=started), folder)
+    shown = bdx("report", "outputs")[1]
+    assert "  1 run interrupted: the same command goes on where it stopped " in shown
+    assert "  1 run without an end: killed, or still going " in shown and shown.count("failed: ") == 1
+    assert bdx("report", "outputs", "--format", "runs-csv")[1].count(",interrupted,") == 1
+    assert bdx("report", "outputs", "--format", "html", "--output", "page.html")[0] == 0
+    assert "<b>1</b><span>interrupted</span>" in Path("page.html").read_text()
+    listed = bdx("runs", "outputs", "--status", "interrupted")[1]
+    assert listed.count(" interrupted ") == 2 and "KeyboardInterrupt" not in listed  # the killed one too
+    assert "  3 runs: 2 interrupted, 1 failed;" in listed
+    code, shown, _ = bdx("plan", "seed=4,5,6,7", *words)
+    assert code == 0 and "4 runs: 0 done, 4 to do (2 interrupted before) (1 failed before)" in shown
+    assert [line.split(" infection")[1].strip() for line in shown.splitlines() if "trains its" in line] == [
+        ", interrupted before", ", failed before", ", interrupted before", "",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rates", "code", "said"),
+    [
+        ("0.05,0.5", 0, "2 runs: 0 done, 1 to do, 1 that cannot be"),
+        ("0.5,0.6", 2, "2 runs: 0 done, 0 to do, 2 that cannot be"),
+        ("0.05,7", 2, "2 runs: 0 done, 1 to do, 1 that cannot be"),
+    ],
+    ids=["some", "all", "a mistake"],
+)
+def test_the_code_of_a_plan_says_whether_a_sweep_would_begin(
+    rates: str, code: int, said: str, bdx: Callable[..., Told]
+) -> None:
+    words = ["attack=sig", f"attack.poison_rate={rates}"]
+    ended, out, err = bdx("plan", *words)
+    assert ended == code and said in out and bool(err) == bool(code)
+    swept = bdx("-m", *words)
+    assert swept[0] == code and swept[2] == err
 
 
 # ---- sweeps of nothing ----------------------------------------------------------------------------------------------

@@ -339,6 +339,15 @@ def test_rerun_commands_cover_just_the_failed(tmp_path: Path) -> None:
     assert search.rerun_commands([left("seed=0")]) == ["bdx -m --config-dir=mine seed=0"]
 
 
+def test_a_search_of_no_trial_is_a_mistake(tmp_path: Path) -> None:
+    config = OmegaConf.create({"hydra": {"sweeper": {"_target_": "elsewhere.Search", "n_trials": 0}}})
+    with pytest.raises(sweep.SweepStopped) as stopped:
+        sweep.SweepCallback().on_multirun_start(config)
+    assert str(stopped.value.__cause__) == (
+        "hydra.sweeper.n_trials is 0; expected a number at least 1. Change hydra.sweeper.n_trials."
+    )
+
+
 def test_numbers_of_jobs_in_a_line() -> None:
     assert sweep.spans([0, 2, 3, 7, 8, 9]) == "0, 2, 3, 7 to 9" and sweep.spans([4]) == "4"
 

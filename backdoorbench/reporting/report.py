@@ -39,7 +39,7 @@ class Report:
     rows      as in `rows.aggregate`; detections: as in `rows.detections`; grids: both laid out
     beside    (place of a row, name of its model) -> what was published for it
     notes     what must be said below the tables; remarks: below the published figures
-    interrupted  runs that were ended from outside; unended: those without any end: killed, or still going
+    interrupted  how many runs that were ended from outside; unended: those without any end: killed, or still going
     """
 
     found: Mapping[Path, Run]
@@ -83,7 +83,7 @@ def make(found: Mapping[Path, Run], figures: Sequence[str], lines: Sequence[str]
     interrupted, unended = (sum(run.status == status for run in runs) for status in ("interrupted", "running"))
     said = notes.below(models if of_models else [], detectors, runs, laid_out, figures)
     said += (
-        [f"{interrupted} run{'s' * (interrupted > 1)} interrupted; the same command repeats them"]
+        [f"{interrupted} run{'s' * (interrupted > 1)} interrupted: the same command goes on where it stopped"]
         if interrupted
         else []
     )

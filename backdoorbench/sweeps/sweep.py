@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from backdoorbench.errors import BdxError
+from backdoorbench.errors import BdxError, check_range
 from backdoorbench.storage import store
 from backdoorbench.storage.store import read_json
 
@@ -171,6 +171,7 @@ class SweepCallback(Callback):
         if str(config.hydra.sweeper._target_).startswith(OURS):
             return
         try:
+            check_range("hydra.sweeper.n_trials", config.hydra.sweeper.get("n_trials", 1), 1)
             Sweep.current().begin(config)
         except BdxError as error:  # Hydra would make a warning of it
             raise SweepStopped from error
