@@ -76,17 +76,17 @@ def test_jobs_of_several_outputs_folders_are_one_sweep(
     bdx: Callable[..., Told], trained: dict[int, BaseException]
 ) -> None:
     trained[2] = RuntimeError("it broke")
-    code, out, _ = bdx("-m", "runtime.outputs=out-${attack.name}", "attack=badnets,ctrl,blended", "seed=0,1,2,3")
+    code, out, _ = bdx("-m", "runtime.outputs=out-${attack.name}", "attack=ctrl,badnets,blended", "seed=0,1,2,3")
     assert code == 1
     table = [line.split() for line in out.splitlines() if line.startswith((" badnets", " ctrl", " blended"))]
     assert [(cells[0], cells[cells.index("none") + 1]) for cells in table] == [
-        (each, "3") for each in ("badnets", "ctrl", "blended")
+        (each, "3") for each in ("ctrl", "badnets", "blended")
     ]
     assert "  3 of 12 jobs failed; the same command repeats only those" in out
-    for number, attack in ((2, "badnets"), (6, "ctrl"), (10, "blended")):
+    for number, attack in ((2, "ctrl"), (6, "badnets"), (10, "blended")):
         assert f"  job {number} (attack={attack} seed=2): RuntimeError: it broke" in out
-    (sweep,) = sweeps("out-badnets")
-    assert len(sweep["jobs"]) == 12 and not Path("out-ctrl", "sweeps").exists()
+    (sweep,) = sweeps("out-ctrl")  # the first job's
+    assert len(sweep["jobs"]) == 12 and not Path("out-badnets", "sweeps").exists()
 
 
 def test_a_folder_used_before_counts_for_nothing(bdx: Callable[..., Told], trained: dict[int, BaseException]) -> None:
@@ -220,7 +220,7 @@ def test_an_interrupted_sweep_tells_what_it_did(bdx: Callable[..., Told], traine
     assert code == 130 and err == "bdx: interrupted; the same command goes on where it stopped\n"
     assert "seeds 0;" in out
     assert "  1 of 4 jobs was interrupted, 2 never started; the same command repeats only those" in out
-    assert "  job 1 (seed=1): interrupted\n  never started, as the sweep was interrupted: jobs 2, 3" in out
+    assert "  job 1 (seed=1): was interrupted\n  never started, as the sweep was interrupted: jobs 2, 3" in out
 
 
 def test_mistakes_alone_are_exit_code_2(bdx: Callable[..., Told], trained: dict[int, BaseException]) -> None:

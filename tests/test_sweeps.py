@@ -260,10 +260,10 @@ def test_gpus_of_a_pool() -> None:
 
 def begun(folder: Path, *jobs: list[str], words: Sequence[str] = (), search: bool = False) -> sweep.Sweep:
     """A sweep of these jobs that has just begun in a folder."""
-    hydra = {"sweep": {"dir": str(folder)}, "job": {"env_set": {}}, "overrides": {"hydra": list(words)}}
+    hydra = {"sweep": {"dir": ""}, "job": {"env_set": {}}, "overrides": {"hydra": list(words)}}
     swept = sweep.Sweep(["--config-dir=mine"])
     runs = [forecast.Ahead(number, tuple(job), {}) for number, job in enumerate(jobs)]
-    swept.begin(OmegaConf.create({"hydra": hydra}), None if search else runs)
+    swept.begin(OmegaConf.create({"hydra": hydra}), str(folder), None if search else runs)
     return swept
 
 
@@ -277,7 +277,7 @@ def test_every_planned_job_is_accounted_for(tmp_path: Path) -> None:
     sweep.leave(tmp_path / "0", jobs[0], "done", record=Path("somewhere"), objective=0.5)
     sweep.leave(tmp_path / "1", jobs[1], "failed", error="it broke", mistake=True)
     sweep.leave(tmp_path / "2", jobs[2], "begun")
-    sweep.leave(tmp_path / "3", jobs[3], "interrupted", error="interrupted")
+    sweep.leave(tmp_path / "3", jobs[3], "interrupted", error="was interrupted")
     sweep.leave(tmp_path / "4", jobs[4], "begun")
     lock = Outputs(tmp_path).lock("0123456789ab")
     with store.locked(lock, ""):
@@ -296,7 +296,7 @@ def test_every_planned_job_is_accounted_for(tmp_path: Path) -> None:
     assert sweep.told(found, "") == [
         "job 1 (seed=1): it broke",
         "job 2 (seed=2): ended without a word: it was killed, or ran out of memory",
-        "job 3 (seed=3): interrupted",
+        "job 3 (seed=3): was interrupted",
         "job 4 (seed=4): still runs",
         "job 5 (seed=5): never started",
     ]

@@ -57,7 +57,8 @@ class Grid(BasicSweeper):
 
         runs = self.look(arguments)
         forecast.refuse_mistakes(runs)
-        Sweep.current().begin(self.config, runs)
+        one = self.hydra_context.config_loader.load_sweep_config(self.config, list(runs[0].overrides))
+        Sweep.current().begin(self.config, one.hydra.sweep.dir, runs)
         OmegaConf.save(self.config, Path(self.config.hydra.sweep.dir) / "multirun.yaml")
         jobs = [list(run.overrides) for run in runs]
         size = self.max_batch_size or len(jobs)

@@ -69,7 +69,7 @@ def carry_out_job(
         with logging_on(), outlasting_readers():  # a launcher's worker does not come through the command line
             done = carry_out(resolved, watch)
     except KeyboardInterrupt:
-        leave(place, overrides, "interrupted", error="interrupted")
+        leave(place, overrides, "interrupted", error="was interrupted")
         raise
     except BaseException as error:
         _leave_failure(error, place, overrides)

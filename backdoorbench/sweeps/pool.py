@@ -290,7 +290,7 @@ class _Batch:
             for child in self.children.values():
                 child.lines.close()
                 if not sweep.has_ended(child.place):  # it had no time to say so
-                    sweep.leave(child.place, child.run.overrides, "interrupted", error="interrupted")
+                    sweep.leave(child.place, child.run.overrides, "interrupted", error="was interrupted")
                     mark_lost(child.run.outputs, child.run.key, "interrupted", "interrupted")
 
 

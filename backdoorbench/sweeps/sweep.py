@@ -74,7 +74,7 @@ class Sweep:
     def __exit__(self, *_: object) -> None:
         self._current.reset(self._token)
 
-    def begin(self, config: DictConfig, runs: Sequence[Ahead] | None = None) -> None:
+    def begin(self, config: DictConfig, folder: str, runs: Sequence[Ahead] | None = None) -> None:
         """Claims the sweep's folder, writes down what the sweep consists of, and makes sure that its jobs leave word there.
 
         config  the sweep's, with Hydra's settings: launchers compose every job from it
@@ -82,7 +82,7 @@ class Sweep:
         self.runs = runs
         said_to_hydra: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
         self.words = [word for word in said_to_hydra if not word.startswith("hydra.mode=")]
-        self.folder = Path(config.hydra.sweep.dir).expanduser().absolute()
+        self.folder = Path(folder).expanduser().absolute()
         self.place = _claimed(self.folder)
         jobs = None if runs is None else [list(run.overrides) for run in runs]
         said = {"jobs": jobs, "hydra": [*self.flags, *self.words], "words": str(self.place.relative_to(self.folder))}
@@ -105,7 +105,7 @@ class Sweep:
             if left.status == "begun":
                 goes_on = run is not None and run.error is None and store.is_held(run.outputs.lock(run.key))
                 status = "running" if goes_on else "interrupted" if self.is_stopped else "failed"
-                left = replace(left, status=status, error=LOST if status == "failed" else None)
+                left = replace(left, status=status, error=LOST if status == "failed" else VERBS[status][0])
             found[number] = left
         return found
 
@@ -172,7 +172,7 @@ class SweepCallback(Callback):
             return
         try:
             check_range("hydra.sweeper.n_trials", config.hydra.sweeper.get("n_trials", 1), 1)
-            Sweep.current().begin(config)
+            Sweep.current().begin(config, config.hydra.sweep.dir)
         except BdxError as error:  # Hydra would make a warning of it
             raise SweepStopped from error
 
