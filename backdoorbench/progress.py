@@ -1,14 +1,17 @@
 """How long work says how far it is, without knowing who watches.
 
 Work opens a `task` and advances it. The console installs a reporter that draws bars; without one, and in pipes and log
-files, a task logs one line each fifth of its way.
+files, a task logs one line each fifth of its way. Work never ends because nobody reads what it prints.
 """
 
+import errno
 import logging
+import os
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Protocol, TextIO, cast
 
 log = logging.getLogger(__name__)
 
@@ -99,3 +102,63 @@ def logging_on() -> Iterator[None]:
     finally:
         package.setLevel(level)
         package.propagate = propagate
+
+
+# ---- readers who leave ----------------------------------------------------------------------------------------------
+
+GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET)  # of a pipe, a terminal, a socket that nobody reads any more
+
+
+class Outlasting:
+    """A text stream whose reader may leave: what is printed from then on is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self._bearing():
+            self.stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        with self._bearing():
+            self.stream.writelines(lines)
+
+    def flush(self) -> None:
+        with self._bearing():
+            self.stream.flush()
+
+    @contextmanager
+    def _bearing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            with suppress(OSError, ValueError):  # it may have no descriptor
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())  # for what is in its buffer, and for processes to come
+                os.close(nowhere)
+
+
+@contextmanager
+def outlasting_readers() -> Iterator[None]:
+    """Work inside goes on where the reader of its output leaves (`bdx ... | head -1`, a closed terminal), or was never there."""
+    kept = sys.stdout, sys.stderr
+    with ExitStack() as opened:
+
+        def outlasting(stream: TextIO | None) -> TextIO:
+            if stream is None:  # as Python says that the descriptor is closed
+                stream = opened.enter_context(open(os.devnull, "w"))
+            return stream if isinstance(stream, Outlasting) else cast(TextIO, Outlasting(stream))
+
+        sys.stdout, sys.stderr = map(outlasting, kept)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = kept

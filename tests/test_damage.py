@@ -40,6 +40,7 @@ from backdoorbench.storage.outputs import Outputs
 from backdoorbench.storage.record import Run
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.sweeps import sweep
+from backdoorbench.sweeps.forecast import Ahead
 from backdoorbench.training.fit import Snapshots, fit
 
 SEED = 16
@@ -619,20 +620,21 @@ def test_a_sweep_is_planned_beside_wrong_records(among: Path, capsys: pytest.Cap
     assert code == 0 and "done" in out
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", '{"overrides": 1}', '{"jobs": 3, "hydra": null}', None])
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"overrides": 1}', '{"overrides": [], "status": "well"}', None])
 def test_a_sweep_with_damaged_files(text: str | None, tmp_path: Path) -> None:
-    store.write_json(tmp_path / "sweep.json", {"jobs": [["seed=0"], ["seed=1"]], "hydra": []})
-    sweep.leave(tmp_path / "0", ["seed=0"], record="somewhere")
+    swept = sweep.Sweep()
+    swept.folder = swept.place = tmp_path
+    swept.runs = [Ahead(number, (f"seed={number}",), {}) for number in range(2)]
+    sweep.leave(tmp_path / "0", ["seed=0"], "done", record=Path("somewhere"))
     (tmp_path / "1").mkdir()
     (tmp_path / "old").mkdir()
-    for file in (tmp_path / "1" / "job.json", tmp_path / "old" / "job.json"):
+    for file in (tmp_path / "1" / "job.json", tmp_path / "old" / "job.json", tmp_path / "sweep.json"):
         file.mkdir() if text is None else file.write_text(text)
-    left = sweep.collect(tmp_path)
+    left = swept.jobs()
     assert [one.error for one in left.values()] == [None, sweep.DAMAGED] and left[1].overrides == ("seed=1",)
-    (tmp_path / "sweep.json").unlink()
-    (tmp_path / "sweep.json").write_text(text or "")
-    assert sweep.planned(tmp_path) == [] and sweep.collect(tmp_path)[1].error == sweep.DAMAGED
-    assert sweep.rerun_commands(tmp_path, [left[0]]) == ["bdx -m seed=0"]
+    assert swept.rerun_commands([left[1]]) == ["bdx -m seed=1"]
+    swept.runs = None  # a search
+    assert [one.status for one in swept.jobs().values()] == ["done", "failed"]
 
 
 # ---- permissions ----------------------------------------------------------------------------------------------------

@@ -142,15 +142,15 @@ def test_a_loaded_infection_is_the_saved_one(outputs: Path) -> None:
         assert torch.equal(fresh.trigger(images), loaded.trigger(images))
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while purifying: the infection is kept, the record says failed, the same command finishes."""
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted while purifying: the infection is kept, the record says so, the same command finishes."""
     settings = [f"runtime.outputs={tmp_path}", "attack=badnets", "defense=ft", *QUICK]
     with monkeypatch.context() as patch:
         patch.setattr(purify, "purify", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             job.carry_out(compose(settings))
-    (failed,) = record.find(tmp_path)
-    assert record.read(failed).status == "failed" and record.read(failed).error == "KeyboardInterrupt"
+    (ended,) = record.find(tmp_path)
+    assert record.read(ended).status == "interrupted" and record.read(ended).error == "KeyboardInterrupt"
     done = job.carry_out(compose(settings)).run
     assert done.status == "done" and done.infection.cached
 

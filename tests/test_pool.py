@@ -42,8 +42,29 @@ class Raises(Defense):
 """
 
 
+PICKY = """
+import os
+from dataclasses import dataclass
+from backdoorbench.defenses.base import Defense
+
+@dataclass(frozen=True)
+class Picky(Defense):
+    when: str
+    dies: bool
+
+    def purify(self, scenario):
+        if self.when == "ctrl-1":
+            if self.dies:
+                os._exit(0)
+            raise RuntimeError(f"broke at {self.when}")
+        return scenario.model
+"""
+PICKY_YAML = "_target_: mine.Picky\nversion: 1\nname: picky\nwhen: ${attack.name}-${seed}\ndies: false\n"
+
+
 def start(*words: str, folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{folder}", "PYTHONUNBUFFERED": "1"}
+    imports = os.pathsep.join([str(CHECKOUT), str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": imports, "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "backdoorbench", *words], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
@@ -170,6 +191,38 @@ def test_a_plugin_that_raises_costs_itself_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "dies", "said"),
+    [
+        ("basic", False, "RuntimeError: broke at ctrl-1"),
+        ("pool", False, "RuntimeError: broke at ctrl-1"),
+        ("pool", True, "the process ended with exit code 0 before its run was over. Its log: "),
+        ("joblib", False, "RuntimeError: broke at ctrl-1"),
+        ("submitit_local", False, "RuntimeError: broke at ctrl-1"),
+        ("submitit_local", True, "ended without a word: it was killed, or ran out of memory"),
+    ],
+)
+def test_every_launcher_accounts_for_every_job(launcher: str, dies: bool, said: str, tmp_path: Path) -> None:
+    """Into an outputs folder an attack, one job failing or ended by os._exit."""
+    if launcher in ("joblib", "submitit_local"):
+        pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    (tmp_path / "mine.py").write_text(PICKY)
+    (tmp_path / "conf" / "defense").mkdir(parents=True)
+    (tmp_path / "conf" / "defense" / "picky.yaml").write_text(PICKY_YAML)
+    words = ["attack=badnets,ctrl", "seed=0,1", "runtime.outputs=out-${attack.name}", *TINY, "train.epochs=0"]
+    swept = bdx(
+        "-m", f"--config-dir={tmp_path / 'conf'}", f"hydra/launcher={launcher}", "plugins=[mine]", "defense=picky",
+        f"defense.dies={dies}", *words, folder=tmp_path,
+    )  # fmt: skip
+    assert swept.returncode == 1, swept.stdout + swept.stderr
+    assert (
+        f"  1 of 4 jobs failed; the same command repeats only those\n  job 3 (attack=ctrl seed=1): {said}"
+        in swept.stdout
+    )
+    assert len(done(tmp_path / "out-badnets")) == 2 and len(done(tmp_path / "out-ctrl")) == 1
+
+
+@pytest.mark.slow
 def test_an_interrupt_ends_the_jobs(tmp_path: Path) -> None:
     process = start(*POOL, "attack=badnets", "defense=none", "seed=0,1", *TINY, "train.epochs=2000", folder=tmp_path)
     deadline = time.monotonic() + 120
@@ -177,11 +230,14 @@ def test_an_interrupt_ends_the_jobs(tmp_path: Path) -> None:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert (
+        "  2 of 2 jobs were interrupted; the same command repeats only those\n  job 0 (seed=0): was interrupted" in out
+    )
     assert err == "bdx: interrupted; the same command goes on where it stopped\n"
     assert not workers(tmp_path)
-    assert statuses(tmp_path / "outputs") == ["failed", "failed"]
+    assert statuses(tmp_path / "outputs") == ["interrupted", "interrupted"]
     errors = {record.read(folder).error for folder in record.find(tmp_path / "outputs")}
     assert errors <= {"KeyboardInterrupt", "interrupted"}  # the latter where it took longer than `grace`
 

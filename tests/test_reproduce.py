@@ -247,16 +247,16 @@ def test_mistakes(words: list[str], said: str, capsys: pytest.CaptureFixture[str
 
 
 def test_the_comparison_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number, defense in enumerate(("ft", "fst")):
+    jobs = [sweep.Left(("defense=pbe",), "failed", error="it broke")]
+    for defense in ("ft", "fst"):
         done = run(
             "fst", "blended", defense, 0.002, "attack.poison_rate=0.01", "scale=small", f"runtime.outputs={tmp_path}"
         )
-        place, kept = tmp_path / "sweep" / str(number), tmp_path / "runs" / defense
-        place.mkdir(parents=True)
+        kept = tmp_path / "runs" / defense
         kept.mkdir(parents=True)
         record.write(done, kept)
-        sweep.leave(place, [], record=str(kept))
-    assert reproduce.show(tmp_path / "sweep", "fst", "small") == 0
+        jobs.append(sweep.Left((f"defense={defense}",), "done", record=str(kept)))
+    assert reproduce.show(jobs, "fst", "small") == 0
     text = (tmp_path / "reproduce" / "fst-small.md").read_text(encoding="utf-8")
     assert "| cifar10 | blended | 1 % | fst | 1 | 93.00 | 0.20 | 0.20 | 99.80 | within | figure image |" in text
     assert "- FST, arXiv 2310.01875: Figure 3, titles of the t-SNE panels; panel title; whether" in text

@@ -1,11 +1,12 @@
 """Sweeps before and around their runs: composition, mistakes, plans, schedules, rerun commands, what a pool shows."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from conftest import QUICK
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from backdoorbench.cli import hydra_errors
@@ -14,7 +15,7 @@ from backdoorbench.config.compose import compose
 from backdoorbench.errors import ConfigError, PairingError
 from backdoorbench.pipeline import job, plan
 from backdoorbench.pipeline.job import Job
-from backdoorbench.storage import record
+from backdoorbench.storage import record, store
 from backdoorbench.storage.outputs import Outputs
 from backdoorbench.storage.record import Finding, Run
 from backdoorbench.sweeps import forecast, link, listing, schedule, sweep
@@ -26,13 +27,14 @@ NOWHERE = Path("nowhere")
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[forecast.Ahead]]:
-    """The runs that `bdx plan <words>` looks over."""
+    """The runs that `bdx plan <words>` looks over; 2 where a sweep of them would not begin."""
 
     def look(*words: str) -> list[forecast.Ahead]:
 
         kept: list[list[forecast.Ahead]] = []
         monkeypatch.setattr(listing, "print_plan", lambda _, runs, ahead: kept.append(list(runs)))
-        assert main(["plan", *words]) == 0
+        code = main(["plan", *words])
+        assert code == (2 if all(run.error is not None for run in kept[-1]) else 0)
         return kept[-1]
 
     return look
@@ -256,29 +258,98 @@ def test_gpus_of_a_pool() -> None:
 # ---- what is left and repeated --------------------------------------------------------------------------------------
 
 
-def test_jobs_leave_word_and_the_lost_are_counted(tmp_path: Path) -> None:
-    jobs = [["a=1", "seed=0"], ["a=1", "seed=1"], ["a=2", "seed=0"]]
+def begun(folder: Path, *jobs: list[str], words: Sequence[str] = (), search: bool = False) -> sweep.Sweep:
+    """A sweep of these jobs that has just begun in a folder."""
+    hydra = {"sweep": {"dir": ""}, "job": {"env_set": {}}, "overrides": {"hydra": list(words)}}
+    swept = sweep.Sweep(["--config-dir=mine"])
     runs = [forecast.Ahead(number, tuple(job), {}) for number, job in enumerate(jobs)]
-    sweep.Sweep().begin(tmp_path, runs, ["hydra/launcher=pool"])
-    sweep.leave(tmp_path / "0", jobs[0], record="somewhere", objective=0.5)
-    (tmp_path / "1").mkdir()  # began, and never said a word
-    found = sweep.collect(tmp_path)
-    assert list(found) == [0, 1]  # the third was never begun
-    assert found[0] == sweep.Left(("a=1", "seed=0"), "somewhere", None, False, 0.5)
-    assert found[1].error == "ended without a word: it was killed, or ran out of memory"
-    assert sweep.rerun_commands(tmp_path, [found[1]]) == ["bdx -m hydra/launcher=pool a=1 seed=1"]
+    swept.begin(OmegaConf.create({"hydra": hydra}), str(folder), None if search else runs)
+    return swept
+
+
+def test_every_planned_job_is_accounted_for(tmp_path: Path) -> None:
+    """Done, failed, killed, interrupted, still running, or never begun."""
+    jobs = [["a=1", f"seed={seed}"] for seed in range(6)]
+    swept = begun(tmp_path, *jobs)
+    assert {left.status for left in swept.jobs().values()} == {"unstarted"} and not swept.has_started()
+    assert swept.runs is not None
+    swept.runs[4].outputs, swept.runs[4].key = Outputs(tmp_path), "0123456789ab"
+    sweep.leave(tmp_path / "0", jobs[0], "done", record=Path("somewhere"), objective=0.5)
+    sweep.leave(tmp_path / "1", jobs[1], "failed", error="it broke", mistake=True)
+    sweep.leave(tmp_path / "2", jobs[2], "begun")
+    sweep.leave(tmp_path / "3", jobs[3], "interrupted", error="was interrupted")
+    sweep.leave(tmp_path / "4", jobs[4], "begun")
+    lock = Outputs(tmp_path).lock("0123456789ab")
+    with store.locked(lock, ""):
+        found = swept.jobs()
+    assert [left.status for left in found.values()] == [
+        "done",
+        "failed",
+        "failed",
+        "interrupted",
+        "running",
+        "unstarted",
+    ]
+    assert [list(left.overrides) for left in found.values()] == jobs
+    assert found[0].record == str(Path("somewhere").absolute()) and found[2].error == sweep.LOST
+    assert sweep.summary(found) == "2 of 6 jobs failed, 1 was interrupted, 1 still runs, 1 never started"
+    assert sweep.told(found, "") == [
+        "job 1 (seed=1): it broke",
+        "job 2 (seed=2): ended without a word: it was killed, or ran out of memory",
+        "job 3 (seed=3): was interrupted",
+        "job 4 (seed=4): still runs",
+        "job 5 (seed=5): never started",
+    ]
+    assert sweep.told(found, "the launcher gave up")[-1] == "never started, as the launcher gave up: job 5"
+    assert swept.jobs()[4].error == sweep.LOST  # nobody holds the lock
+
+
+def test_a_folder_used_before_holds_no_words_of_this_sweep(tmp_path: Path) -> None:
+    first = begun(tmp_path, ["seed=0"], ["seed=1"])
+    assert first.place == tmp_path
+    for number in (0, 1):
+        sweep.leave(first.place / str(number), [f"seed={number}"], "done")
+    second, third = begun(tmp_path, ["seed=3"]), begun(tmp_path, ["seed=4"])  # at the same time
+    sweep.leave(second.place / "0", ["seed=3"], "done")
+    assert {number: (left.overrides, left.status) for number, left in second.jobs().items()} == {
+        0: (("seed=3",), "done")
+    }
+    assert third.jobs()[0].status == "unstarted" and len(first.jobs()) == 2
+    assert store.read_json(tmp_path / "sweep.json")["jobs"] == [["seed=4"]]  # the latest
+
+
+def test_words_of_a_sweep_that_wrote_no_list_are_left_alone(tmp_path: Path) -> None:
+    sweep.leave(tmp_path / "0", ["seed=0"], "done")
+    assert begun(tmp_path, ["seed=1"]).jobs()[0].status == "unstarted"
 
 
 def test_rerun_commands_cover_just_the_failed(tmp_path: Path) -> None:
     def left(*overrides: str) -> sweep.Left:
-        return sweep.Left(overrides, None, "x", False, None)
+        return sweep.Left(overrides, "failed")
 
+    swept = begun(tmp_path, words=["hydra.mode=MULTIRUN", "hydra/launcher=pool"])
+    start = "bdx -m --config-dir=mine hydra/launcher=pool"
     grid = [left("d=ft", "seed=0", "m=[1,2]"), left("d=ft", "seed=1", "m=[1,2]")]
-    assert sweep.rerun_commands(tmp_path, grid) == ["bdx -m d=ft seed=0,1 'm=[1,2]'"]
+    assert swept.rerun_commands(grid) == [f"{start} d=ft seed=0,1 'm=[1,2]'"]
     ragged = [left("d=ft", "seed=0"), left("d=fst", "seed=1")]
-    assert sweep.rerun_commands(tmp_path, ragged) == ["bdx -m d=ft seed=0", "bdx -m d=fst seed=1"]
+    assert swept.rerun_commands(ragged) == [f"{start} d=ft seed=0", f"{start} d=fst seed=1"]
     many = [left(f"d={number}", f"seed={number}") for number in range(21)]
-    assert sweep.rerun_commands(tmp_path, many) == []
+    assert swept.rerun_commands(many) == []
+    search = begun(tmp_path, words=["hydra/sweeper=tune", "hydra.sweeper.n_trials=9"], search=True)
+    assert search.rerun_commands([left("seed=0")]) == ["bdx -m --config-dir=mine seed=0"]
+
+
+def test_a_search_of_no_trial_is_a_mistake(tmp_path: Path) -> None:
+    config = OmegaConf.create({"hydra": {"sweeper": {"_target_": "elsewhere.Search", "n_trials": 0}}})
+    with pytest.raises(sweep.SweepStopped) as stopped:
+        sweep.SweepCallback().on_multirun_start(config)
+    assert str(stopped.value.__cause__) == (
+        "hydra.sweeper.n_trials is 0; expected a number at least 1. Change hydra.sweeper.n_trials."
+    )
+
+
+def test_numbers_of_jobs_in_a_line() -> None:
+    assert sweep.spans([0, 2, 3, 7, 8, 9]) == "0, 2, 3, 7 to 9" and sweep.spans([4]) == "4"
 
 
 def test_what_varies() -> None:

@@ -67,6 +67,10 @@ def explained(error: Exception, words: Sequence[str]) -> Exception:
         )
         return ConfigError(f"{place} has no setting '{key}'.{did_you_mean(key, known)} Correct the name{inside}.")
     text = str(error).splitlines()
+    if text and "does not support sweep type" in text[0]:
+        from backdoorbench.sweeps.grid import not_listed
+
+        return ConfigError(not_listed(next(word for word in words if "interval(" in word)))
     if text and "plugin class" in text[0] and (missing := _missing_plugin(text[0], "the sweep")):
         return missing
     if isinstance(error, ConfigCompositionException) and text and text[0].startswith("Could not override"):

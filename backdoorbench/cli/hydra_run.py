@@ -4,59 +4,74 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from backdoorbench.cli.arguments import SWITCHES
 from backdoorbench.cli.hydra_errors import explained, refuse_null_groups
 from backdoorbench.config.compose import conf_dir, plain
-from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError
+from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError
 from backdoorbench.sweeps import sweep
 from backdoorbench.sweeps.job import carry_out as carry_out_run
 from backdoorbench.sweeps.job import carry_out_job, objective
-from backdoorbench.sweeps.sweep import Sweep, SweepStopped
+from backdoorbench.sweeps.sweep import Left, Sweep, SweepStopped, place_of
 
-Finish = Callable[[Path], int]  # what to do with an ended sweep's folder, beside its table -> exit code
+Finish = Callable[[Sequence[Left]], int]  # what to do with an ended sweep's jobs, beside their table -> exit code
+FAIL_FAST, INTERRUPT, GAVE_UP = "fail_fast=true stopped the sweep", "the sweep was interrupted", "the launcher gave up"
 
 
 def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     """Hands the arguments to Hydra and turns what comes back into an exit code."""
-    import hydra
-
     switches = [word for word in words if word in SWITCHES]
     rest = [word for word in words if word not in SWITCHES]
     refuse_null_groups(rest)
     task = Task()
-    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
-    kept = sys.argv
-    sys.argv = ["bdx", *switches, *rest]
     with Sweep(flags_among(rest)) as swept:
         try:
-            with full_errors():
-                entry()
-        except BdxError:
+            launch(task, [*switches, *rest])
+        except (BdxError, KeyboardInterrupt) as error:
+            if swept.has_started():  # what was done until then is told
+                print_sweep(swept, INTERRUPT if isinstance(error, KeyboardInterrupt) else GAVE_UP)
             raise
-        except SystemExit as error:  # --help and its like
-            return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
         except SweepStopped as stopped:
-            return max(FAILURE, print_sweep(stopped.folder))
+            if isinstance(stopped.__cause__, BdxError):
+                raise stopped.__cause__ from None
+            return max(FAILURE, print_sweep(swept, FAIL_FAST))
+        except SystemExit as error:  # --help and its like
+            if swept.folder is not None:
+                return max(FAILURE, print_sweep(swept, GAVE_UP))
+            return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
         except Exception as error:
-            if (
-                swept.folder is not None
-            ):  # a launcher that gives up where a job was killed; what the others did is not lost
-                print(f"bdx: the launcher gave up: {type(error).__name__}: {error}", file=sys.stderr)
-                return max(FAILURE, print_sweep(swept.folder))
+            if swept.jobs():  # a launcher that gives up where a job was killed
+                print(f"bdx: {GAVE_UP}: {type(error).__name__}: {error}", file=sys.stderr)
+                return max(FAILURE, print_sweep(swept, GAVE_UP))
             if task.started:
                 raise
             raise explained(error, rest) from None
-        finally:
-            sys.argv = kept
-    if task.error is not None:
-        raise task.error
-    if not swept.has_ended or swept.folder is None or not swept.folder.is_dir():
-        return 0
-    return max(print_sweep(swept.folder), finish(swept.folder) if finish else 0)
+        if task.error is not None:
+            raise task.error
+        if swept.folder is None:
+            return 0
+        if not swept.jobs():
+            raise ConfigError(
+                "the search chose no run. Raise how many it may choose: hydra.sweeper.n_trials of hydra/sweeper=tune."
+            )
+        return max(print_sweep(swept), finish(list(swept.jobs().values())) if finish else 0)
+
+
+def launch(task: "Task", words: Sequence[str]) -> None:
+    """Hydra's main function with these words; what went wrong is raised."""
+    import hydra
+
+    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
+    kept, sys.argv = sys.argv, ["bdx", *words]
+    try:
+        with full_errors():
+            entry()
+    finally:
+        sys.argv = kept
 
 
 def flags_among(words: Sequence[str]) -> list[str]:
@@ -83,43 +98,51 @@ class Task:
         from hydra.types import RunMode
 
         self.started = True
-        hydra_config = HydraConfig.get()
-        if hydra_config.mode == RunMode.RUN:
+        known = HydraConfig.get()
+        with chdir(known.runtime.cwd):  # hydra.job.chdir or not, paths among the settings are the command's
+            if known.mode != RunMode.RUN:
+                place = place_of(known) / str(known.job.num)
+                return carry_out_job(partial(plain, config), place, list(known.overrides.task))
             try:
                 return objective(carry_out_run(plain(config)).run)
+            except SystemExit as error:  # of a method, not of ours
+                self.error = RuntimeError(f"the run ended itself by sys.exit({error.code!r})")
             except BaseException as error:
                 self.error = error
-            return None
-        overrides = list(hydra_config.overrides.task)
-        return carry_out_job(plain(config), Path(hydra_config.runtime.output_dir), overrides)
+        return None
 
 
-def print_sweep(folder: Path) -> int:
-    """The aggregated table of a sweep; 0 if every job succeeded, 2 if only the user's mistakes failed, else 1."""
+def print_sweep(swept: Sweep, ended: str = "") -> int:
+    """The table over all jobs of a sweep, and each that is not done; 0 if there is none, 2 if just the user's mistakes failed,
+    else 1.
+
+    ended  why the sweep ended before its last job, where it did"""
     from backdoorbench import screen
     from backdoorbench.reporting import terminal
     from backdoorbench.storage import record
 
-    jobs = sweep.collect(folder)
+    swept.is_stopped = ended in (FAIL_FAST, INTERRUPT)
+    jobs = swept.jobs()
     out = screen.make_console()
     runs = [run for _, run in record.readable(Path(left.record) for left in jobs.values() if left.record)]
     terminal.print_report(out, runs)
     tried = [left for left in jobs.values() if left.objective is not None]
-    if tried and not sweep.planned(folder):  # a search
+    if tried and swept.runs is None:  # a search
         best = max(tried, key=lambda left: left.objective or 0.0)
         out.print(f"\n  best accuracy on the holdout, {100 * (best.objective or 0):.2f} %, of {len(tried)} runs:")
         out.print(f"  bdx {shlex.join(best.overrides)}", markup=False, soft_wrap=True)
-    failed = {number: left for number, left in jobs.items() if left.error}
-    if not failed:
+    missing = {number: left for number, left in jobs.items() if left.status != "done"}
+    if not missing:
         return 0
-    out.print(f"\n  {len(failed)} of {len(jobs)} jobs failed; the same command repeats only those", style="red")
-    for number, left in failed.items():
-        out.print(f"  job {number}: {left.error}", markup=False, soft_wrap=True)
-    if commands := sweep.rerun_commands(folder, list(failed.values())):
+    out.print(f"\n  {sweep.summary(jobs)}; the same command repeats only those", style="red")
+    for line in sweep.told(jobs, ended):
+        out.print(f"  {line}", markup=False, soft_wrap=True)
+    if commands := swept.rerun_commands(list(missing.values())):
         out.print("  these alone:", style="dim")
     for command in commands:
         out.print(f"  {command}", markup=False, soft_wrap=True)
-    return USER_MISTAKE if all(left.mistake for left in failed.values()) else FAILURE
+    are_mistakes = all(left.mistake or (ended == FAIL_FAST and left.status == "unstarted") for left in missing.values())
+    return USER_MISTAKE if are_mistakes else FAILURE
 
 
 @contextmanager

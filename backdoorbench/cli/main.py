@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from backdoorbench.errors import FAILURE, INTERRUPTED, USER_MISTAKE, BdxError, ConfigError, did_you_mean, join_words
-from backdoorbench.progress import logging_on
+from backdoorbench.progress import logging_on, outlasting_readers
 
 VERBS = ("list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan")
 HELP = ("-h", "--help")
@@ -21,19 +21,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait spin shortly: for ever slows a shared machine down
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # sixty-fold, not at all costs small networks a third
-    try:
-        with logging_on():
-            return answer(words)
-    except BdxError as error:
-        print(f"bdx: {error}", file=sys.stderr)
-        return USER_MISTAKE
-    except KeyboardInterrupt:
-        print("bdx: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        return FAILURE
-    except SystemExit as error:  # a verb's --help
-        return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
+    with outlasting_readers():
+        try:
+            with logging_on():
+                return answer(words)
+        except BdxError as error:
+            print(f"bdx: {error}", file=sys.stderr)
+            return USER_MISTAKE
+        except KeyboardInterrupt:
+            print("bdx: interrupted; the same command goes on where it stopped", file=sys.stderr)
+            return INTERRUPTED
+        except SystemExit as error:  # a verb's --help
+            return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
 
 
 def answer(words: Sequence[str]) -> int:

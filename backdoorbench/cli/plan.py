@@ -11,7 +11,9 @@ from backdoorbench.errors import ConfigError
 def carry_out(words: Sequence[str]) -> int:
     """Lists the runs of a sweep. Exit code."""
     parser = Parser(
-        "plan", "The runs of a sweep: what is done, what is cached, what the rest will take. Nothing is trained."
+        "plan",
+        "The runs of a sweep: what is done, what is cached, what the rest will take. Nothing is trained. Exit code 2 says that "
+        "the sweep would start no run.",
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUES", help="as after bdx -m: defense=ft,fst seed=0,1,2")
     chosen = parser.parse_intermixed_args([word for word in words if word not in SWITCHES])

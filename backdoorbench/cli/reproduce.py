@@ -12,6 +12,7 @@ from backdoorbench.cli.arguments import Parser
 from backdoorbench.config import catalog
 from backdoorbench.config.compose import search_path
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
+from backdoorbench.sweeps.sweep import Left
 
 LISTS = {"attacks": "attack", "defenses": "defense", "rates": "attack.poison_rate", "seeds": "seed"}
 
@@ -40,19 +41,17 @@ def carry_out(words: Sequence[str]) -> int:
     _check(chosen.scale, catalog.names("scale", folders), "scale")
     overrides = ["-m", *search_path(folders), f"experiment={chosen.paper}", f"scale={chosen.scale}", *chosen.settings]
     overrides += [f"{key}={value}" for name, key in LISTS.items() if (value := getattr(chosen, name)) is not None]
-    return hydra_run.carry_out(overrides, lambda folder: show(folder, chosen.paper, chosen.scale))
+    return hydra_run.carry_out(overrides, lambda jobs: show(jobs, chosen.paper, chosen.scale))
 
 
-def show(folder: Path, paper: str, scale: str) -> int:
-    """Prints the comparison of a sweep's finished runs and writes it to `outputs/reproduce/<paper>-<scale>.md`."""
+def show(jobs: Sequence[Left], paper: str, scale: str) -> int:
+    """Prints the comparison of a sweep's finished jobs and writes it to `outputs/reproduce/<paper>-<scale>.md`."""
     from backdoorbench import screen
     from backdoorbench.reporting import formats, notes, published, rows
     from backdoorbench.storage import record, store
     from backdoorbench.storage.outputs import Outputs
-    from backdoorbench.sweeps import sweep
 
-    left = sweep.collect(folder).values()
-    runs = [run for _, run in record.readable(Path(job.record) for job in left if job.record)]
+    runs = [run for _, run in record.readable(Path(job.record) for job in jobs if job.record)]
     found = published.compare(runs, paper)
     if not found:
         return 0

@@ -46,7 +46,7 @@ def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> 
 
     announce  told (the run so far, stage) as a stage ends (planned, infect, detect, purify), and at a point of the curve (curve)
 
-    A failure is recorded with its error and log, then raised."""
+    A failure is recorded with its error and log, then raised; so is an interrupt."""
     made = plan.plan(resolved)
     if done := _done(made):
         return done
@@ -71,7 +71,8 @@ def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> 
 
                     keep(execute.execute(made, run, end), run, folder, made)
             except BaseException as error:
-                run.status, run.error = "failed", record.failure(error)
+                run.status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+                run.error = record.failure(error)
                 log.debug(traceback.format_exc())
                 with_what_remains(run, folder)
                 raise
@@ -106,18 +107,19 @@ def keep_source(made: Plan, folder: Path) -> None:
 
 
 def with_what_remains(run: Run, folder: Path) -> None:
-    """Records a failed run; where even that cannot be written, the first error matters more."""
+    """Records a run that is not going to be done; where even that cannot be written, the first error matters more."""
     try:
         record.write(run, folder)
     except BdxError as error:
         log.warning(str(error))
 
 
-def mark_lost(outputs: Outputs, key: str, error: str) -> None:
-    """Records of this run that say `running` while nobody runs it any more: they failed. The caller knows that nobody does."""
+def mark_lost(outputs: Outputs, key: str, error: str, status: str = "failed") -> None:
+    """Records of this run that say `running` while nobody runs it any more: they failed, or were interrupted. The caller knows
+    that nobody does."""
     for folder, run in record.readable(record.recorded(outputs, key)):
         if run.status == "running":
-            run.status, run.error = "failed", error
+            run.status, run.error = status, error
             with_what_remains(run, folder)
 
 

@@ -25,7 +25,7 @@ STATUSES = ("running", "interrupted", "failed", "done", "damaged")
 class Entry:
     """One run as it is known now.
 
-    status   the record's; `interrupted` where that says running and no process does; `damaged` where it cannot be read
+    status   the record's; `interrupted` too where that says running and no process does; `damaged` where it cannot be read
     content  of record.json, in the shape of today; empty where damaged, of which wrong says why
     """
 

@@ -99,7 +99,12 @@ def _counts(report: Report) -> list[tuple[str, str]]:
     states = Counter(run.status for run in runs)
     collapsed = sum(len(row.collapsed) for row in report.rows)
     said = [("runs", len(runs)), ("finished", states["done"]), ("failed", states["failed"])]
-    said += [("without an end", report.unended), ("collapsed", collapsed), ("settings", len(report.rows))]
+    said += [
+        ("interrupted", report.interrupted),
+        ("without an end", report.unended),
+        ("collapsed", collapsed),
+        ("settings", len(report.rows)),
+    ]
     for group in ("dataset", *(stage.group for stage in STAGES)):
         count = len({run.config[group]["name"] for run in runs} - {"none"})
         said.append(({"dataset": "data set"}.get(group, group) + "s" * (count != 1), count))

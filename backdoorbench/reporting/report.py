@@ -39,7 +39,7 @@ class Report:
     rows      as in `rows.aggregate`; detections: as in `rows.detections`; grids: both laid out
     beside    (place of a row, name of its model) -> what was published for it
     notes     what must be said below the tables; remarks: below the published figures
-    unended   runs that neither finished nor failed: killed, or still going
+    interrupted  how many runs that were ended from outside; unended: those without any end: killed, or still going
     """
 
     found: Mapping[Path, Run]
@@ -50,6 +50,7 @@ class Report:
     notes: list[str]
     remarks: list[str]
     failures: list[Failure]
+    interrupted: int
     unended: int
 
 
@@ -79,11 +80,16 @@ def make(found: Mapping[Path, Run], figures: Sequence[str], lines: Sequence[str]
         listed = grids.detection_grids(detectors)
         laid_out += grids.pivot_grids(detectors, lines, columns, of_detectors) if is_pivot else listed
     beside = published.beside(models)
-    unended = sum(run.status not in ("done", "failed") for run in runs)
+    interrupted, unended = (sum(run.status == status for run in runs) for status in ("interrupted", "running"))
     said = notes.below(models if of_models else [], detectors, runs, laid_out, figures)
+    said += (
+        [f"{interrupted} run{'s' * (interrupted > 1)} interrupted: the same command goes on where it stopped"]
+        if interrupted
+        else []
+    )
     said += [f"{unended} run{'s' * (unended > 1)} without an end: killed, or still going"] if unended else []
     remarks = published.remarks(beside, models) if beside else []
-    return Report(found, models, detectors, laid_out, beside, said, remarks, _failures(found), unended)
+    return Report(found, models, detectors, laid_out, beside, said, remarks, _failures(found), interrupted, unended)
 
 
 def _failures(found: Mapping[Path, Run]) -> list[Failure]:

@@ -26,7 +26,7 @@ from backdoorbench.storage.store import read_json, storage_errors, write_json
 log = logging.getLogger(__name__)
 
 FILE = "record.json"
-STATUSES = ("running", "done", "failed")
+STATUSES = ("running", "done", "failed", "interrupted")
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a record leaves out of a stage
 KEPT = ("largest_share", "ca_per_class", "starts_from", "holdout_ca", "flagged")  # details that tables and plots need
 
@@ -80,7 +80,7 @@ class Finding:
 class Run:
     """Everything a run found out; `record.json` is this as JSON.
 
-    status   running, done or failed
+    status   running, done, failed, or interrupted: ended from outside, as by Ctrl-C
     stages   in the order in which they were carried out
     content  digests of what the settings name: the data, files, the source of plugins, by the setting's dotted key
     """

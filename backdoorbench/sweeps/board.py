@@ -13,8 +13,8 @@ from rich.text import Text
 from backdoorbench.reporting.rows import percent
 from backdoorbench.screen import clock
 
-State = Literal["waiting", "running", "done", "found", "failed"]
-ORDER: dict[State, int] = {"running": 0, "failed": 1, "done": 2, "found": 3, "waiting": 4}
+State = Literal["waiting", "running", "done", "found", "failed", "interrupted"]
+ORDER: dict[State, int] = {"running": 0, "failed": 1, "interrupted": 2, "done": 3, "found": 4, "waiting": 5}
 REFRESH = 4  # times a second
 CHROME = 6  # lines of the terminal that are no job's
 
@@ -92,7 +92,7 @@ class Board:
     def say(self, row: Row, what: str) -> None:
         """A line on one job, where no table shows it."""
         if self.live is None and self.style != "off":
-            ended = sum(each.state in ("done", "found", "failed") for each in self.rows)
+            ended = sum(each.state not in ("waiting", "running") for each in self.rows)
             text = f"  {ended}/{len(self.rows)}  run {row.number}  {row.name}: {what}"
             self.console.print(Text(text), soft_wrap=True)
 
@@ -104,7 +104,7 @@ class Board:
         room = max(3, self.console.height - CHROME)
         ordered = sorted(self.rows, key=lambda row: (ORDER[row.state], -row.begun if row.state == "done" else 0))
         for row in ordered[:room]:
-            style = {"failed": "red", "waiting": "dim", "found": "dim"}.get(row.state, "")
+            style = {"failed": "red", "interrupted": "yellow", "waiting": "dim", "found": "dim"}.get(row.state, "")
             shown.add_row(*(Text(cell) for cell in row.cells()), style=style)
         if len(ordered) > room:
             shown.add_row("", Text(f"… and {len(ordered) - room} more"), style="dim")
@@ -120,5 +120,5 @@ def counts(rows: Iterable[Row]) -> str:
     states = [row.state for row in rows]
     done = sum(state in ("done", "found") for state in states)
     parts = [f"{done} of {len(states)} done"]
-    parts += [f"{states.count(state)} {state}" for state in ("failed", "running") if states.count(state)]
+    parts += [f"{states.count(state)} {state}" for state in ("failed", "interrupted", "running") if states.count(state)]
     return ", ".join(parts)

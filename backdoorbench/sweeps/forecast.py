@@ -15,7 +15,7 @@ from backdoorbench.config.groups import DETECT, INFECT, PURIFY
 from backdoorbench.errors import BdxError, DataError, PairingError
 from backdoorbench.pipeline import plan as plans
 from backdoorbench.pipeline.plan import Shared, Sketch
-from backdoorbench.storage import record
+from backdoorbench.storage import record, store
 from backdoorbench.storage.outputs import Outputs
 from backdoorbench.storage.record import FILE
 from backdoorbench.sweeps.sweep import varying
@@ -40,7 +40,8 @@ class Ahead:
     is_unfit   whether its parts are right and only do not fit each other: a defense needs what the attack does not leave, a
                rate asks for more images than a class has
     infection  folder of its infected model in the cache; clean: of the clean model it trains too, if it does
-    done       folder of the finished run with this key
+    done       folder of the finished run with this key; before: how its last try stands where none finished (running, failed,
+               interrupted)
     seconds    an estimate from past records, by stage (infect, detect, purify); a stage without one like it is missing
     detects    whether a detector was chosen
     """
@@ -56,6 +57,7 @@ class Ahead:
     infection: Path = Path()
     clean: Path | None = None
     done: Path | None = None
+    before: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     detects: bool = False
 
@@ -106,8 +108,11 @@ def describe(run: Ahead, made: Sketch, folders: dict[str, list[Path]]) -> None:
     if made.config["control"] == "train" or (made.attack.needs_surrogate and not run.infection.is_dir()):
         run.clean = plans.clean_plan(made).infection_folder
     if not made.config["rerun"]:
-        done = (folder for folder in reversed(folders.get(made.key, [])) if record.status_of(folder) == "done")
-        run.done = next(done, None)
+        tries = {folder: record.status_of(folder) for folder in reversed(folders.get(made.key, []))}
+        run.done = next((folder for folder, status in tries.items() if status == "done"), None)
+        run.before = next(filter(None, tries.values()), "")
+        if run.before == "running" and not store.is_held(made.outputs.lock(made.key)):
+            run.before = "interrupted"
 
 
 def folders_by_key(outputs: Outputs) -> dict[str, list[Path]]:
@@ -247,6 +252,8 @@ def forecast(runs: Sequence[Ahead]) -> Forecast:
             makers[run.clean] = run.number
             stages.append(INFECT.name)
             states[-1] += " and the clean model"
+        if run.before:
+            states[-1] += ", is running now" if run.before == "running" else f", {run.before} before"
         seconds += sum(run.seconds.get(stage, 0.0) for stage in stages)
         count["unknown"] += any(stage not in run.seconds for stage in stages)
     there = sum(cached(folder) for folder in needed)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from backdoorbench.errors import ConfigError
+from backdoorbench.config.groups import NAMES
+from backdoorbench.errors import ConfigError, did_you_mean, join_words
 from backdoorbench.sweeps.compose import Composer
 from backdoorbench.sweeps.sweep import Sweep
 
@@ -37,6 +38,11 @@ class Grid(BasicSweeper):
         # then means another class than the one this was derived from.
         self.overrides, self.batch_index = None, 0
         self.max_batch_size, self.params = max_batch_size, params or {}
+        if max_batch_size is not None and (type(max_batch_size) is not int or max_batch_size < 1):
+            raise ConfigError(
+                f"hydra.sweeper.max_batch_size is {max_batch_size!r}; expected how many runs a launcher gets at a time, at "
+                f"least 1, or null for all."
+            )
         self.hydra_context = self.config = self.launcher = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -51,13 +57,14 @@ class Grid(BasicSweeper):
 
         runs = self.look(arguments)
         forecast.refuse_mistakes(runs)
-        words = [word for word in self.config.hydra.overrides.hydra if not word.startswith("hydra.mode=")]
-        folder = Path(self.config.hydra.sweep.dir)
-        Sweep.current().begin(folder, runs, words)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
+        one = self.hydra_context.config_loader.load_sweep_config(self.config, list(runs[0].overrides))
+        Sweep.current().begin(self.config, one.hydra.sweep.dir, runs)
+        OmegaConf.save(self.config, Path(self.config.hydra.sweep.dir) / "multirun.yaml")
+        jobs = [list(run.overrides) for run in runs]
+        size = self.max_batch_size or len(jobs)
         returned: list[Any] = []
-        for batch in self.split_arguments(self.parsed(arguments), self.max_batch_size):
-            returned.append(self.launcher.launch(batch, initial_job_idx=sum(len(jobs) for jobs in returned)))
+        for first in range(0, len(jobs), size):
+            returned.append(self.launcher.launch(jobs[first : first + size], initial_job_idx=first))
             for job in returned[-1]:
                 _ = job.return_value  # raises what a job raised
         return returned
@@ -67,14 +74,10 @@ class Grid(BasicSweeper):
         assert self.config is not None and self.hydra_context is not None
         from backdoorbench.sweeps import forecast
 
-        jobs = self.jobs(arguments)
+        (jobs,) = self.split_arguments(self.parsed(arguments), None)
         composer = Composer(self.hydra_context.config_loader, self.config)
         launcher = str(OmegaConf.select(self.config, "hydra.runtime.choices.hydra/launcher"))
         return forecast.look(jobs, [composer(job) for job in jobs], here=launcher not in REMOTE)
-
-    def jobs(self, arguments: Sequence[str]) -> list[list[str]]:
-        """The settings of each job."""
-        return [job for batch in self.split_arguments(self.parsed(arguments), None) for job in batch]
 
     def parsed(self, arguments: Sequence[str]) -> list[Override]:
         """The sweep's overrides, the command line's last, with ranges as the numbers they are meant to be."""
@@ -84,14 +87,28 @@ class Grid(BasicSweeper):
         for override in overrides:
             value = override.value()
             if isinstance(value, IntervalSweep):
-                raise ConfigError(
-                    f"'{override.input_line}' draws numbers from an interval, and a grid takes listed ones. List values "
-                    f"({override.key_or_group}=0.01,0.05 or a range), or search with hydra/sweeper=tune."
-                )
+                raise ConfigError(not_listed(override.input_line or ""))
             if isinstance(value, RangeSweep):
                 found = list[Any](numbers(value, override.input_line or ""))
                 override._value = ChoiceSweep(list=found, simple_form=True, shuffle=value.shuffle)
+            if isinstance(value, Glob) and not any(override.sweep_iterator()):
+                raise ConfigError(self.nothing_matches(override))
         return overrides
+
+    def nothing_matches(self, override: Override) -> str:
+        """What is wrong with a glob that makes a sweep of no run."""
+        assert self.hydra_context is not None
+        group = override.key_or_group
+        if group not in NAMES:
+            return (
+                f"'{group}' is no group, so '{override.input_line}' matches nothing.{did_you_mean(group, NAMES)} The groups are "
+                f"{join_words(list(NAMES))}."
+            )
+        options = self.hydra_context.config_loader.get_group_options(group)
+        return (
+            f"'{override.input_line}' matches no option, so the sweep has no run. The options of {group} are "
+            f"{join_words(options)}."
+        )
 
 
 class Listing(Grid):
@@ -103,6 +120,15 @@ class Listing(Grid):
 
         runs = self.look(arguments)
         listing.print_plan(screen.make_console(), runs, forecast.forecast(runs))
+        forecast.refuse_mistakes(runs)  # as a sweep would: exit code 2 says that it would start none
+
+
+def not_listed(word: str) -> str:
+    """What is wrong with an interval among the values of a grid."""
+    return (
+        f"'{word}' draws numbers from an interval, and a grid takes listed ones. List values ({word.partition('=')[0]}=0.01,0.05 "
+        f"or a range), or search with hydra/sweeper=tune."
+    )
 
 
 def numbers(sweep: RangeSweep, said: str) -> list[int | float]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoorbench.errors import BdxError
-from backdoorbench.progress import logging_on
+from backdoorbench.progress import logging_on, outlasting_readers
 from backdoorbench.sweeps.sweep import SweepStopped, leave
 
 if TYPE_CHECKING:  # torch is imported only when work starts
     from backdoorbench.pipeline.job import Job
     from backdoorbench.storage.record import Run
 
+LAUNCHERS = ("submitit",)  # packages of launchers that set handlers of signals
 Watch = Callable[["Run", str], None]  # told the run so far, and the stage that ended
 
 
@@ -55,21 +56,49 @@ def objective(run: "Run") -> float | None:
 
 
 def carry_out_job(
-    resolved: dict[str, Any], folder: Path, overrides: Sequence[str], watch: Watch | None = None
+    resolve: Callable[[], dict[str, Any]], place: Path, overrides: Sequence[str], watch: Watch | None = None
 ) -> float | None:
-    """One job of a sweep: whatever happens is left in `folder` for the table at the end. Its objective."""
+    """One job of a sweep: whatever happens is left in `place` for the table at the end. Its objective.
+
+    resolve  makes its configuration"""
+    stops = False
     try:
-        with logging_on():  # a launcher's worker does not come through the command line
+        leave(place, overrides, "begun")
+        resolved = resolve()
+        stops = resolved["fail_fast"]
+        with logging_on(), outlasting_readers():  # a launcher's worker does not come through the command line
             done = carry_out(resolved, watch)
-    except Exception as error:
-        mistake = isinstance(error, BdxError)
-        leave(folder, overrides, error=f"{type(error).__name__}: {error}", mistake=mistake)
-        print(f"bdx: job {folder.name} failed: {error}", file=sys.stderr)
-        if not mistake:
-            traceback.print_exc()
-        if resolved["fail_fast"]:
-            raise SweepStopped(folder.parent) from None
+    except KeyboardInterrupt:
+        leave(place, overrides, "interrupted", error="was interrupted")
+        raise
+    except BaseException as error:
+        _leave_failure(error, place, overrides)
+        if not isinstance(error, Exception) and not _is_a_methods(error):
+            raise
+        if stops:
+            raise SweepStopped from None
         return None
     found = objective(done.run)
-    leave(folder, overrides, record=str(done.folder), objective=found)
+    leave(place, overrides, "done", record=done.folder, objective=found)
     return found
+
+
+def _leave_failure(error: BaseException, place: Path, overrides: Sequence[str]) -> None:
+    from backdoorbench.storage import record
+
+    mistake = isinstance(error, BdxError)
+    said = record.failure(error)
+    leave(place, overrides, "failed", error=said, mistake=mistake)
+    with outlasting_readers():
+        print(f"bdx: job {place.name} failed: {said}", file=sys.stderr)
+        if not mistake:
+            traceback.print_exc()
+
+
+def _is_a_methods(error: BaseException) -> bool:
+    """Whether a method called sys.exit, which is that job's failure and no matter of the others. A launcher's handlers of signals
+    call it too, where a job is to end and to be submitted again."""
+    if not isinstance(error, SystemExit):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").partition(".")[0] not in LAUNCHERS

@@ -22,6 +22,9 @@ def print_plan(console: Console, runs: Sequence[Ahead], forecast: Forecast) -> N
     done = forecast.states.count("done")
     impossible = forecast.states.count("cannot be")
     said = f"{len(runs):,} runs: {done:,} done, {len(runs) - done - impossible:,} to do"
+    for before in ("interrupted", "failed"):
+        again = sum(state.endswith(f", {before} before") for state in forecast.states)
+        said += f" ({again:,} {before} before)" if again else ""
     said += f", {impossible:,} that cannot be" if impossible else ""
     console.print(Text(f"\n  {said}"), style="bold")
     console.print(Text(f"  models to train first: {forecast.trained:,}; found in the cache: {forecast.cached:,}"))

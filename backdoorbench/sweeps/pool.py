@@ -32,7 +32,7 @@ from backdoorbench.sweeps.link import VARIABLE, Lines
 from backdoorbench.sweeps.schedule import Slot, Waiting
 
 if TYPE_CHECKING:  # Hydra imports this file at every start: no torch here, and no rich
-    from backdoorbench.sweeps.board import Board, Row
+    from backdoorbench.sweeps.board import Board, Row, State
     from backdoorbench.sweeps.forecast import Ahead
 
 TICK = 0.1  # seconds between two looks at the jobs
@@ -83,6 +83,7 @@ class Template:
         """Forks a job; returns when it has a process."""
         with store.storage_errors(child.place):
             child.place.mkdir(parents=True, exist_ok=True)
+        sweep.leave(child.place, child.run.overrides, "begun")
         store.write_json(child.place / "config.json", {"overrides": child.run.overrides, "config": child.run.config})
         self.children[child.run.number] = child
         devices = {"CUDA_VISIBLE_DEVICES": child.slot.gpu or ""}
@@ -139,9 +140,11 @@ class Pool(Launcher):
         from backdoorbench.screen import make_console
         from backdoorbench.sweeps.board import Board, Row
 
-        folder = Path(self.config.hydra.sweep.dir)
-        known = sweep.Sweep.current().runs[initial_job_idx : initial_job_idx + len(job_overrides)]
-        runs = known or self.look(job_overrides, initial_job_idx)
+        folder, known = sweep.place_of(self.config.hydra), sweep.Sweep.current().runs
+        if known is None:
+            runs: Sequence[Ahead] = self.look(job_overrides, initial_job_idx)
+        else:
+            runs = known[initial_job_idx : initial_job_idx + len(job_overrides)]
         runtime = runs[0].config["runtime"]
         gpus = OmegaConf.to_object(self.gpus) if OmegaConf.is_config(self.gpus) else self.gpus
         chosen = schedule.choose_gpus(gpus, runtime["device"], visible_gpus())
@@ -207,7 +210,7 @@ class _Batch:
         """The job to wait for a slot; None where there is nothing to do for it."""
         place, row = self.folder / str(run.number), self.rows[run.number]
         if run.error is not None:
-            sweep.leave(place, run.overrides, error=f"{type(run.error).__name__}: {run.error}", mistake=True)
+            sweep.leave(place, run.overrides, "failed", error=f"{type(run.error).__name__}: {run.error}", mistake=True)
             row.end("failed", str(run.error))
             self.board.say(row, f"failed: {run.error}")
             self.fail(run)
@@ -216,7 +219,7 @@ class _Batch:
             from backdoorbench.storage import record
             from backdoorbench.sweeps.job import objective
 
-            sweep.leave(place, run.overrides, record=str(run.done), objective=objective(record.read(run.done)))
+            sweep.leave(place, run.overrides, "done", record=run.done, objective=objective(record.read(run.done)))
             row.end("found")
             self.board.say(row, "done before; rerun=true repeats it")
             return None
@@ -241,21 +244,22 @@ class _Batch:
 
         child.lines.close()
         run, row, code = child.run, self.rows[child.run.number], child.code
-        if not (child.place / "job.json").is_file():
+        if not sweep.has_ended(child.place):
             how = "ended" if code is None else f"ended with exit code {code}"
             if code is not None and code < 0:
                 how = f"was killed by {signal.Signals(-code).name}"
             hint = "; memory may have run out" if code == -signal.SIGKILL else ""
             error = f"the process {how} before its run was over{hint}. Its log: {child.place / 'log.txt'}"
-            sweep.leave(child.place, run.overrides, error=error)
+            sweep.leave(child.place, run.overrides, "failed", error=error)
             mark_lost(run.outputs, run.key, error)
-        left = sweep.Left.read(child.place / "job.json")
-        if left.error is None:
+        left = sweep.Left.read(child.place / sweep.WORD)
+        if left.status == "done":
             row.end("done")
             self.board.say(row, f"done in {row.seconds:.0f} s{row.figures()}")
             return
-        row.end("failed", left.error)
-        self.board.say(row, f"failed: {left.error}; log {child.place / 'log.txt'}")
+        state: State = "interrupted" if left.status == "interrupted" else "failed"
+        row.end(state, left.error or "")
+        self.board.say(row, f"{state}: {left.error}; log {child.place / 'log.txt'}")
         self.fail(run)
 
     def fail(self, run: Ahead) -> None:
@@ -285,13 +289,14 @@ class _Batch:
             self.template.stop()
             for child in self.children.values():
                 child.lines.close()
-                if not child.ended:  # its record had no time to say so
-                    mark_lost(child.run.outputs, child.run.key, "interrupted")
+                if not sweep.has_ended(child.place):  # it had no time to say so
+                    sweep.leave(child.place, child.run.overrides, "interrupted", error="was interrupted")
+                    mark_lost(child.run.outputs, child.run.key, "interrupted", "interrupted")
 
 
 def result(run: Ahead, folder: Path) -> JobReturn:
     """What Hydra's sweepers want to know of a job. A failed one counts as completed: its folder tells the rest."""
-    left = sweep.Left.read(folder / str(run.number) / "job.json")
+    left = sweep.Left.read(folder / str(run.number) / sweep.WORD)
     done = JobReturn(overrides=run.overrides, cfg=OmegaConf.create(run.config), status=JobStatus.COMPLETED)
     done.return_value = left.objective
     return done

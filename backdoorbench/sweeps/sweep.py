@@ -1,35 +1,42 @@
-"""What the jobs of a sweep tell the process that launched them: a small file each, so that any launcher will do."""
+"""What a sweep knows of its jobs: which were planned, where each leaves word, and what became of it, whatever the launcher.
+
+A word is a small file, `job.json`, in a folder a job, by number. The jobs are told that place in Hydra's own configuration,
+which every launcher hands to them; neither the folder that Hydra makes for a job nor the outputs of its run matter.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from backdoorbench.errors import BdxError, check_range
 from backdoorbench.storage import store
 from backdoorbench.storage.store import read_json
 
 if TYPE_CHECKING:
     from backdoorbench.sweeps.forecast import Ahead
 
+WORD = "job.json"
+PLACE = "BDX_SWEEP"  # in hydra.job.env_set: the folder that the jobs leave their words in
 LOST = "ended without a word: it was killed, or ran out of memory"
 DAMAGED = "its job.json cannot be read: what became of it is not known"
+SAID = ("begun", "done", "failed", "interrupted")  # by a job itself; what is beyond, the sweep finds out
 MOST_COMMANDS = 20  # printed one by one
+OURS = "hydra_plugins.backdoorbench."  # sweepers that look their runs over before the sweep begins
 
 
 class SweepStopped(BaseException):
-    """fail_fast: Hydra catches every Exception of a job and goes on, so the end of a sweep is none."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder))
-        self.folder = folder
+    """The end of a sweep before its last job. Hydra catches every Exception of a job and goes on, so this is none."""
 
 
 class Sweep:
@@ -38,8 +45,11 @@ class Sweep:
     Hydra makes its sweepers, launchers and callbacks itself and hands them nothing, so they find it by `Sweep.current()`.
 
     flags    Hydra's own flags on the command line, part of any command that repeats a job
-    folder   where its jobs leave their words; None before it begins
-    runs     its runs, looked over, by number; none where a search chooses them as it goes
+    folder   of the sweep, absolute; None before it begins
+    place    where its jobs leave their words: that folder, or one of its own in it where an earlier sweep was there before
+    runs     its runs, looked over, by number; None where a search chooses them as it goes
+    words    Hydra's own settings, such as its launcher
+    is_stopped  whether it was ended before its last job, and those that ran with it
     """
 
     _current: ClassVar[ContextVar[Sweep | None]] = ContextVar("sweep", default=None)
@@ -47,8 +57,10 @@ class Sweep:
     def __init__(self, flags: Sequence[str] = ()) -> None:
         self.flags = list(flags)
         self.folder: Path | None = None
-        self.runs: Sequence[Ahead] = ()
-        self.has_ended = False
+        self.place = Path()
+        self.runs: Sequence[Ahead] | None = None
+        self.words: list[str] = []
+        self.is_stopped = False
 
     @classmethod
     def current(cls) -> Sweep:
@@ -62,24 +74,110 @@ class Sweep:
     def __exit__(self, *_: object) -> None:
         self._current.reset(self._token)
 
-    def begin(self, folder: Path, runs: Sequence[Ahead], words: Sequence[str]) -> None:
-        """Writes down what the sweep consists of.
+    def begin(self, config: DictConfig, folder: str, runs: Sequence[Ahead] | None = None) -> None:
+        """Claims the sweep's folder, writes down what the sweep consists of, and makes sure that its jobs leave word there.
 
-        runs   of it, looked over, by number
-        words  Hydra's own settings, such as its launcher"""
-        self.folder, self.runs = folder, runs
-        with store.storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        jobs = [list(run.overrides) for run in runs]
-        store.write_json(folder / "sweep.json", {"jobs": jobs, "hydra": [*self.flags, *words]})
+        config  the sweep's, with Hydra's settings: launchers compose every job from it
+        runs    of the sweep, looked over, by number; None where a search chooses them"""
+        self.runs = runs
+        said_to_hydra: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
+        self.words = [word for word in said_to_hydra if not word.startswith("hydra.mode=")]
+        self.folder = Path(folder).expanduser().absolute()
+        self.place = _claimed(self.folder)
+        jobs = None if runs is None else [list(run.overrides) for run in runs]
+        said = {"jobs": jobs, "hydra": [*self.flags, *self.words], "words": str(self.place.relative_to(self.folder))}
+        store.write_json(self.folder / "sweep.json", said)
+        _pin(config, self.folder, self.place)
+
+    def jobs(self) -> dict[int, Left]:
+        """What became of every job by now, by number: of those that were planned, or that a search has begun. One that began
+        and left nothing more was killed, unless its run still goes on or the sweep was stopped."""
+        if self.folder is None:
+            return {}
+        said = {int(file.parent.name): Left.read(file) for file in self.place.glob(f"*/{WORD}") if _is_number(file)}
+        planned = {run.number: run for run in self.runs or ()}
+        found: dict[int, Left] = {}
+        for number in sorted(said if self.runs is None else planned):
+            run = planned.get(number)
+            left = said.get(number, Left((), "unstarted"))
+            if run is not None:
+                left = replace(left, overrides=run.overrides)
+            if left.status == "begun":
+                goes_on = run is not None and run.error is None and store.is_held(run.outputs.lock(run.key))
+                status = "running" if goes_on else "interrupted" if self.is_stopped else "failed"
+                left = replace(left, status=status, error=LOST if status == "failed" else VERBS[status][0])
+            found[number] = left
+        return found
+
+    def has_started(self) -> bool:
+        """Whether any of its jobs has begun."""
+        return any(left.status != "unstarted" for left in self.jobs().values())
+
+    def rerun_commands(self, jobs: Sequence[Left]) -> list[str]:
+        """The command that repeats just these jobs: one sweep where they are every combination of some values, else one command
+        each; none where those would be too many: the whole sweep's skips what is done."""
+        is_search = self.runs is None
+        words = [
+            word for word in self.words if not (is_search and word.startswith(("hydra/sweeper=", "hydra.sweeper.")))
+        ]
+        start = ["bdx", "-m", *self.flags, *words]
+        whole = joined([left.overrides for left in jobs])
+        if whole is not None:
+            return [shlex.join([*start, *whole])]
+        if len(jobs) > MOST_COMMANDS:
+            return []
+        return [shlex.join([*start, *left.overrides]) for left in jobs]
+
+
+def _claimed(folder: Path) -> Path:
+    """The folder itself for the first sweep in it, a new one in it for every other: no sweep meets another's words."""
+    with store.storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / "sweep.json").open("x").close()
+        except FileExistsError:
+            pass
+        else:
+            if not any(_is_number(file) for file in folder.glob(f"*/{WORD}")):
+                return folder
+        place = folder / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        place.mkdir()
+        return place
+
+
+def _is_number(word: Path) -> bool:
+    return word.parent.name.isdecimal()
+
+
+def _pin(config: DictConfig, folder: Path, place: Path) -> None:
+    """One folder for all jobs of a sweep, though each composes its own configuration anew, where `hydra.sweep.dir` may follow
+    from settings that differ."""
+    hydra = config.hydra
+    with read_write(hydra), open_dict(hydra):
+        hydra.sweep.dir, hydra.job.env_set[PLACE] = str(folder), str(place)
+        for key, value in {"hydra.sweep.dir": folder, f"++hydra.job.env_set.{PLACE}": place}.items():
+            hydra.overrides.hydra.append(f"{key}={QuotedString(str(value), Quote.single).with_quotes()}")
+
+
+def place_of(hydra: Any) -> Path:
+    """Where jobs with this configuration of Hydra leave their words."""
+    return Path(hydra.job.env_set.get(PLACE) or hydra.sweep.dir)
 
 
 class SweepCallback(Callback):
-    """Tells the sweep that it has ended, whichever sweeper carried it out."""
+    """Begins the sweep for sweepers that know nothing of it: Hydra's own, and searches."""
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        sweep = Sweep.current()
-        sweep.folder, sweep.has_ended = Path(config.hydra.sweep.dir), True
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if str(config.hydra.sweeper._target_).startswith(OURS):
+            return
+        try:
+            check_range("hydra.sweeper.n_trials", config.hydra.sweeper.get("n_trials", 1), 1)
+            Sweep.current().begin(config, config.hydra.sweep.dir)
+        except BdxError as error:  # Hydra would make a warning of it
+            raise SweepStopped from error
+
+
+# ---- what jobs leave ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -87,80 +185,53 @@ class Left:
     """What a job of a sweep left.
 
     overrides  the settings that make it
-    record     its record's folder; None where it failed
+    status     one of SAID, which it said itself; else running (it goes on though the sweep has ended) or unstarted
+    record     its record's folder; None where there is none that is done
     error      of a failed job, in a paragraph; mistake: whether that was the user's
     objective  what a search over settings is to make large: the purified model's accuracy on the holdout
     """
 
     overrides: tuple[str, ...]
-    record: str | None
-    error: str | None
-    mistake: bool
-    objective: float | None
+    status: str
+    record: str | None = None
+    error: str | None = None
+    mistake: bool = False
+    objective: float | None = None
 
     @staticmethod
     def read(file: Path) -> Left:
         """What `leave` wrote; a failed job's where the file holds something else."""
         try:
             content = read_json(file)
-            return Left(**{**content, "overrides": tuple(content["overrides"])})
+            left = Left(**{**content, "overrides": tuple(content["overrides"])})
         except (OSError, ValueError, KeyError, TypeError):
-            return Left((), None, DAMAGED, False, None)
+            return Left((), "failed", error=DAMAGED)
+        return left if left.status in SAID else Left(left.overrides, "failed", error=DAMAGED)
 
 
 def leave(
     place: Path,
     overrides: Sequence[str],
+    status: str,
     *,
-    record: str | None = None,
+    record: Path | None = None,
     error: str | None = None,
     mistake: bool = False,
     objective: float | None = None,
 ) -> None:
-    """A job's own result, in its place among the sweep's folders."""
+    """A job's own word, in its folder among the sweep's."""
     with store.storage_errors(place):
         place.mkdir(parents=True, exist_ok=True)
-    content = {"overrides": list(overrides), "record": record, "error": error}
-    store.write_json(place / "job.json", content | {"mistake": mistake, "objective": objective})
+    content = {"overrides": list(overrides), "status": status, "record": record and str(record.absolute())}
+    store.write_json(place / WORD, content | {"error": error, "mistake": mistake, "objective": objective})
 
 
-def collect(folder: Path) -> dict[int, Left]:
-    """What every job of a sweep left, by job number. One that began and left nothing was killed; one that never began is
-    not among them."""
-    files = {int(file.parent.name): file for file in folder.glob("*/job.json") if file.parent.name.isdecimal()}
-    found = {number: Left.read(file) for number, file in files.items()}
-    for number, overrides in enumerate(planned(folder)):
-        if number not in found and (folder / str(number)).is_dir():
-            found[number] = Left(tuple(overrides), None, LOST, False, None)
-        elif number in found and found[number].error == DAMAGED:
-            found[number] = Left(tuple(overrides), None, DAMAGED, False, None)
-    return dict(sorted(found.items()))
+def has_ended(place: Path) -> bool:
+    """Whether the job whose folder this is has said its last word."""
+    return (place / WORD).is_file() and Left.read(place / WORD).status != "begun"
 
 
-def planned(folder: Path) -> list[list[str]]:
-    """The settings of each job of a sweep; none where a search chooses them as it goes."""
-    return _begun(folder, "jobs")
-
-
-def _begun(folder: Path, name: str) -> list[Any]:
-    """A part of what `Sweep.begin` wrote; empty where there is nothing of the kind to read."""
-    try:
-        return list(read_json(folder / "sweep.json")[name])
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def rerun_commands(folder: Path, failed: Sequence[Left]) -> list[str]:
-    """The command that repeats just the failed jobs: one sweep where they are every combination of some values, else one
-    command each; the whole sweep's, which skips what is done, where those would be too many."""
-    words = _begun(folder, "hydra")
-    start = ["bdx", "-m", *words]
-    whole = joined([left.overrides for left in failed])
-    if whole is not None:
-        return [shlex.join([*start, *whole])]
-    if len(failed) > MOST_COMMANDS:
-        return []
-    return [shlex.join([*start, *left.overrides]) for left in failed]
+# ---- settings of jobs -----------------------------------------------------------------------------------------------
 
 
 def joined(jobs: Sequence[Sequence[str]]) -> list[str] | None:
@@ -182,3 +253,49 @@ def varying(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
         return [list(job) for job in jobs]
     common = set(jobs[0]).intersection(*map(set, jobs[1:]))
     return [[setting for setting in job if setting not in common] for job in jobs]
+
+
+# ---- what is said of jobs -------------------------------------------------------------------------------------------
+
+VERBS = {
+    "failed": ("failed", "failed"),
+    "interrupted": ("was interrupted", "were interrupted"),
+    "running": ("still runs", "still run"),
+    "unstarted": ("never started", "never started"),
+}  # of a job that is not done, and of several
+
+
+def summary(jobs: Mapping[int, Left]) -> str:
+    """`2 of 12 jobs failed, 1 was interrupted`: those that are not done."""
+    statuses = [left.status for left in jobs.values()]
+    said = [(count, verbs[count > 1]) for status, verbs in VERBS.items() if (count := statuses.count(status))]
+    return ", ".join(
+        f"{count}{'' if place else f' of {len(jobs):,} jobs'} {verb}" for place, (count, verb) in enumerate(said)
+    )
+
+
+def told(jobs: Mapping[int, Left], ended: str) -> list[str]:
+    """A line on each job that is not done; one on all that never started, where the sweep ended before their turn.
+
+    ended  why it did; empty where it did not"""
+    apart = varying([left.overrides for left in jobs.values()])
+    lines: list[str] = []
+    for (number, left), settings in zip(jobs.items(), apart, strict=True):
+        name = f"job {number} ({' '.join(settings)})" if settings else f"job {number}"
+        if left.status != "done" and not (ended and left.status == "unstarted"):
+            lines.append(f"{name}: {left.error or VERBS[left.status][0]}")
+    unstarted = [number for number, left in jobs.items() if left.status == "unstarted"]
+    if ended and unstarted:
+        lines.append(f"never started, as {ended}: job{'s' * (len(unstarted) > 1)} {spans(unstarted)}")
+    return lines
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """`3, 5 to 9`, of ascending numbers."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in found)

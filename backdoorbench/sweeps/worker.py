@@ -93,7 +93,7 @@ def carry_out(folder: Path, link: Link) -> int:
         link.send(**begins, scores=reporter.scores())
 
     try:
-        carry_out_job(job["config"], folder, job["overrides"], watch)
+        carry_out_job(lambda: job["config"], folder, job["overrides"], watch)
     except KeyboardInterrupt:
         print("bdx: interrupted", file=sys.stderr)
         return INTERRUPTED
