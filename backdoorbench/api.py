@@ -9,11 +9,12 @@ from typing import Any
 from torch import nn
 
 from backdoorbench.attacks.base import Attack, Infection, Task
+from backdoorbench.config import acts
 from backdoorbench.config import build as building
-from backdoorbench.config.compose import compose
+from backdoorbench.config.compose import Plain, compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.errors import ModelError
+from backdoorbench.errors import ConfigError, ModelError
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
 from backdoorbench.pipeline import job
@@ -49,8 +50,11 @@ def run(*overrides: str) -> Run:
 def build(option: str, **changes: Any) -> Any:
     """The object an option describes, with some settings changed: `build("defense/fst", lr=0.02)`."""
     group, _, name = option.partition("/")
-    node = compose([f"{group}={name}"])[group]
-    return building.build({**node, **changes}, group)
+    resolved = compose([f"{group}={name}"])
+    resolved[group] |= changes
+    made = building.build(resolved[group], group)
+    acts.refuse_idle(group, acts.idle(type(made), resolved[group], group), resolved)
+    return made
 
 
 def load_dataset(name: str, device: str = "cpu", **changes: Any) -> tuple[ImageSet, ImageSet]:
@@ -58,7 +62,8 @@ def load_dataset(name: str, device: str = "cpu", **changes: Any) -> tuple[ImageS
     resolved = compose([f"dataset={name}"])
     dataset = building.build({**resolved["dataset"], **changes}, "dataset")
     splits = dataset.load(Path(resolved["runtime"]["outputs"]).expanduser() / "cache")
-    return splits.train.to(device), splits.test.to(device)
+    train, test = (dataclasses.replace(split, dataset=dataset.name).to(device) for split in (splits.train, splits.test))
+    return train, test
 
 
 def withhold(clean: ImageSet, rate: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
@@ -72,7 +77,9 @@ def withhold(clean: ImageSet, rate: float, seed: int = 0) -> tuple[ImageSet, Ima
 
 def infect(attack: Attack, train: ImageSet, *settings: str, seed: int = 0) -> Infection:
     """Trains a model on `train`, attacked. `settings` say on what and how: `"dataset=digits"` (its normalisation, network and
-    recipe come along), `"model=resnet18"`, `"train.epochs=5"`."""
+    recipe come along), `"model=resnet18"`, `"train.epochs=5"`.
+
+    Raises ConfigError where the images are not of the data set that the settings name, digits where they name none."""
     fresh, recipe = _victim(train, settings)
     attack.check(train)
     attack.check_recipe(recipe, len(train))
@@ -116,6 +123,7 @@ def _victim(images: ImageSet, settings: tuple[str, ...]) -> tuple[Callable[[Stre
     resolved["train"]["precision"] = resolve_precision(resolved["train"]["precision"], images.device)
     spec = building.build(resolved["model"], "model")
     dataset = resolved["dataset"]
+    _check_images(images, dataset)
     size = dataset["crop"] or images.size
 
     def fresh(stream: Stream) -> nn.Module:
@@ -124,6 +132,20 @@ def _victim(images: ImageSet, settings: tuple[str, ...]) -> tuple[Callable[[Stre
         return Classifier(net, size, dataset["mean"], dataset["std"]).to(images.device)
 
     return fresh, building.build(resolved["train"], "train")
+
+
+def _check_images(images: ImageSet, dataset: Plain) -> None:
+    """Raises ConfigError where images are of another data set than the settings say: its normalisation would be the wrong one."""
+    if images.dataset and images.dataset != dataset["name"]:
+        raise ConfigError(
+            f"the images are of {images.dataset}, and the settings say dataset={dataset['name']}, whose normalisation and recipe "
+            f'they would get. Add "dataset={images.dataset}" to the settings, as load_dataset was given it.'
+        )
+    if images.size != dataset["size"]:
+        raise ConfigError(
+            f"the images have {images.size} pixels a side, and the settings say {dataset['size']}, those of "
+            f'dataset={dataset["name"]}. Name their data set, or add "dataset.size={images.size}" to the settings.'
+        )
 
 
 def load_model(folder: str | Path) -> nn.Module:

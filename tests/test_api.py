@@ -5,6 +5,7 @@ import torch
 from conftest import QUICK
 
 import backdoorbench as bb
+from backdoorbench.errors import ConfigError
 
 SMALL = ("model.width=8", "train.epochs=6", "train.batch_size=32")
 
@@ -36,3 +37,23 @@ def test_run_composes_like_the_command_line(tmp_path: object, monkeypatch: pytes
 def test_build_refuses_what_the_class_does_not_know() -> None:
     with pytest.raises(Exception, match="defense has no setting 'lrr'. Did you mean 'lr'?"):
         bb.build("defense/fst", lrr=1)
+
+
+def test_images_of_another_data_set_than_the_settings_say() -> None:
+    """Their normalisation would be the wrong one, without a word."""
+    train, _ = bb.load_dataset("digits", train_size=100)
+    with pytest.raises(ConfigError) as caught:
+        bb.infect(bb.build("attack/badnets"), train, "dataset=cifar10")
+    assert str(caught.value) == (
+        "the images are of digits, and the settings say dataset=cifar10, whose normalisation and recipe they would get. Add "
+        '"dataset=digits" to the settings, as load_dataset was given it.'
+    )
+    with pytest.raises(
+        ConfigError, match=r'the images have 16 pixels a side, .* add "dataset.size=16" to the settings'
+    ):
+        bb.infect(bb.build("attack/badnets"), bb.load_dataset("digits", train_size=100, size=16)[0])
+
+
+def test_a_setting_that_nothing_reads_is_refused_in_python_too() -> None:
+    with pytest.raises(ConfigError, match="attack.patch_size is 5, and nothing reads it beside attack.pattern=white3"):
+        bb.build("attack/badnets", patch_size=5)

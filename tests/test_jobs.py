@@ -32,7 +32,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[int, BaseEx
     """Runs that train nothing, in a folder of their own. Those of a seed that is put in here end so."""
     ends: dict[int, BaseException] = {}
 
-    def carry_out(resolved: Plain, announce: Callable[..., None]) -> Job:
+    def carry_out(resolved: Plain, announce: Callable[..., None], **_: Any) -> Job:
         seed = resolved["seed"]
         if seed in ends:
             raise ends[seed]

@@ -152,12 +152,15 @@ def declared(kind: type) -> Mapping[str, tuple[Condition, ...]]:
 
 
 def refuse_idle(group: str, settings: Iterable[Idle], resolved: Plain) -> None:
-    """Raises IdleError where one of the settings of a group that act on nothing is something else than our files have there.
+    """Raises IdleError where one of the settings of a group that act on nothing is something else than our files have there. Of a
+    class that is not ours no file of ours says what is usual.
 
     resolved  the whole configuration, which defaults may refer to"""
     for found in settings:
-        if found.value not in EMPTY and found.value not in _defaults(group, found.key, resolved):
-            raise IdleError(str(found))
+        if found.value not in EMPTY:
+            usual = list(_defaults(group, found.key, resolved))
+            if usual and found.value not in usual:
+                raise IdleError(str(found))
 
 
 def typed(value: Any) -> str:

@@ -38,7 +38,8 @@ def beyond(config: Mapping[str, Any]) -> dict[str, Any]:
         usual = _usual(group.name, name, on, config)
         unsaid = (*NO_SETTINGS, *(UNKEYED if group.name == CHOOSER else ()))
         for key, value in flat(node).items():
-            if key in usual and key.split(".")[0] not in unsaid and usual[key] not in (value, "auto"):
+            differs = usual[key] not in (value, "auto") if key in usual else any(k.startswith(f"{key}.") for k in usual)
+            if differs and key.split(".")[0] not in unsaid:
                 found[f"{group.name}.{key}"] = value
     for setting in (setting.name for setting in SETTINGS if setting.tells and setting.name in config):
         usual = _written("config.yaml")[0]

@@ -21,11 +21,13 @@ class ImageSet:
     images   (N, 3, H, W) uint8; may lie in host memory (memory-mapped, pinned) when the device is too small for them
     labels   (N,) int64; their device is the one that batches arrive on
     classes  K class names, in label order
+    dataset  the data set that they are of, by its name; empty where nobody knows
     """
 
     images: Bytes
     labels: Labels
     classes: tuple[str, ...]
+    dataset: str = ""
 
     def __post_init__(self) -> None:
         check_images(self.images)

@@ -41,13 +41,17 @@ def quiet(run: Run, stage: str) -> None:
     """Announces nothing."""
 
 
-def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet) -> Job:
+def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet, *, alone: bool = True) -> Job:
     """Runs a resolved configuration, or finds its finished run.
 
     announce  told (the run so far, stage) as a stage ends (planned, infect, detect, purify), and at a point of the curve (curve)
 
+    alone     whether it is no job of a sweep, whose others may use the plugins that it does not
+
     A failure is recorded with its error and log, then raised; so is an interrupt."""
     made = plan.plan(resolved)
+    if alone:
+        plan.refuse_unused_plugins(made.config["plugins"], made.plugins)
     if done := _done(made):
         return done
     with store.locked(made.outputs.lock(made.key), f"another process does this run ({made.key})"):

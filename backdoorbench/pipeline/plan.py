@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -174,16 +174,16 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
     return made_of
 
 
-def refuse_unused_plugins(runs: Iterable[Sketch]) -> None:
-    """Raises ConfigError where `plugins` names a package that none of these runs takes an option from."""
-    runs = list(runs)
-    used = {package for made in runs for package in made.plugins}
-    for package in dict.fromkeys(package for made in runs for package in made.config["plugins"]):
+def refuse_unused_plugins(named: Iterable[str], used: Collection[str], runs: int = 1) -> None:
+    """Raises ConfigError where `plugins` names a package that no option comes from.
+
+    used  of all of so many runs together: in a sweep over methods a plugin has its part in some"""
+    for package in named:
         if package not in used:
             raise ConfigError(
-                f"plugins names '{package}', and no option of {'this run' if len(runs) == 1 else 'these runs'} comes from it; "
-                f"expected a `_target_: {package}.…` in the yaml file of a chosen option. Choose one (its file lies in "
-                f"--config-dir DIR), or leave plugins out."
+                f"plugins names '{package}', and no option of {'this run' if runs == 1 else f'these {runs:,} runs'} comes from "
+                f"it; expected a `_target_: {package}.…` in the yaml file of a chosen option. Choose one (its file lies in a "
+                f"folder of --config-dir), or leave plugins out."
             )
 
 

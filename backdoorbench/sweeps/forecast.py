@@ -60,6 +60,7 @@ class Ahead:
     before: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     detects: bool = False
+    plugins: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -105,6 +106,7 @@ def check(made: Sketch) -> bool:
 def describe(run: Ahead, made: Sketch, folders: dict[str, list[Path]]) -> None:
     """Fills in what a sketch says of a run."""
     run.key, run.outputs, run.infection, run.detects = made.key, made.outputs, made.infection_folder, made.detects
+    run.plugins = tuple(made.plugins)
     if made.config["control"] == "train" or (made.attack.needs_surrogate and not run.infection.is_dir()):
         run.clean = plans.clean_plan(made).infection_folder
     if not made.config["rerun"]:
@@ -131,6 +133,10 @@ def refuse_mistakes(runs: Sequence[Ahead]) -> None:
     if not wrong and all(run.error is not None for run in runs):
         wrong = list(runs)
     if not wrong:
+        if any(run.error is not None for run in runs):  # what those would have used is not known
+            return
+        named = dict.fromkeys(package for run in runs for package in run.config["plugins"])
+        plans.refuse_unused_plugins(named, {package for run in runs for package in run.plugins}, len(runs))
         return
     error = wrong[0].error
     assert error is not None

@@ -19,10 +19,10 @@ LAUNCHERS = ("submitit",)  # packages of launchers that set handlers of signals
 Watch = Callable[["Run", str], None]  # told the run so far, and the stage that ended
 
 
-def carry_out(resolved: dict[str, Any], watch: Watch | None = None) -> "Job":
+def carry_out(resolved: dict[str, Any], watch: Watch | None = None, *, alone: bool = True) -> "Job":
     """Carries out one configuration with its console output.
 
-    watch  told the run and its stage too"""
+    watch  told the run and its stage too; alone: whether it is no job of a sweep"""
     from backdoorbench import screen
     from backdoorbench.pipeline import job, outcome
     from backdoorbench.reporting.rows import heading
@@ -42,7 +42,7 @@ def carry_out(resolved: dict[str, Any], watch: Watch | None = None) -> "Job":
             watch(run, stage)
 
     try:
-        done = job.carry_out(resolved, announce)
+        done = job.carry_out(resolved, announce, alone=alone)
     finally:
         package.removeHandler(handler)
     outcome.print_outcome(out, done.run, done.folder, done.repeated)
@@ -67,7 +67,7 @@ def carry_out_job(
         resolved = resolve()
         stops = resolved["fail_fast"]
         with logging_on(), outlasting_readers():  # a launcher's worker does not come through the command line
-            done = carry_out(resolved, watch)
+            done = carry_out(resolved, watch, alone=False)
     except KeyboardInterrupt:
         leave(place, overrides, "interrupted", error="was interrupted")
         raise

@@ -1,0 +1,187 @@
+"""A plugin's code is a setting that nobody types: it is in keys, kept with the run, and told apart in tables."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import QUICK
+
+from backdoorbench import api
+from backdoorbench.cli import main
+from backdoorbench.config import plugins
+from backdoorbench.config.compose import Plain, compose
+from backdoorbench.errors import ConfigError
+from backdoorbench.pipeline import job, plan
+from backdoorbench.reporting import rows
+from backdoorbench.reporting.content import tell_apart_by_content
+from backdoorbench.storage import record
+
+CODE = '''"""NAME: adds to the classifier's bias."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from backdoorbench.defenses.base import Defense
+from backdoorbench.models.surgery import classifier_head
+
+
+@dataclass(frozen=True)
+class Shift(Defense):
+    draws: ClassVar[bool] = False
+
+    def purify(self, scenario):
+        with torch.no_grad():
+            classifier_head(scenario.model).bias[0] += BY
+        return scenario.model
+'''
+Compose = Callable[..., Plain]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plugin `shifty` with the defense `shift`, importable; its yaml lies in conf/ beside it."""
+    folder = tmp_path / "shifty"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "how.py").write_text("BY = 5.0\n")
+    (folder / "shift.py").write_text("from shifty.how import BY\n" + CODE)
+    (tmp_path / "conf" / "defense").mkdir(parents=True)
+    yaml = "_target_: shifty.shift.Shift\nversion: 1\nname: shift\n"
+    (tmp_path / "conf" / "defense" / "shift.yaml").write_text(yaml)
+    monkeypatch.syspath_prepend(tmp_path)
+    forget()
+    yield folder
+    forget()
+
+
+def forget() -> None:
+    """What a new process would not know."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shifty"]:
+        del sys.modules[name]
+    plugins.files.cache_clear()
+    plugins.digest.cache_clear()
+
+
+def edit(package: Path) -> None:
+    """Another constant, in a module that the method imports."""
+    (package / "how.py").write_text("BY = 50.0\n")
+    shutil.rmtree(package / "__pycache__", ignore_errors=True)
+    forget()
+
+
+def words(package: Path, *more: str) -> list[str]:
+    return [
+        "defense=shift",
+        "plugins=[shifty]",
+        *QUICK,
+        "force=true",
+        f"runtime.outputs={package.parent / 'out'}",
+        *more,
+    ]
+
+
+def composed(package: Path, *more: str) -> Plain:
+    return compose(words(package, *more), [str(package.parent / "conf")])
+
+
+def test_an_edited_plugin_is_another_run_and_another_row(package: Path) -> None:
+    first = job.carry_out(composed(package))
+    assert job.carry_out(composed(package)).repeated
+    edit(package)
+    second = job.carry_out(composed(package))
+    assert not second.repeated and second.run.id != first.run.id
+    assert second.run.infection.cached and second.run.infection.key == first.run.infection.key  # that is no plugin's
+    third = job.carry_out(composed(package, "seed=1"))
+    kept = {folder: (folder / "plugins" / "shifty" / "how.py").read_text() for folder in (first.folder, second.folder)}
+    assert list(kept.values()) == ["BY = 5.0\n", "BY = 50.0\n"]
+    assert sorted(path.name for path in (first.folder / "plugins" / "shifty").iterdir()) == [
+        "__init__.py",
+        "how.py",
+        "shift.py",
+    ]
+
+    found = record.collect([package.parent / "out"])
+    assert (
+        len(rows.aggregate(found.values())) == 1
+    )  # by settings alone, seed 0 of the old code goes with seed 1 of the new
+    told = rows.aggregate(tell_apart_by_content(found).values())
+    column = "content of defense.source code"
+    assert sorted((row.seeds, row.names[column]) for row in told) == sorted(
+        [
+            ((0,), first.run.content["defense.source code"][:8]),
+            ((0, 1), third.run.content["defense.source code"][:8]),
+        ]
+    )
+
+
+def test_a_plugin_of_the_attack_is_in_the_infections_key(package: Path) -> None:
+    (package / "plant.py").write_text(
+        "from backdoorbench.attacks.badnets import BadNets\nfrom dataclasses import dataclass\n\n\n"
+        "@dataclass(frozen=True)\nclass Plant(BadNets):\n    pass\n"
+    )
+    (package.parent / "conf" / "attack").mkdir()
+    ours = (Path(plan.__file__).parents[2] / "conf" / "attack" / "badnets.yaml").read_text()
+    theirs = ours.replace("backdoorbench.attacks.badnets.BadNets", "shifty.plant.Plant").replace(
+        "name: badnets", "name: plant"
+    )
+    (package.parent / "conf" / "attack" / "plant.yaml").write_text(theirs)
+    before = plan.plan(composed(package, "attack=plant", "defense=none"))
+    edit(package)
+    after = plan.plan(composed(package, "attack=plant", "defense=none"))
+    assert before.infection_key != after.infection_key and before.plugins == ["shifty"]
+    clean = [plan.clean_plan(made).infection_key for made in (before, after)]
+    assert clean[0] == clean[1]  # the control's attack is ours
+
+
+def test_keys_without_a_plugin_do_not_know_of_any(package: Path) -> None:
+    """In a sweep over methods a plugin has its part in some."""
+    alone = plan.plan(composed(package, "defense=ft", "plugins=[]"))
+    beside = plan.plan(composed(package, "defense=ft"))
+    assert alone.key == beside.key and beside.plugins == []
+
+
+def test_a_plugin_without_use_is_a_mistake(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = (
+        "plugins names 'shifty', and no option of this run comes from it; expected a `_target_: shifty.…` in the yaml file of a "
+        "chosen option. Choose one (its file lies in a folder of --config-dir), or leave plugins out."
+    )
+    with pytest.raises(ConfigError) as caught:
+        job.carry_out(composed(package, "defense=ft"))
+    assert str(caught.value) == said
+    with pytest.raises(ConfigError, match="no option of this run comes from it"):
+        api.run("plugins=[shifty]", *QUICK)
+    place = [f"--config-dir={package.parent / 'conf'}"]
+    base = [*words(package)[1:], f"runtime.outputs={package.parent / 'other'}"]
+    assert main.main(["-m", *place, *base, "defense=ft,none"]) == 2
+    assert "no option of these 2 runs comes from it" in capsys.readouterr().err
+    assert main.main(["plan", *place, *base, "defense=ft,shift"]) == 0  # one of them uses it
+
+
+def test_a_module_is_a_plugin_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "single.py").write_text("A = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.files.cache_clear()
+    assert plugins.files("single") == {"single.py": tmp_path / "single.py"}
+    assert plugins.of("single.Method", ["single"]) == "single" and plugins.of("singles.Method", ["single"]) == ""
+    assert plugins.of("backdoorbench.defenses.ft.FT", ["backdoorbench"]) == ""
+
+
+def test_the_same_settings_on_other_data_are_another_row(tmp_path: Path) -> None:
+    """Two roots of one data set: same settings, other images."""
+    done = [
+        job.carry_out(compose([*QUICK, "train.epochs=1", f"runtime.outputs={tmp_path}", f"seed={seed}"]))
+        for seed in (0, 1)
+    ]
+    found = record.collect([tmp_path])
+    assert [row.seeds for row in rows.aggregate(tell_apart_by_content(found).values())] == [(0, 1)]
+    found[done[1].folder].content["dataset.root"] = "f" * 64
+    told = rows.aggregate(tell_apart_by_content(found).values())
+    assert [(row.seeds, row.names["content of dataset.root"]) for row in told] == [
+        ((0,), done[0].run.content["dataset.root"][:8]), ((1,), "ffffffff"),
+    ]  # fmt: skip
+    found[done[1].folder].content.clear()  # a record from before: nothing says that it is another
+    assert [row.seeds for row in rows.aggregate(tell_apart_by_content(found).values())] == [(0, 1)]
