@@ -21,6 +21,7 @@ from backdoorbench.defenses import fmp
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.defenses.fmp import FMP, Probe, Ranks
 from backdoorbench.errors import ConfigError, ModelError
+from backdoorbench.models.airbench import Airbench
 from backdoorbench.models.base import Classifier, GlobalAverage
 from backdoorbench.models.preact_resnet import PreActResNet
 from backdoorbench.models.resnet import ResNet
@@ -58,12 +59,19 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "preact10": lambda: PreActResNet(10, 4, 10, 32),
     "resnet18": lambda: ResNet(18, 4, 10, 32),
     "vgg16_bn": lambda: VGG(16, 4, 10),
+    "airbench": lambda: whitened(Airbench(4, 10)),
     "timm_resnet": lambda: TimmSpec("t", None, "test_resnet", False, "as_is").net(10, 32),
     "timm_efficientnet": lambda: TimmSpec("t", None, "test_efficientnet", False, "as_is").net(10, 32),
     "timm_convnext": lambda: TimmSpec("t", None, "test_convnext", False, "as_is").net(10, 32),
     "plain": plain_net,
     "tied": Tied,
 }
+
+
+def whitened(net: Airbench) -> Airbench:
+    """The network, started from noise."""
+    net.start([torch.randn(8, 3, 32, 32)])
+    return net
 
 
 @cache
@@ -250,7 +258,7 @@ def test_3_each_layer_loses_its_share_for_good(name: str, epochs: int) -> None:
         for run in outputs[key]:
             assert (run[:, channels] == 0).all() and run.abs().amax() > 0
         assert key not in norms or (normed[key][:, channels] == 0).all()
-    assert bool(norms) == (name in ("preact10", "resnet18", "vgg16_bn", "timm_resnet", "timm_efficientnet"))
+    assert bool(norms) == (name in ("preact10", "resnet18", "vgg16_bn", "airbench", "timm_resnet", "timm_efficientnet"))
 
 
 def test_3_without_the_mask_filters_grow_back(monkeypatch: pytest.MonkeyPatch) -> None:

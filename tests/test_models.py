@@ -41,6 +41,7 @@ def parameters(net: nn.Module) -> int:
         ("vgg19_bn", 20_040_522),
         ("wrn_16_1", 175_626),
         ("wrn_28_10", 36_479_194),
+        ("airbench", 1_972_792),  # the paper's 1.97 million
     ],
 )
 def test_parameters_are_those_of_the_literature_for_cifar10(name: str, count: int) -> None:
@@ -66,7 +67,8 @@ def test_every_network_reads_every_usual_size(name: str, size: int) -> None:
         assert net(torch.zeros(2, 3, size, size)).shape == (2, 7)
     stride = (32 if name.startswith("vgg") else 4 if name.startswith("wrn") else 8) if size < 128 else 32
     stride = 16 if name.startswith("wrn") and size >= 128 else stride
-    assert last["map"].shape[2:] == (size // stride, size // stride)
+    side = (size - 1) // 8 // 3 if name == "airbench" else size // stride
+    assert last["map"].shape[2:] == (side, side)
 
 
 @pytest.mark.parametrize("name", ["preact_resnet18", "resnet18", "wrn_16_1"])
@@ -86,8 +88,9 @@ def test_every_parameter_learns_and_no_input_is_changed(name: str) -> None:
     before = images.clone()
     net(images).square().mean().backward()
     idle = {name for name, parameter in net.named_parameters() if parameter.grad is None}
-    expected = {f"group{group}.0.bn1.{part}" for group in (2, 3) for part in ("weight", "bias")}
-    assert idle == (expected if name == "wrn_16_1" else set())
+    expected = {"wrn_16_1": {f"group{group}.0.bn1.{part}" for group in (2, 3) for part in ("weight", "bias")}}
+    expected["airbench"] = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert idle == expected.get(name, set())
     assert torch.equal(images, before)
     assert not any(getattr(module, "inplace", False) for module in net.modules())
 
@@ -126,7 +129,7 @@ def test_normalisation_and_crop_are_inside() -> None:
 
 @pytest.mark.parametrize(
     ("name", "size", "least"),
-    [("vgg16_bn", 31, 32), ("preact_resnet18", 7, 8), ("resnet50", 7, 8), ("wrn_16_1", 3, 4)],
+    [("vgg16_bn", 31, 32), ("preact_resnet18", 7, 8), ("resnet50", 7, 8), ("wrn_16_1", 3, 4), ("airbench", 24, 25)],
 )
 def test_sizes_that_leave_no_map_are_refused(name: str, size: int, least: int) -> None:
     with pytest.raises(ModelError) as error:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from backdoorbench.errors import ModelError
 from backdoorbench.models import surgery
+from backdoorbench.models.airbench import Airbench
 from backdoorbench.models.base import Classifier, GlobalAverage
 from backdoorbench.models.preact_resnet import PreActResNet
 from backdoorbench.models.resnet import ResNet
@@ -36,6 +37,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "vgg19": lambda: VGG(19, 16, 10),
     "wrn_16_1": lambda: WideResNet(16, 1, 16, "trap_and_replace", 10, 32),
     "wrn_16_2": lambda: WideResNet(16, 2, 16, "standard", 10, 32),
+    "airbench": lambda: whitened(Airbench(8, 10)),
     "timm_resnet": lambda: TimmSpec("t", None, "test_resnet", False, "auto").net(10, 32),
     "timm_convnext": lambda: TimmSpec("t", None, "test_convnext", False, "auto").net(10, 32),
     "timm_vit": lambda: TimmSpec("t", None, "test_vit", False, "auto").net(10, 32),
@@ -58,6 +60,12 @@ def small_resnetv2() -> nn.Module:
     )
     shrink_stem(net)
     make_classifier_linear(net)
+    return net
+
+
+def whitened(net: Airbench) -> Airbench:
+    """The network, started from noise."""
+    net.start([torch.randn(8, 3, 32, 32)])
     return net
 
 
@@ -157,7 +165,7 @@ def test_head_of_features_is_the_model(name: str, images: Tensor, evaluated: Cal
     assert head is surgery.classifier_head(model) is model.get_submodule(surgery.classifier_name(model))
     torch.testing.assert_close(head(features(images)), logits, rtol=0, atol=1e-5)
     x = surgery.penultimate(model, images)
-    torch.testing.assert_close(x @ head.weight.T + head.bias, logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(F.linear(x, head.weight, head.bias), logits, rtol=0, atol=1e-5)
     shared = {id(parameter) for parameter in features.parameters()} | {id(parameter) for parameter in head.parameters()}
     idle = [key for key, parameter in model.named_parameters() if id(parameter) not in shared]
     assert idle == []
@@ -277,6 +285,13 @@ def test_pairs_of_preact_resnet_are_its_second_norms_and_the_very_first() -> Non
     assert len(surgery.conv_norm_pairs(built("vgg16"))) == 13
 
 
+def test_pairs_of_airbench_are_its_second_convolutions_since_pooling_stands_behind_the_first() -> None:
+    assert [(pair.conv_name, pair.norm_name) for pair in surgery.conv_norm_pairs(built("airbench"))] == [
+        (f"net.group{number}.conv2", f"net.group{number}.norm2") for number in (1, 2, 3)
+    ]
+    assert surgery.classifier_name(built("airbench")) == "net.linear"
+
+
 class InPlace(nn.Module):
     """Adds its input onto a convolution's output in place: the object stays, its content is a sum."""
 
@@ -349,6 +364,10 @@ def test_networks_without_maps_to_prune() -> None:
         ("preact10", [("net.layer1", 8, 32), ("net.layer2", 16, 16), ("net.layer3", 32, 8), ("net.layer4", 64, 4)]),
         ("resnet50", [("net.layer1", 32, 32), ("net.layer2", 64, 16), ("net.layer3", 128, 8), ("net.layer4", 256, 4)]),
         ("wrn_16_1", [("net.group1", 16, 32), ("net.group2", 32, 16), ("net.group3", 64, 8)]),
+        (
+            "airbench",
+            [("net.group1.conv1", 8, 31), ("net.group2.conv1", 32, 15), ("net.group3.conv1", 32, 7), ("net.group3.act2", 32, 3)],
+        ),
         (
             "vgg11",
             [("net.features.2", 16, 32), ("net.features.6", 32, 16), ("net.features.13", 64, 8),
@@ -461,6 +480,7 @@ def test_an_activation_that_was_overwritten(images: Tensor) -> None:
         ("vgg16", (128, 2, 2), 0.32),
         ("vgg19", (128, 2, 2), 0.24),
         ("wrn_16_1", (64, 8, 8), 0.43),
+        ("airbench", (32, 7, 7), 0.57),
         ("timm_resnet", (192, 8, 8), 0.72),
         ("timm_resnetv2", (16, 4, 4), 0.21),
         ("timm_convnext", (64, 4, 4), 0.18),

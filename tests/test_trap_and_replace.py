@@ -23,6 +23,7 @@ from backdoorbench.defenses import trap_and_replace as module
 from backdoorbench.defenses.base import Scenario
 from backdoorbench.defenses.trap_and_replace import Decoder, TrapAndReplace, cutmix, joined, total_variation
 from backdoorbench.errors import ConfigError, PairingError
+from backdoorbench.models.airbench import Airbench
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.preact_resnet import PreActResNet
 from backdoorbench.models.resnet import ResNet
@@ -43,6 +44,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "preact18": lambda: PreActResNet(18, 8, 10, 32),
     "resnet50": lambda: ResNet(50, 8, 10, 32),
     "vgg16": lambda: VGG(16, 16, 10),
+    "airbench": lambda: Airbench(8, 10),
     "timm_convnext": lambda: TimmSpec("t", None, "test_convnext", False, "auto").net(10, 32),
     "timm_vit": lambda: TimmSpec("t", None, "test_vit", False, "auto").net(10, 32),
 }

@@ -157,8 +157,8 @@ class InputAwareAttack(ShareAttack):
 
     def adam(self, part: str, epochs: int, lr: float, milestones: tuple[int, ...], task: Task) -> Recipe:
         """How one of the trigger's networks trains: Adam, a tenth of the rate at each milestone, else as the victim."""
-        return replace(
-            task.recipe, name=f"{self.name} {part}", epochs=epochs, optimizer="adam", lr=lr, weight_decay=0.0,
+        return task.recipe.plain(
+            name=f"{self.name} {part}", epochs=epochs, optimizer="adam", lr=lr, weight_decay=0.0,
             schedule="milestones", milestones=milestones, decay=0.1, compile=False,
         )  # fmt: skip
 

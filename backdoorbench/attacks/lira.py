@@ -103,8 +103,8 @@ class LIRA(LoopAttack):
             learner.step(classify(network, leading.add(images), target.label(labels)))
             return both(network, images, labels)
 
-        recipe = replace(
-            task.recipe, name=f"{self.name} generator", epochs=self.generator_epochs, optimizer="sgd", lr=self.classifier_lr,
+        recipe = task.recipe.plain(
+            name=f"{self.name} generator", epochs=self.generator_epochs, optimizer="sgd", lr=self.classifier_lr,
             momentum=0.9, nesterov=False, weight_decay=0.0, schedule="constant", compile=False,
         )  # fmt: skip
         snapshots = task.snapshots

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from backdoorbench.shapes import Bytes, Images, Labels, Rows, check_images, to_float
+from backdoorbench.shapes import Bytes, Images, Labels, Mask, Rows, check_images, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment
 
@@ -72,13 +72,20 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=labels)
 
     def batches(
-        self, size: int, order: Stream | None = None, augment: Augment | None = None, change: Change | None = None
+        self,
+        size: int,
+        order: Stream | None = None,
+        augment: Augment | None = None,
+        change: Change | None = None,
+        mirrored: Mask | None = None,
     ) -> Iterator[tuple[Images, Labels]]:
         """Batches of `size` as (float32 images in [0, 1], labels) on `device`: one pass over the set.
 
         Shuffled where `order` is given; augmented, with draws from the same stream, where `augment` is, and `change`d
         before that. A last batch of a single image joins the one before it: batch norm cannot normalise one image's 1x1
         map.
+
+        mirrored  (N,) bool: the images of the set that the augmentation flips in this pass, in place of coins
         """
         count = len(self)
         rows = order.child("order").permutation(count) if order else None
@@ -87,7 +94,8 @@ class ImageSet:
         if order is None and (augment is not None or change is not None):
             raise ValueError("augmentation and change draw random numbers: give batches() an order stream")
         if augment is not None and order is not None:
-            draws = augment.draw(count, self.size, order.child("augment")).to(place)
+            draws = augment.draw(count, self.size, order.child("augment"))
+            draws = (draws if mirrored is None else replace(draws, mirrored=mirrored[rows])).to(place)
         here = rows.to(self.images.device, non_blocking=True) if rows is not None else None
         there = rows.to(self.device, non_blocking=True) if rows is not None else None
         for number, (start, stop) in enumerate(spans(count, size)):

@@ -1,9 +1,10 @@
 """What every network is to the rest: pixels in [0, 1] in, logits out; and the spec that builds one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,18 @@ class GlobalAverage(nn.Module):
         return maps.mean((2, 3))
 
 
+@runtime_checkable
+class StartsFromImages(Protocol):
+    """A network some of whose starting weights are made of the images that it will train on."""
+
+    @property
+    def is_started(self) -> bool:
+        """Whether they are made, or were loaded."""
+
+    def start(self, batches: Iterable[Images]) -> None:
+        """Makes them of training images, normalised as the network reads them."""
+
+
 class Classifier(nn.Module):
     """A network on [0, 1] pixels: centre crop to `size`, normalisation, `net`. A plain chain, so surgery can cut it."""
 
@@ -64,6 +77,16 @@ class Classifier(nn.Module):
 
     def forward(self, images: Images) -> Logits:  # (N, 3, H, W) -> (N, K)
         return self.net(self.normalize(self.crop(images)))  # type: ignore[no-any-return]
+
+    @property
+    def awaits_images(self) -> bool:
+        """Whether the network has to be shown training images before it trains; `fit` asks."""
+        return isinstance(self.net, StartsFromImages) and not self.net.is_started
+
+    def start(self, batches: Iterable[Images]) -> None:
+        """Shows the network that awaits them training images, (N, 3, H, W) in [0, 1]."""
+        assert isinstance(self.net, StartsFromImages)
+        self.net.start(self.normalize(self.crop(images)) for images in batches)
 
 
 @dataclass(frozen=True)

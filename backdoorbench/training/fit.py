@@ -5,8 +5,8 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,14 +19,17 @@ from torch.nn import functional as F
 from backdoorbench import progress
 from backdoorbench.data.images import Change, ImageSet, spans
 from backdoorbench.errors import TrainingError
+from backdoorbench.models.base import Classifier
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.storage import store
 from backdoorbench.streams import Stream
-from backdoorbench.training.recipe import Precision, Recipe
+from backdoorbench.training.recipe import Companion, Precision, Recipe
 
 log = logging.getLogger(__name__)
 
 Loss = Callable[[nn.Module, Images, Labels], Tensor]  # (model, (N, 3, H, W), (N,)) -> scalar
+
+SHOWN, CHUNK = 5000, 100  # training images, at most, that a network starts from, and how many of them at a time
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def fit(
     snapshots: Snapshots | None = None,
     beside: Stateful | None = None,
 ) -> list[Epoch]:
-    """Trains `model` in place on `train` and returns its history; the model is left in eval mode.
+    """Trains `model` in place on `train` and returns its history; the model is left in eval mode. A network that starts from
+    training images, and has seen none, is shown some of `train` first.
 
     stream        order and augmentation; each epoch draws from a child of its own, so a resumed training sees the same
     loss          instead of cross-entropy: (model, images, labels) -> scalar, called under autocast
@@ -91,12 +95,14 @@ def fit(
     model.to(device)
     layout = torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
     model.to(memory_format=layout)
+    _start(model, train)
     objective = loss or cross_entropy(recipe.label_smoothing)
     moved = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
-    optimizer = optimizer or make_optimizer(moved, recipe, device)
+    optimizer = optimizer or make_optimizer(recipe.groups(model, moved), recipe, device)
+    companion = recipe.companion(model)
     history: list[Epoch] = []
     if snapshots is not None:
-        history = _resume(snapshots.file, model, optimizer, beside)
+        history = _resume(snapshots.file, model, optimizer, beside, companion)
     if recipe.compile:
         model.compile()
     steps = len(spans(len(train), recipe.batch_size))
@@ -113,20 +119,27 @@ def fit(
             _train_mode(model, freeze_norms)
             total = torch.zeros((), device=device)
             count = 0
-            batches = train.batches(recipe.batch_size, draws, recipe.augment, change)
-            for step, (images, labels) in enumerate(islice(batches, steps)):
-                set_rate(optimizer, recipe.rate(epoch * steps + step, steps))
-                with autocast(recipe.precision, device):
-                    value = objective(model, images.contiguous(memory_format=layout), labels)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                if after_step is not None:
-                    after_step()
-                total += value.detach() * len(labels)
-                count += len(labels)
-                if step + 1 < steps:
-                    work.advance()
+            mirrored = recipe.mirrored(len(train), epoch, stream)
+            batches = train.batches(recipe.batch_size, draws, recipe.augment, change, mirrored)
+            with _still(recipe.resting(model, epoch)):
+                for step, (images, labels) in enumerate(islice(batches, steps)):
+                    done = epoch * steps + step
+                    set_rate(optimizer, recipe.rate(done, steps))
+                    with autocast(recipe.precision, device):
+                        value = objective(model, images.contiguous(memory_format=layout), labels)
+                    optimizer.zero_grad(set_to_none=True)
+                    value.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    if companion is not None:
+                        companion.after_step(epoch, done + 1, recipe.epochs * steps)
+                    if after_step is not None:
+                        after_step()
+                    total += value.detach() * len(labels)
+                    count += len(labels)
+                    if step + 1 < steps:
+                        work.advance()
+            if companion is not None:
+                companion.after_epoch()
             mean = float(total) / count  # the epoch's only synchronisation
             seconds = time.monotonic() - start
             if not math.isfinite(mean):
@@ -143,7 +156,7 @@ def fit(
                 time.monotonic() - saved > snapshots.every_seconds
                 or (epoch + 1 == recipe.epochs and snapshots.file.is_file())
             ):
-                _save(snapshots.file, model, optimizer, beside, history)
+                _save(snapshots.file, model, optimizer, beside, companion, history)
                 saved = time.monotonic()
             work.advance(loss=mean, images_per_second=count / seconds)
     model._compiled_call_impl = None  # back to a plain module: hooks fire, copies work
@@ -165,8 +178,10 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
-def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `parameters`, fused into one kernel where the device has it."""
+def make_optimizer(
+    parameters: list[nn.Parameter] | list[dict[str, Any]], recipe: Recipe, device: torch.device
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser over `parameters`, or groups of them, fused into one kernel where the device has it."""
     fused = device.type in ("cpu", "cuda")
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
@@ -182,9 +197,30 @@ def make_optimizer(parameters: list[nn.Parameter], recipe: Recipe, device: torch
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next step, in every parameter group."""
+    """The learning rate of the next step, in every parameter group; a group's `lr_factor` multiplies it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_factor", 1.0)
+
+
+def _start(model: nn.Module, train: ImageSet) -> None:
+    """Shows training images, spread over the whole set, to a network that awaits them."""
+    for part in model.modules():
+        if isinstance(part, Classifier) and part.awaits_images:
+            count = min(len(train), SHOWN)
+            rows = torch.arange(count) * len(train) // count
+            part.start(images for images, _ in train.subset(rows).batches(CHUNK))
+
+
+@contextmanager
+def _still(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Parameters that train get no gradient while it lasts, so that backward passes end where nothing else needs them."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def _train_mode(model: nn.Module, freeze_norms: bool) -> None:
@@ -202,12 +238,18 @@ def _own_random_numbers(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _save(
-    file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, beside: Stateful | None, history: list[Epoch]
+    file: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    beside: Stateful | None,
+    companion: Companion | None,
+    history: list[Epoch],
 ) -> None:
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "beside": beside.state_dict() if beside is not None else None,
+        "companion": companion.state_dict() if companion is not None else None,
         "history": [asdict(epoch) for epoch in history],
     }
     with store.storage_errors(file.parent):
@@ -217,7 +259,13 @@ def _save(
         os.replace(partial, file)
 
 
-def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, beside: Stateful | None) -> list[Epoch]:
+def _resume(
+    file: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    beside: Stateful | None,
+    companion: Companion | None,
+) -> list[Epoch]:
     """The history so far, with the state loaded; empty where there is no snapshot or it cannot be read."""
     if not file.is_file():
         return []
@@ -230,6 +278,8 @@ def _resume(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, besi
         optimizer.load_state_dict(state["optimizer"])
         if beside is not None:
             beside.load_state_dict(state["beside"])
+        if companion is not None:
+            companion.load_state_dict(state["companion"])
     except Exception as error:  # a damaged snapshot costs its epochs, never the run
         log.warning(f"the snapshot {file} cannot be read ({error}); training starts from the first epoch")
         return []

@@ -1,13 +1,17 @@
 """How a network is trained: epochs, optimiser, schedule, augmentation, precision."""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from torch import nn
 
 from backdoorbench.config.acts import Acts, Only
 from backdoorbench.errors import ConfigError, check_range
+from backdoorbench.shapes import Mask
+from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment
 
 Precision = Literal["auto", "bf16", "float32"]
@@ -19,9 +23,23 @@ Optimizer = Literal["sgd", "adam", "adamw"]
 BELOW_ONE = 0.999999  # the largest beta of Adam
 
 
+class Companion(Protocol):
+    """What a recipe lets run along with a training; snapshots hold it too."""
+
+    def after_step(self, epoch: int, step: int, total: int) -> None:
+        """After `step` of `total` steps of the optimiser, the last of them in `epoch`."""
+
+    def after_epoch(self) -> None:
+        """After an epoch, before anybody looks at the model."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A training, whole.
+    """A training, whole. Kinds with devices of their own override what `fit` asks below `rate`.
 
     lr           of the first epoch; the peak for one_cycle
     schedule     cosine: to 0, stepped per epoch; one_cycle: up over `warmup`, then down to 0, both linear, stepped per
@@ -88,6 +106,26 @@ class Recipe:
         if self.schedule == "milestones":
             return self.lr * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
         return self.lr
+
+    def groups(self, model: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+        """The `parameters` of `model` that train, as an optimiser's groups; `lr_factor`: of its rate, where that is not 1."""
+        return [{"params": parameters}]
+
+    def resting(self, model: nn.Module, epoch: int) -> list[nn.Parameter]:
+        """Parameters that stand still in `epoch`, of those that train."""
+        return []
+
+    def mirrored(self, count: int, epoch: int, stream: Stream) -> Mask | None:
+        """(count,) bool: the images of the set that are flipped in `epoch`; None: the augmentation tosses coins."""
+        return None
+
+    def companion(self, model: nn.Module) -> Companion | None:
+        """What runs along while `model` trains."""
+        return None
+
+    def plain(self, **changes: Any) -> "Recipe":
+        """The same with `changes`, without a kind's own devices: for what trains beside the victim, or otherwise."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)} | changes)
 
 
 @dataclass(frozen=True)
