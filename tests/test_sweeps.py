@@ -43,6 +43,14 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[forecast.Ahead
 # ---- composition and mistakes ---------------------------------------------------------------------------------------
 
 
+def test_a_sweep_over_networks_says_it_job_by_job(looked: Callable[..., list[forecast.Ahead]], tmp_path: Path) -> None:
+    runs = looked("model=airbench,demo", "train.epochs=1", f"runtime.outputs={tmp_path}")
+    assert [run.config["train"]["name"] for run in runs] == ["airbench", "demo"]
+    assert [run.overrides for run in runs][0] == (
+        "model=airbench", "train.epochs=1", f"runtime.outputs={tmp_path}", "train=airbench",
+    )  # fmt: skip
+
+
 def test_jobs_compose_as_hydra_would(looked: Callable[..., list[forecast.Ahead]], tmp_path: Path) -> None:
     """Values that are put in afterwards and those that need the whole composition: floats, texts, null, interpolations."""
     words = [

@@ -14,6 +14,12 @@ SWITCHES = ("-m", "--multirun")
 FOLDER_FLAGS = ("--config-dir", "-cd")  # of Hydra, and of every verb
 
 
+def folders_among(words: Sequence[str]) -> list[str]:
+    """The folders of one's own yaml files that the words name, as `--config-dir DIR` or `--config-dir=DIR`."""
+    after = [word for before, word in zip(words, words[1:], strict=False) if before in FOLDER_FLAGS]
+    return after + [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
+
+
 class Parser(argparse.ArgumentParser):
     """A verb's arguments, `--config-dir` among them; a mistake in them is a BdxError like any other."""
 

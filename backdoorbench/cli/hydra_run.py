@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backdoorbench.cli.arguments import SWITCHES
+from backdoorbench.cli.arguments import SWITCHES, folders_among
 from backdoorbench.cli.hydra_errors import explained, refuse_null_groups
-from backdoorbench.config.compose import conf_dir, plain
+from backdoorbench.config.compose import conf_dir, plain, with_brought
 from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError
 from backdoorbench.sweeps import sweep
 from backdoorbench.sweeps.job import carry_out as carry_out_run
@@ -27,6 +27,7 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     switches = [word for word in words if word in SWITCHES]
     rest = [word for word in words if word not in SWITCHES]
     refuse_null_groups(rest)
+    rest = with_brought(rest, folders_among(rest))
     task = Task()
     with Sweep(flags_among(rest)) as swept:
         try:

@@ -53,10 +53,10 @@ def answer(words: Sequence[str]) -> int:
         code: int = verb.carry_out(words[1:])
         return code
     if any(word in HELP for word in words):
-        from backdoorbench.cli.arguments import FOLDER_FLAGS
+        from backdoorbench.cli.arguments import folders_among
         from backdoorbench.cli.help import print_help
 
-        print_help([word for before, word in zip(words, words[1:], strict=False) if before in FOLDER_FLAGS])
+        print_help(folders_among(words))
         return 0
     from backdoorbench.cli import hydra_run
 

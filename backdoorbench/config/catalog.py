@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backdoorbench.config.compose import conf_dir
+from backdoorbench.config.compose import choices, conf_dir
 from backdoorbench.config.groups import NAMES
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 
@@ -139,8 +139,7 @@ def _leading_comments(text: str) -> list[str]:
 
 def _choices(text: str) -> list[str]:
     """`model=resnet18` of each `override /model@_global_.model: resnet18` in the defaults list."""
-    found = re.findall(r"^ +- override /(\w+)(?:@\S+)?: (\S+)", text, flags=re.MULTILINE)
-    return [f"{group}={option}" for group, option in found]
+    return [f"{group}={option}" for group, option in choices(text)]
 
 
 def _knobs(text: str) -> list[Knob]:

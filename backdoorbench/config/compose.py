@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbers, booleans, None
 
 DIGITS = 12  # significant ones of a float setting: enough for any that a person types, too few for what a sum of steps leaves
+BRINGS = "model"  # the group whose options bring others along as if they were typed
 NEUTRAL = "folder"  # the data set without facts of its own
 ASK_THE_DATA_SET = ("attack", "defense", "detector", "train")  # groups whose options refer to it, and to nothing else
 
@@ -33,7 +35,24 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[str] = ()) -> Plain
     from hydra import initialize_config_dir
 
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-        return plain(hydra_compose("config", overrides=[*search_path(folders), *overrides]))
+        return plain(hydra_compose("config", overrides=[*search_path(folders), *with_brought(overrides, folders)]))
+
+
+def with_brought(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
+    """The words, and after them the choices that a network brings along: its recipe, unless one was chosen.
+
+    A data set brings network and recipe along by Hydra's own means. Those of a network that was chosen beside it would lose there
+    to the data set's, so they are said as if typed. A sweep over networks says them job by job."""
+    chosen = next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{BRINGS}=")), "")
+    files = [folder / BRINGS / f"{chosen}.yaml" for folder in (conf_dir(), *map(Path, folders))]
+    text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
+    made = {word.lstrip("+").partition("=")[0].partition("@")[0] for word in words}
+    return [*words, *(f"{group}={option}" for group, option in choices(text) if group not in made)]
+
+
+def choices(text: str) -> list[tuple[str, str]]:
+    """(group, option) of each `override /train@_global_.train: fast` in the defaults list of a yaml file's text."""
+    return re.findall(r"^ +- override /(\w+)(?:@\S+)?: (\S+)", text, flags=re.MULTILINE)
 
 
 def search_path(folders: Sequence[str]) -> list[str]:
@@ -61,7 +80,8 @@ def rounded(value: Any) -> Any:
 def option(group: str, name: str) -> Plain:
     """One option's own keys, as on a data set without facts of its own: `option("attack", "none")`."""
     conf = conf_dir()
-    node = OmegaConf.load(conf / group / f"{name}.yaml")
+    node = typing.cast(DictConfig, OmegaConf.load(conf / group / f"{name}.yaml"))
+    node.pop("defaults", None)  # what it chooses of others
     whole = OmegaConf.create({"dataset": OmegaConf.load(conf / "dataset" / f"{NEUTRAL}.yaml"), group: node})
     return typing.cast(Plain, OmegaConf.to_container(whole[group], resolve=group in ASK_THE_DATA_SET))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from backdoorbench.config.compose import Plain, conf_dir, flat, rounded
+from backdoorbench.config.compose import BRINGS, Plain, conf_dir, flat, rounded
 from backdoorbench.config.groups import GROUPS, SETTINGS, STAGES, UNKEYED
 
 NO_SETTINGS = ("_target_", "version", "name")
@@ -27,7 +27,8 @@ def beyond(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, by dotted key, in which a configuration differs from what the names of its options imply, among those that
     tell rows of a table apart. Of an option that is not ours nothing is known, nor of a setting that ours does not have now."""
     on = str(config[CHOOSER].get("name"))
-    chosen = {**_written("config.yaml")[1], **_written(f"{CHOOSER}/{on}.yaml")[1]}
+    brings = f"{BRINGS}/{config[BRINGS].get('name')}.yaml"
+    chosen = {**_written("config.yaml")[1], **_written(f"{CHOOSER}/{on}.yaml")[1], **_written(brings)[1]}
     found: dict[str, Any] = {}
     for group in GROUPS:
         if not group.tells or group.name not in config:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from backdoorbench.config.compose import conf_dir, flat, plain, search_path
+from backdoorbench.config.compose import conf_dir, flat, plain, search_path, with_brought
 
 TYPED = "the command line"
 
@@ -54,7 +54,7 @@ def trace(overrides: Sequence[str], folders: Sequence[str] = ()) -> Traced:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
 
-    words = [*search_path(folders), *overrides]
+    words = [*search_path(folders), *with_brought(overrides, folders)]
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         values = flat(plain(compose("config", overrides=words)))
         loader = GlobalHydra.instance().config_loader()

@@ -19,6 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from backdoorbench.config.compose import with_brought
 from backdoorbench.config.groups import NAMES
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 from backdoorbench.sweeps.compose import Composer
@@ -74,7 +75,10 @@ class Grid(BasicSweeper):
         assert self.config is not None and self.hydra_context is not None
         from backdoorbench.sweeps import forecast
 
-        (jobs,) = self.split_arguments(self.parsed(arguments), None)
+        (listed,) = self.split_arguments(self.parsed(arguments), None)
+        sources = self.config.hydra.runtime.config_sources
+        folders = [source.path for source in sources if source.schema == "file"]
+        jobs = [with_brought(job, folders) for job in listed]
         composer = Composer(self.hydra_context.config_loader, self.config)
         launcher = str(OmegaConf.select(self.config, "hydra.runtime.choices.hydra/launcher"))
         return forecast.look(jobs, [composer(job) for job in jobs], here=launcher not in REMOTE)

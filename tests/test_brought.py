@@ -1,0 +1,37 @@
+"""A network brings its recipe along, as a data set does, and against it; what is typed wins over both."""
+
+from pathlib import Path
+
+import pytest
+
+from backdoorbench.config import implied
+from backdoorbench.config.compose import compose, with_brought
+
+CHOSEN = [
+    (["model=airbench"], "airbench"),
+    (["dataset=cifar10", "model=airbench"], "airbench"),
+    (["model=airbench", "dataset=cifar10", "scale=small"], "airbench"),
+    (["dataset=cifar10", "model=airbench", "train=paper"], "paper"),
+    (["train=fast", "model=airbench"], "fast"),
+    (["model=airbench", "model=resnet18", "dataset=cifar10"], "paper"),  # the last one counts
+    (["dataset=cifar10"], "paper"),
+    (["dataset=cifar10", "model=resnet18"], "paper"),
+]
+
+
+@pytest.mark.parametrize(("words", "recipe"), CHOSEN, ids=[" ".join(words) for words, _ in CHOSEN])
+def test_which_recipe_a_network_gets(words: list[str], recipe: str) -> None:
+    assert compose(words)["train"]["name"] == recipe
+
+
+def test_a_recipe_that_a_network_brings_is_implied_by_its_name() -> None:
+    assert implied.beyond(compose(["dataset=cifar10", "model=airbench"])) == {}
+    assert implied.beyond(compose(["dataset=cifar10", "model=airbench", "train=paper"])) == {"train.name": "paper"}
+
+
+def test_a_network_of_ones_own_brings_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    mine = "defaults:\n  - demo\n  - override /train@_global_.train: fast\nname: mine\n"
+    (tmp_path / "model" / "mine.yaml").write_text(mine)
+    assert compose(["model=mine", "dataset=cifar10"], [str(tmp_path)])["train"]["name"] == "fast"
+    assert with_brought(["model=mine"]) == ["model=mine"]  # where its folder is not named
