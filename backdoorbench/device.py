@@ -48,8 +48,8 @@ def prepare(device: torch.device, threads: int | None) -> None:
 
 def keep_memory() -> None:
     """Lets memory that is freed stay with the process, where its C library is glibc. Each step of a training frees the very
-    tensors that the next one asks for, and pages that went back to the kernel in between are cleared anew: 5 to 10 % of the
-    time of a step, by scripts/bench_airbench.py. The process holds what it once needed until it ends."""
+    tensors that the next one asks for, and pages that went back to the kernel in between are cleared anew, which takes up to a
+    sixth of a step (scripts/bench_airbench.py). The process holds what it once needed until it ends."""
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_MAX, 0)  # no block is a mapping of its own, which dies with it

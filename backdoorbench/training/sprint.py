@@ -3,7 +3,7 @@
 Paper     Jordan, 94 % on CIFAR-10 in 3.29 Seconds on a Single GPU, arXiv 2404.00498v2
 Follows   the authors' airbench94, whose settings are those of conf/train/airbench.yaml
 Departs   1. whole epochs, and the last, incomplete batch of each counts; theirs: 9.9 epochs, incomplete batches dropped
-          2. images are judged as they are; theirs are judged in six views each, which is worth 0.7 points there
+          2. images are judged as they are; theirs in six views each, flipped and shifted
           3. float32 weights under bf16 autocast; theirs are float16, batch norms float32
 """
 
