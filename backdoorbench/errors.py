@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable
 
 USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
+LONGEST_NAME = 48  # bytes: a folder is called after up to four of them, and a file system takes 255
 
 
 class BdxError(Exception):
@@ -33,6 +34,10 @@ class IdleError(ConfigError):
 
 class DataError(BdxError):
     """A data set that is missing, empty, corrupt, or too small for what is asked."""
+
+
+class AbsentData(DataError):
+    """A data set that is not where its root says."""
 
 
 class ModelError(BdxError):
@@ -67,6 +72,23 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f" Did you mean {join_words(close, 'or')}?" if close else ""
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value that somebody gave, as a message quotes it: at most `most` characters of its repr."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def paragraph(text: str) -> str:
+    """`text` on one line: what a name or another library's message has of line breaks and control characters is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says, in one line without its last stop; its kind where it says nothing."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return (f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first).rstrip(".")
+
+
 def join_words(words: list[str], last: str = "and") -> str:
     """`a, b and c`."""
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
@@ -76,7 +98,19 @@ def check_range(setting: str, value: float, low: float, high: float = math.inf) 
     """Raises ConfigError unless low <= value <= high."""
     if not low <= value <= high:
         bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-        raise ConfigError(f"{setting} is {value:g}; expected a number {bounds}. Change {setting}.")
+        said = f"{value:g}" if abs(value) < 1e15 or isinstance(value, float) else shown(value, 24)
+        raise ConfigError(f"{setting} is {said}; expected a number {bounds}. Change {setting}.")
+
+
+def check_name(setting: str, name: str) -> None:
+    """Raises ConfigError unless `name` can be a part of the names of folders, whatever the file system."""
+    if not name or name.startswith(".") or not name.isprintable() or any(c in name for c in "/\\"):
+        reason = "names folders of the outputs: expected printable characters without / or \\, no dot in front"
+    elif len(name.encode()) > LONGEST_NAME:
+        reason = f"names folders of the outputs, which bears {LONGEST_NAME} bytes"
+    else:
+        return
+    raise ConfigError(f"{setting} is {shown(name)}; it {reason}. Rename it.")
 
 
 def _edits(a: str, b: str) -> int:

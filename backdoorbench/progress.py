@@ -5,6 +5,7 @@ files, a task logs one line each fifth of its way. Work never ends because nobod
 """
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -58,6 +59,15 @@ class LoggedTask:
 class LogReporter:
     def open(self, name: str, total: int, unit: str, steps: int) -> Task:
         return LoggedTask(name, total, unit, steps)
+
+
+def forgive_terminals() -> None:
+    """What standard output cannot write, an ASCII terminal an arrow, becomes a question mark there instead of an error; where it
+    is closed, nobody hears."""
+    if sys.stdout is None:  # closed by whoever started us
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="replace")
 
 
 _reporter: Reporter = LogReporter()

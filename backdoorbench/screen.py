@@ -9,12 +9,14 @@ from rich.progress import Task as BarTask
 from rich.text import Text
 
 from backdoorbench import progress
+from backdoorbench.progress import forgive_terminals
 
 PIPED_WIDTH = 140  # a pipe has no width of its own
 
 
 def make_console() -> Console:
     """The console on standard output; wide where nobody's window limits it."""
+    forgive_terminals()
     return Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, highlight=False)
 
 

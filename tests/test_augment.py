@@ -269,7 +269,7 @@ def test_a_box_that_never_fits_is_the_whole_image() -> None:
 ERRORS: list[tuple[dict[str, Any], str]] = [
     (
         {"crop_padding": -1},
-        "crop_padding is -1; expected pixels of border, 0 or more: "
+        "crop_padding is -1; expected pixels of border, 0 to 4096: "
         "set it to 0 for no crop, or to 4, the usual border of 32-pixel images",
     ),
     (
@@ -304,7 +304,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"resized_crop": (0.08, 1.0), "crop": 0},
-        "crop is 0; expected the side of the resized crop's result in pixels, 1 or more: "
+        "crop is 0; expected the side of the resized crop's result in pixels, 1 to 4096: "
         "set it to the side that the network expects, or to null for the stored one",
     ),
 ]

@@ -394,10 +394,10 @@ def test_an_unfit_size_is_refused(name: str, size: int, multiple: int, fit: int)
 @pytest.mark.parametrize(
     ("name", "setting", "said"),
     [
-        ("ssba", {"bits": 0}, "attack.bits is 0; expected a number at least 1. Change attack.bits."),
+        ("ssba", {"bits": 0}, "attack.bits is 0; expected a number between 1 and 4096. Change attack.bits."),
         ("ssba", {"image_rise": 0}, "attack.image_rise is 0; expected a number at least 1. Change attack.image_rise."),
         ("issba", {"encoder_epochs": 0}, "attack.encoder_epochs is 0; expected a number at least 1. Change attack.encoder_epochs."),
-        ("poison_ink", {"reader_width": 0}, "attack.reader_width is 0; expected a number at least 1. Change attack.reader_width."),
+        ("poison_ink", {"reader_width": 0}, "attack.reader_width is 0; expected a number between 1 and 4096. Change attack.reader_width."),
     ],
 )  # fmt: skip
 def test_a_setting_out_of_range_is_named(name: str, setting: dict[str, Any], said: str) -> None:

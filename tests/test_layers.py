@@ -32,7 +32,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
 )
 LEVEL = dict.fromkeys(GROUND, 0) | {room: level for level, rooms in enumerate(FLOORS, 1) for room in rooms}
 SHARED = {  # inside a room, what its other files may import, each from those named before it
-    "config": ("plugins", "groups", "compose", "build", "catalog", "acts", "implied", "origins"),
+    "config": ("plugins", "groups", "compose", "build", "catalog", "yamls", "acts", "implied", "origins"),
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment",),
     "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
@@ -52,7 +52,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
         "preview",
     ),
     "sweeps": ("sweep", "compose", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid"),
-    "cli": ("hydra_errors", "arguments", "listing", "hydra_run", "help"),
+    "cli": ("flags", "hydra_errors", "arguments", "listing", "hydra_run", "help"),
 }  # fmt: skip
 
 

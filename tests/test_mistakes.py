@@ -107,7 +107,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "a switch that is none": (["force=3"], "force is 3; expected true or false."),
     "a misspelt control": (["control=traim"], "control is 'traim'; expected cached, train or off. Did you mean 'train'?"),
-    "no threads": (["runtime.threads=0"], "runtime.threads is 0; expected a number at least 1. Change runtime.threads."),
+    "no threads": (["runtime.threads=0"], "runtime.threads is 0; expected a number between 1 and 1024. Change runtime.threads."),
     "a curve that goes back": (["curve.every=-1"], "curve.every is -1; expected a number at least 0. Change curve.every."),
     "an infinite rate": (["train.lr=inf"], "train.lr is inf; expected a finite number. Change train.lr."),
     "a gate beyond all": (["gates.asr_floor=2"], "gates.asr_floor is 2; expected a number between 0 and 1. Change gates.asr_floor."),
@@ -154,8 +154,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "covers without sources": (
         ["attack.cover_rate=0.1"],
-        "attack.cover_rate is 0.1 with attack.mapping=all_to_one; cover rows (triggered, true label kept) make sense for "
-        "source_specific attacks only. Set attack.cover_rate=0 or attack.mapping=source_specific.",
+        "attack.cover_rate is 0.1, and nothing reads it beside attack.mapping=all_to_one: it acts only with "
+        "attack.mapping=source_specific. Leave attack.cover_rate out, or change attack.mapping.",
     ),
     "patch image not given": (
         ["attack.pattern=image"],

@@ -498,8 +498,9 @@ def test_too_large_a_picture(tmp_path: Path, cache: Path, monkeypatch: pytest.Mo
     solid("RGB", 0).resize((30, 30)).save(large)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
     assert complaint(folder(root), cache) == (
-        f"1 of 11 images of folder have more than the 800 pixels that Pillow opens: {large}. Make them smaller: they are "
-        f"resized anyway."
+        f"1 of 11 images of folder have more than the 800 pixels that Pillow opens, which guards memory so: {large} (900 pixels). "
+        f"Scale them down beforehand (with ImageMagick: mogrify -resize 2048x2048 FILE), to a side still above dataset.size, to which "
+        f"they are resized anyway."
     )
 
 

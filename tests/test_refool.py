@@ -183,7 +183,12 @@ def test_a_folders_content_is_part_of_the_key(tmp_path: Path) -> None:
             "the images have 16 pixels a side, but a reflection is doubled or blurred over up to 10; expected at least 22 "
             "pixels. Set attack.work_size=560, where reflections are made before they shrink to the image, or dataset.size.",
         ),
-        ({"work_size": 10}, 10, 32, "attack.work_size is 10; expected a number at least 22. Change attack.work_size."),
+        (
+            {"work_size": 10},
+            10,
+            32,
+            "attack.work_size is 10; expected a number between 22 and 4096. Change attack.work_size.",
+        ),
     ],
 )
 def test_what_cannot_be_reflected_is_said(changes: dict[str, Any], labels: int, size: int, said: str) -> None:

@@ -72,7 +72,7 @@ class AdapBlend(Adaptive):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_picture(self.picture, self.picture_file)
-        check_range("attack.pieces", self.pieces, 1)
+        check_range("attack.pieces", self.pieces, 1, 4096)
         check_range("attack.pieces_shown", self.pieces_shown, 0, self.pieces**2)
         check_range("attack.train_ratio", self.train_ratio, 0, 1)
         check_range("attack.test_ratio", self.test_ratio, 0, 1)

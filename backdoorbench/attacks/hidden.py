@@ -49,7 +49,7 @@ class HiddenAttack(DataAttack):
         check_range("attack.encoder_epochs", self.encoder_epochs, 1)
         check_range("attack.encoder_batch_size", self.encoder_batch_size, 2)
         check_range("attack.encoder_lr", self.encoder_lr, 0)
-        check_range("attack.encoder_width", self.encoder_width, 1)
+        check_range("attack.encoder_width", self.encoder_width, 1, 4096)
 
     @abstractmethod
     def writer(self, size: int, figures: dict[str, float]) -> Any:
@@ -135,7 +135,7 @@ class CodeAttack(HiddenAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("attack.bits", self.bits, 1)
+        check_range("attack.bits", self.bits, 1, 4096)
 
     def check(self, train: ImageSet) -> None:
         super().check(train)

@@ -63,7 +63,7 @@ class PoisonInkAttack(HiddenAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("attack.reader_width", self.reader_width, 1)
+        check_range("attack.reader_width", self.reader_width, 1, 4096)
         check_range("attack.ink_weight", self.ink_weight, 0)
         check_range("attack.paper_weight", self.paper_weight, 0)
         check_range("attack.clean_weight", self.clean_weight, 0)

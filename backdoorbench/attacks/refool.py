@@ -54,12 +54,12 @@ class Refool(CleanLabelAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("attack.reflections", self.reflections, 1)
+        check_range("attack.reflections", self.reflections, 1, 100_000)
         check_range("attack.doubled_rate", self.doubled_rate, 0, 1)
         if self.image_share is not None:
             check_range("attack.image_share", self.image_share, 0, 1)
         if self.work_size is not None:
-            check_range("attack.work_size", self.work_size, LEAST_WORK)
+            check_range("attack.work_size", self.work_size, LEAST_WORK, 4096)
         if (self.source == "folder") != (self.source_folder is not None):
             raise ConfigError(
                 f"attack.source is {self.source} with attack.source_folder={self.source_folder}; reflections of your own "

@@ -37,7 +37,7 @@ class WaNet(MixAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("attack.strength", self.strength, 0)
-        check_range("attack.cells", self.cells, 2)
+        check_range("attack.cells", self.cells, 2, 4096)
 
     def trigger(self, task: Task, stream: Stream) -> Warp:
         size = task.train.size

@@ -7,17 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from backdoorbench.cli.hydra_errors import explained, refuse_null_groups
+from backdoorbench.cli import flags
+from backdoorbench.cli.hydra_errors import explained, refuse_no_options
 from backdoorbench.errors import BdxError, ConfigError, DataError, join_words
 
 SWITCHES = ("-m", "--multirun")
-FOLDER_FLAGS = ("--config-dir", "-cd")  # of Hydra, and of every verb
-
-
-def folders_among(words: Sequence[str]) -> list[str]:
-    """The folders of one's own yaml files that the words name, as `--config-dir DIR` or `--config-dir=DIR`."""
-    after = [word for before, word in zip(words, words[1:], strict=False) if before in FOLDER_FLAGS]
-    return after + [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,21 +20,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, verb: str, description: str) -> None:
         super().__init__(prog=f"bdx {verb}", description=description)
         self.add_argument(
-            *FOLDER_FLAGS, dest="config_dirs", metavar="DIR", action="append", default=[], type=_folder,
+            *flags.FOLDER_FLAGS, dest="config_dirs", metavar="DIR", action="append", default=[], type=flags.folder,
             help="a folder of your own yaml files, laid out as conf/ is",
         )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         message = message.replace(", KEY=VALUE", "")  # argparse calls them required, though none need be given
         raise ConfigError(f"{self.prog}: {message}. Expected: {' '.join(self.format_usage().split()[1:])}.")
-
-
-def _folder(text: str) -> str:
-    if not Path(text).is_dir():
-        raise ConfigError(
-            f"--config-dir is '{text}', which is no folder; expected one of your own yaml files. Name another."
-        )
-    return text
 
 
 def words_of(text: str | None) -> list[str]:
@@ -74,13 +60,13 @@ def composed(settings: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
     """The configuration of a run; mistakes in it as those of a run are told."""
     from backdoorbench.config.compose import compose
 
-    refuse_null_groups(settings)
+    refuse_no_options(settings)
     try:
         return compose(settings, folders)
     except BdxError:
         raise
     except Exception as error:
-        raise explained(error, settings) from None
+        raise explained(error, settings, folders) from None
 
 
 def read_runs(folders: Sequence[str]) -> dict[Path, Any]:

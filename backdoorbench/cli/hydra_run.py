@@ -3,15 +3,17 @@
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backdoorbench.cli.arguments import SWITCHES, folders_among
-from backdoorbench.cli.hydra_errors import explained, refuse_null_groups
-from backdoorbench.config.compose import conf_dir, plain, with_brought
+from backdoorbench.cli import flags
+from backdoorbench.cli.arguments import SWITCHES
+from backdoorbench.cli.hydra_errors import explained, refuse_no_options
+from backdoorbench.config.compose import conf_dir, plain, searched, with_brought
 from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError
 from backdoorbench.sweeps import sweep
 from backdoorbench.sweeps.job import carry_out as carry_out_run
@@ -26,12 +28,15 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     """Hands the arguments to Hydra and turns what comes back into an exit code."""
     switches = [word for word in words if word in SWITCHES]
     rest = [word for word in words if word not in SWITCHES]
-    refuse_null_groups(rest)
-    rest = with_brought(rest, folders_among(rest))
+    chosen = flags.check([*switches, *rest])
+    refuse_no_options(rest)
+    folders = [*flags.folders_among(rest), *searched(rest)]
+    settings = with_brought(chosen.overrides, folders)
     task = Task()
-    with Sweep(flags_among(rest)) as swept:
+    own = flags_among(rest)
+    with Sweep(own) as swept:
         try:
-            launch(task, [*switches, *rest])
+            launch(task, [*switches, *own, "--", *settings])  # Hydra wants its flags before the settings
         except (BdxError, KeyboardInterrupt) as error:
             if swept.has_started():  # what was done until then is told
                 print_sweep(swept, INTERRUPT if isinstance(error, KeyboardInterrupt) else GAVE_UP)
@@ -40,9 +45,14 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
             if isinstance(stopped.__cause__, BdxError):
                 raise stopped.__cause__ from None
             return max(FAILURE, print_sweep(swept, FAIL_FAST))
-        except SystemExit as error:  # --help and its like
+        except SystemExit as error:  # --cfg and its like
             if swept.folder is not None:
                 return max(FAILURE, print_sweep(swept, GAVE_UP))
+            if error.code and chosen.package is not None:
+                raise ConfigError(
+                    f"--package is '{chosen.package}', which is no part of the configuration. Name a group, such as attack, or "
+                    f"leave it out."
+                ) from None
             return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
         except Exception as error:
             if swept.jobs():  # a launcher that gives up where a job was killed
@@ -50,7 +60,7 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
                 return max(FAILURE, print_sweep(swept, GAVE_UP))
             if task.started:
                 raise
-            raise explained(error, rest) from None
+            raise explained(error, rest, folders) from None
         if task.error is not None:
             raise task.error
         if swept.folder is None:
@@ -69,7 +79,7 @@ def launch(task: "Task", words: Sequence[str]) -> None:
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     kept, sys.argv = sys.argv, ["bdx", *words]
     try:
-        with full_errors():
+        with full_errors(), strict_warnings():
             entry()
     finally:
         sys.argv = kept
@@ -77,11 +87,11 @@ def launch(task: "Task", words: Sequence[str]) -> None:
 
 def flags_among(words: Sequence[str]) -> list[str]:
     """Hydra's own flags among the words, such as `--config-dir DIR`: part of any command that repeats a job."""
-    flags: list[str] = []
+    found: list[str] = []
     for before, word in zip(["", *words], words, strict=False):
         if word.startswith("-") or (before.startswith("-") and "=" not in before + word):
-            flags.append(word)
-    return flags
+            found.append(word)
+    return found
 
 
 class Task:
@@ -144,6 +154,14 @@ def print_sweep(swept: Sweep, ended: str = "") -> int:
         out.print(f"  {command}", markup=False, soft_wrap=True)
     are_mistakes = all(left.mistake or (ended == FAIL_FAST and left.status == "unstarted") for left in missing.values())
     return USER_MISTAKE if are_mistakes else FAILURE
+
+
+@contextmanager
+def strict_warnings() -> Iterator[None]:
+    """What Hydra merely warns of (a folder that is not there, a callback that fails) is an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", category=UserWarning, module=r"hydra\.")
+        yield
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def carry_out(words: Sequence[str]) -> int:
     wanted, folders = chosen.group, chosen.config_dirs
     out = screen.make_console()
     if wanted is not None:
-        wanted = wanted.removesuffix("s") if wanted not in NAMES else wanted
+        wanted = wanted.removesuffix("s") if wanted.removesuffix("s") in NAMES else wanted
         if wanted not in NAMES:
             raise ConfigError(
                 f"group '{wanted}' is unknown.{did_you_mean(wanted, NAMES)} The groups are {join_words(list(NAMES))}."

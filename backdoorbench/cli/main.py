@@ -4,13 +4,24 @@ A bare first word is a verb, which is a module of this folder; anything else goe
 starts.
 """
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from backdoorbench.errors import FAILURE, INTERRUPTED, USER_MISTAKE, BdxError, ConfigError, did_you_mean, join_words
-from backdoorbench.progress import logging_on, outlasting_readers
+from backdoorbench.errors import (
+    FAILURE,
+    INTERRUPTED,
+    USER_MISTAKE,
+    BdxError,
+    ConfigError,
+    did_you_mean,
+    join_words,
+    paragraph,
+    shown,
+)
+from backdoorbench.progress import forgive_terminals, logging_on, outlasting_readers
 
 VERBS = ("list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan")
 HELP = ("-h", "--help")
@@ -21,16 +32,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait spin shortly: for ever slows a shared machine down
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # sixty-fold, not at all costs small networks a third
+    forgive_terminals()
     with outlasting_readers():
         try:
             with logging_on():
                 return answer(words)
         except BdxError as error:
-            print(f"bdx: {error}", file=sys.stderr)
+            print(f"bdx: {paragraph(str(error))}", file=sys.stderr)
             return USER_MISTAKE
         except KeyboardInterrupt:
             print("bdx: interrupted; the same command goes on where it stopped", file=sys.stderr)
             return INTERRUPTED
+        except OSError as error:  # of a file, it is a StorageError by now; of standard output, nobody's bug
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            print(
+                f"bdx: standard output cannot be written ({error.strerror}); what was finished is kept", file=sys.stderr
+            )
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # or its last flush complains anew
+            return USER_MISTAKE
         except SystemExit as error:  # a verb's --help
             return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
 
@@ -42,18 +62,22 @@ def answer(words: Sequence[str]) -> int:
 
         print(f"bdx {version('bdx')}")
         return 0
+    if "" in words:
+        raise ConfigError(
+            "one of the words is empty; expected a verb or settings, KEY=VALUE. Leave it out: an unset variable?"
+        )
     is_verb = bool(words) and not words[0].startswith(("-", "+", "~")) and "=" not in words[0]
     if is_verb and words[0] not in VERBS:
         raise ConfigError(
-            f"'{words[0]}' is no verb of bdx.{did_you_mean(words[0], VERBS)} The verbs are {join_words(list(VERBS))}; a run is "
-            f"described by settings, such as attack=badnets."
+            f"{shown(words[0])} is no verb of bdx.{did_you_mean(words[0], VERBS)} The verbs are "
+            f"{join_words(list(VERBS))}; a run is described by settings, such as attack=badnets."
         )
     if is_verb:
         verb = importlib.import_module(f"backdoorbench.cli.{words[0]}")
         code: int = verb.carry_out(words[1:])
         return code
     if any(word in HELP for word in words):
-        from backdoorbench.cli.arguments import folders_among
+        from backdoorbench.cli.flags import folders_among
         from backdoorbench.cli.help import print_help
 
         print_help(folders_among(words))

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from backdoorbench import screen
 from backdoorbench.cli.arguments import Parser
-from backdoorbench.cli.hydra_errors import explained, refuse_null_groups
+from backdoorbench.cli.hydra_errors import explained, refuse_no_options
 from backdoorbench.config import catalog
 from backdoorbench.config.catalog import Option
 from backdoorbench.errors import BdxError
@@ -66,13 +66,13 @@ def print_values(console: Console, option: Option, overrides: Sequence[str], fol
     """The option's settings as they hold in a run of `overrides`, and the file that each comes from."""
     from backdoorbench.config.origins import trace
 
-    refuse_null_groups(overrides)
+    refuse_no_options(overrides)
     try:
         found = trace([*overrides, "hydra.mode=RUN"], folders)
     except BdxError:
         raise
     except Exception as error:
-        raise explained(error, overrides) from None
+        raise explained(error, overrides, folders) from None
     if option.is_global:
         shown = [key for key in (option.full(knob) for knob in option.knobs) if key in found.values]
     else:

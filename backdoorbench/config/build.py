@@ -3,17 +3,24 @@
 import dataclasses
 import importlib
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from backdoorbench.config.plugins import OWN_PACKAGE
-from backdoorbench.errors import ConfigError, did_you_mean, join_words
+from backdoorbench.errors import ConfigError, did_you_mean, join_words, shown
 
 NOT_FIELDS = ("_target_", "version")  # keys that choose the class and its meaning, not its knobs
 File = Annotated[str, "file"]  # a setting that is the path of a file: a key holds the file's content, whatever its name
 Folder = Annotated[str, "folder"]  # likewise of a folder
+Place = Annotated[str, "place"]  # a path that no key holds, neither it nor what lies there
+PATHS = ("file", "folder", "place")
+LONGEST_PART = 255  # bytes, of a name between two slashes, as file systems have it
+
+LARGEST = 2**63 - 1  # a whole number that tensors and files hold
 
 BESIDE = "beside"  # of a field that is a dataclass, `Annotated[Tuning, BESIDE]`: its keys stand beside the others in the yaml
 
@@ -24,16 +31,25 @@ def build(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> A
     where    the node's place in the configuration ("defense"), for messages
     plugins  packages beside this one whose classes a `_target_` may name
     """
-    return construct(target(node, where, plugins), node, where)
+    kind = target(node, where, plugins)
+    if "version" in node:
+        convert(node["version"], int, f"{where}.version")
+    return construct(kind, node, where)
 
 
 def target(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> type:
     """The class that `node` names. Only this package and `plugins` are followed: a stranger's yaml must not run code."""
-    path = node.get("_target_")
-    if not isinstance(path, str) or "." not in path:
+    if not isinstance(node, Mapping):
         raise ConfigError(
-            f"{where} has no `_target_`, so nothing says what to build. Choose an option of the group on the command "
-            f"line, such as {where}=none; bdx list shows them."
+            f"{where} is {shown(node)}; expected a group of settings, which an option of the group brings. Choose one, as "
+            f"{where}=OPTION; bdx list {where} shows them."
+        )
+    path = node.get("_target_")
+    if not isinstance(path, str) or "." not in path.strip("."):
+        found = "has no `_target_`" if path is None else f"has the `_target_` {shown(path)}, which names no class"
+        raise ConfigError(
+            f"{where} {found}, so nothing says what to build. Name the class in that option's yaml file, or choose "
+            f"another option; bdx list {where} shows them."
         )
     module, _, name = path.rpartition(".")
     allowed = [OWN_PACKAGE, *plugins]
@@ -44,7 +60,7 @@ def target(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> 
         )
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError) as error:
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:  # a ValueError over a NUL or an empty part
         raise ConfigError(
             f"{where}._target_ is '{path}', which does not exist ({error}). Correct the yaml file that says so."
         ) from None
@@ -63,7 +79,10 @@ def construct(kind: type, node: Mapping[str, Any], where: str) -> Any:
             f"It knows {join_words(sorted(hints))}."
         )
     if missing := sorted(hints.keys() - given):
-        raise ConfigError(f"{where} lacks '{missing[0]}'; add it to the yaml file that describes {kind.__name__}.")
+        raise ConfigError(
+            f"{where} lacks '{missing[0]}'; add it to the yaml file that describes {kind.__name__}. A `~{where}.{missing[0]}` "
+            f"deletes it: leave that out."
+        )
     return _assembled(kind, {key: convert(node[key], hints[key], f"{where}.{key}") for key in sorted(given)})
 
 
@@ -95,12 +114,16 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if hint is Any:
         return value
     if origin is Annotated:
+        if arguments[1] in PATHS:
+            check_path(value, where)
         return convert(value, arguments[0], where)
     if origin is Literal:
         if value in arguments:
             return value
         close = did_you_mean(str(value), [str(argument) for argument in arguments])
-        raise ConfigError(f"{where} is {value!r}; expected {join_words([str(a) for a in arguments], 'or')}.{close}")
+        raise ConfigError(
+            f"{where} is {shown(value)}; expected {join_words([str(a) for a in arguments], 'or')}.{close}"
+        )
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -118,6 +141,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return tuple(convert(item, hint, where) for item, hint in zip(value, arguments, strict=True))
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return construct(typing.cast(type, hint), value, where)
+    if hint in (int, float, str) and isinstance(value, int) and abs(value) > LARGEST:
+        raise ConfigError(f"{where} is {shown(value, 24)}; expected a number below {LARGEST:.0e}. Change {where}.")
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ConfigError(f"{where} is {value}; expected a finite number. Change {where}.")
@@ -126,9 +151,27 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint in (str, bool) and isinstance(value, hint):
         return value
-    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
-    raise ConfigError(f"{where} is {value!r}; expected {describe(hint)}.")
+    raise ConfigError(f"{where} is {shown(value)}; expected {describe(hint)}.")
+
+
+def check_path(value: Any, where: str) -> None:
+    """Raises ConfigError unless `value` can be the path of something; whether anything lies there is not asked."""
+    reason = ""
+    if not isinstance(value, str):
+        reason = "expected a path as a text" + (f": \"{where}='{value}'\"" if isinstance(value, int | float) else "")
+    elif not value or not value.isprintable():
+        reason = "expected a path of printable characters"
+    elif any(len(os.fsencode(part)) > LONGEST_PART for part in Path(value).parts):
+        reason = f"expected a path whose parts have at most {LONGEST_PART} bytes"
+    elif value.startswith("~"):
+        try:
+            Path(value).expanduser()
+        except RuntimeError:
+            reason = "expected a path, and nobody of that name has a home here"
+    if reason:
+        raise ConfigError(f"{where} is {shown(value)}; {reason}. Change {where}.")
 
 
 def describe(hint: Any) -> str:
@@ -154,7 +197,7 @@ def paths(kind: type, node: Mapping[str, Any]) -> dict[str, str]:
     for key, hint in settings(kind).items():
         value = node.get(key)
         for part in (hint, *typing.get_args(hint)):
-            if typing.get_origin(part) is Annotated and isinstance(value, str):
+            if typing.get_origin(part) is Annotated and isinstance(value, str) and part != Place:
                 found[key] = typing.get_args(part)[1]
             elif dataclasses.is_dataclass(part) and isinstance(value, Mapping):
                 found |= {f"{key}.{inner}": what for inner, what in paths(typing.cast(type, part), value).items()}

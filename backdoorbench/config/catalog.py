@@ -11,7 +11,7 @@ from pathlib import Path
 
 from backdoorbench.config.compose import choices, conf_dir
 from backdoorbench.config.groups import NAMES
-from backdoorbench.errors import ConfigError, did_you_mean, join_words
+from backdoorbench.errors import ConfigError, did_you_mean, first_line, join_words
 
 HEADINGS = ("Idea", "Paper", "Follows", "Departs", "Cost")
 REFINED = {"on": "dataset", "in": "experiment", "at": "scale"}  # folder of overlays -> the group whose option it is for
@@ -81,11 +81,13 @@ def names(group: str, folders: Sequence[str] = ()) -> list[str]:
     """The options of a group, sorted.
 
     folders  of the user's own yaml files"""
-    return sorted({file.stem for place in places(folders) for file in (place / group).glob("*.yaml")})
+    return sorted({file.stem for place in places(folders) for file in (place / group).glob("*.yaml") if file.is_file()})
 
 
 def find(group: str, name: str, folders: Sequence[str] = ()) -> Path | None:
     """The yaml file of an option; the first of several, as Hydra has it."""
+    if name not in names(group, folders):
+        return None
     files = (place / group / f"{name}.yaml" for place in places(folders))
     return next((file for file in files if file.is_file()), None)
 
@@ -99,7 +101,7 @@ def describe(group: str, name: str, folders: Sequence[str] = ()) -> Option:
     file = find(group, name, folders)
     if file is None:
         raise ConfigError(unknown_option(group, name, names(group, folders)))
-    text = file.read_text(encoding="utf-8")
+    text = read_text(file)
     header = [line.lstrip("# ").rstrip() for line in _leading_comments(text)]
     command = next((line for line in header if line.startswith("bdx ")), "")
     summary = " ".join(line for line in header if line and not line.startswith(("bdx ", "@package")))
@@ -110,6 +112,19 @@ def describe(group: str, name: str, folders: Sequence[str] = ()) -> Option:
     kept = tuple(knob for knob in knobs if not knob.name.startswith("hydra."))
     overlays = tuple(_overlays(group, name, folders))
     return Option(group, name, command, summary, kept, title, module, method, tuple(_choices(text)), sweeps, overlays)
+
+
+def read_text(file: Path) -> str:
+    """The text of a yaml file; ConfigError where it is none."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start} is no UTF-8"
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+    raise ConfigError(
+        f"{file} cannot be read as a yaml file ({reason}). Save it as UTF-8 text that you may read, or remove it."
+    )
 
 
 def unknown_option(group: str, name: str, options: list[str]) -> str:
@@ -126,7 +141,7 @@ def _overlays(group: str, name: str, folders: Sequence[str]) -> list[Overlay]:
     for place in places(folders):
         for kind, other in REFINED.items():
             for file in sorted((place / kind / group / name).glob("*.yaml")):
-                knobs = tuple(knob for knob in _knobs(file.read_text(encoding="utf-8")))
+                knobs = tuple(knob for knob in _knobs(read_text(file)))
                 found.append(Overlay(f"{other}={file.stem}", file.relative_to(place).as_posix(), knobs))
     return found
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from backdoorbench.errors import ConfigError
 
 Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbers, booleans, None
 
@@ -44,8 +47,9 @@ def with_brought(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]
     A data set brings network and recipe along by Hydra's own means. Those of a network that was chosen beside it would lose there
     to the data set's, so they are said as if typed. A sweep over networks says them job by job."""
     chosen = next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{BRINGS}=")), "")
-    files = [folder / BRINGS / f"{chosen}.yaml" for folder in (conf_dir(), *map(Path, folders))]
-    text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
+    is_name = re.fullmatch(r"[\w. -]{1,100}", chosen)
+    files = [folder / BRINGS / f"{chosen}.yaml" for folder in (conf_dir(), *map(Path, folders)) if is_name]
+    text = next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
     made = {word.lstrip("+").partition("=")[0].partition("@")[0] for word in words}
     return [*words, *(f"{group}={option}" for group, option in choices(text) if group not in made)]
 
@@ -61,11 +65,33 @@ def search_path(folders: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{places}]"] if folders else []
 
 
+def searched(words: Sequence[str]) -> list[str]:
+    """The folders of the `search_path` among words."""
+    found = (word.removeprefix("hydra.searchpath=[") for word in words if word.startswith("hydra.searchpath=[file://"))
+    return [place.removeprefix("file://") for text in found for place in text.removesuffix("]").split(",")]
+
+
 def plain(config: DictConfig) -> Plain:
     """The configuration as plain resolved containers: OmegaConf's attribute access is too slow and too lenient for loops.
 
-    Floats are rounded to 12 significant digits here, once, so that 0.06 and a sweep's 0.060000000000000005 are one setting."""
-    return typing.cast(Plain, rounded(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
+    Floats are rounded to 12 significant digits here, once, so that 0.06 and a sweep's 0.060000000000000005 are one setting.
+    ConfigError where a value refers to what is not there."""
+    try:
+        return typing.cast(Plain, rounded(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(unresolved(error)) from None
+
+
+def unresolved(error: OmegaConfBaseException) -> str:
+    """The message for a value that cannot be resolved: a reference to nothing, to itself, or a value still to be given."""
+    key = error.full_key or "a setting"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{key} is '???', which stands for a value that is still to be given. Give one: {key}=VALUE."
+    reason = str(error).splitlines()[0].rstrip(".")
+    return (
+        f"{key} refers to what cannot be resolved ({reason}). Give a value, or a reference to another setting by its full name, "
+        f"such as ${{dataset.target}}; bdx --cfg job prints every setting."
+    )
 
 
 def rounded(value: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from backdoorbench.config.build import Place
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.tensors.augment import Augment
@@ -26,6 +27,9 @@ class Reading(NamedTuple):
 
     fit: Callable[[Image.Image, int], Image.Image]
     background: Background
+
+
+LARGEST_SIDE = 4096  # pixels: of what networks read, with some to spare
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Dataset(ABC):
     """
 
     name: str
-    root: str | None
+    root: Place | None
     size: int
     crop: int | None
     train_size: int | None
@@ -86,12 +90,15 @@ class Dataset(ABC):
     augment: Augment
 
     def __post_init__(self) -> None:
-        check_range("dataset.size", self.size, 1)
+        check_range("dataset.size", self.size, 1, LARGEST_SIDE)
         if self.crop is not None and not 1 <= self.crop <= self.size:
             raise ConfigError(
                 f"dataset.crop is {self.crop} with dataset.size={self.size}; the crop is cut out of the stored image, so it has "
                 f"1 to {self.size} pixels a side. Change dataset.crop, or raise dataset.size."
             )
+        for channel, (mean, deviation) in enumerate(zip(self.mean, self.std, strict=True)):
+            check_range(f"dataset.mean[{channel}]", mean, 0, 1)
+            check_range(f"dataset.std[{channel}]", deviation, 0.001, 10)  # pixels are divided by it
 
     @abstractmethod
     def load(self, cache: Path) -> Splits:

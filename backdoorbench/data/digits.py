@@ -22,6 +22,7 @@ from backdoorbench.streams import Stream
 SIDE = 8  # pixels
 LEVELS = 16  # the brightest value
 TESTED = 360  # images, a fifth
+LARGEST = 256  # pixels a side, at which they take a third of a gigabyte
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Digits(Dataset):
             raise ConfigError(
                 f"dataset.size is {self.size}, but digits repeats each pixel of an {SIDE}x{SIDE} image a whole number "
                 f"of times. Give a multiple of {SIDE}, such as 32."
+            )
+        if self.size > LARGEST:
+            raise ConfigError(
+                f"dataset.size is {self.size}, but digits holds all its images in memory, {len(self.mean)} bytes a pixel, and "
+                f"shows nothing more at that size. Give at most {LARGEST}."
             )
         table = read_table()
         grey = (table[:, :-1].reshape(-1, SIDE, SIDE) * 255 + LEVELS // 2) // LEVELS  # (1797, 8, 8), 0 … 255

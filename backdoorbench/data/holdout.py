@@ -85,8 +85,8 @@ class Holdout:
         if count < classes or count >= len(source):
             raise DataError(
                 f"holdout.rate={self.rate:g} of {len(train):,} training images is {count}; expected at least one image for "
-                f"each of the {classes} classes and fewer than the {len(source):,} images they are drawn from. Set "
-                f"holdout.rate between {ceil4(classes / len(train))} and {floor4((len(source) - 1) / len(train))}."
+                f"each of the {classes} classes and fewer than the {len(source):,} images they are drawn from. "
+                f"{fitting(classes, len(source) - 1, len(train))}"
             )
         rows = pick(source.labels.cpu(), count, classes, self.draw, stream)
         kept = torch.ones(len(source), dtype=torch.bool)
@@ -132,6 +132,16 @@ def refuse_overlap(holdout: ImageSet, test: ImageSet) -> None:
             f"{shared} of the {len(holdout)} holdout images are also test images; a defense must not see what it is judged "
             f"by. Remove them from holdout.root, or take holdout.source=test, which removes them from the test set."
         )
+
+
+def fitting(least: int, most: int, whole: int) -> str:
+    """What to do for a holdout of `least` to `most` images, given as a share of `whole`."""
+    low, high = ceil4(least / whole), floor4(most / whole)
+    if least > most:
+        return "No holdout.rate does: give more images, with dataset.train_size or dataset.test_size."
+    if low >= high:
+        return f"Set holdout.rate={low}, or give more images, with dataset.train_size or dataset.test_size."
+    return f"Set holdout.rate between {low} and {high}."
 
 
 def ceil4(value: float) -> float:

@@ -4,6 +4,7 @@ Pillow's own convert("RGB") cuts 16-bit grey off at 255, forgets alpha and leave
 (8-bit grey or RGB, nothing beside the pixels) goes straight through; for anything else `kinds` says what was done.
 """
 
+import re
 import sys
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -51,11 +52,11 @@ class Picture(NamedTuple):
 
 
 class UnfitError(Exception):
-    """A sound file whose pixels have no known meaning. what: `N images ...`; remedy: a sentence."""
+    """A sound file whose pixels have no known meaning. what: `N images ...`; remedy: a sentence; detail: of this one file."""
 
-    def __init__(self, what: str, remedy: str) -> None:
+    def __init__(self, what: str, remedy: str, detail: str = "") -> None:
         super().__init__(what)
-        self.what, self.remedy = what, remedy
+        self.what, self.remedy, self.detail = what, remedy, detail
 
 
 def open_image(path: str, background: Background) -> Picture:
@@ -79,10 +80,13 @@ def open_image(path: str, background: Background) -> Picture:
             "are TIFF files of a kind that Pillow does not read, such as floats of 16 or 64 bits or in RGB, or damaged",
             "Save them as 8-bit or 16-bit PNG images, copy them again from the original, or remove them.",
         ) from None
-    except Image.DecompressionBombError:
+    except Image.DecompressionBombError as error:
+        count = re.search(r"\((\d+) pixels\)", str(error))
         raise UnfitError(
-            f"have more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels that Pillow opens",
-            "Make them smaller: they are resized anyway.",
+            f"have more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels that Pillow opens, which guards memory so",
+            "Scale them down beforehand (with ImageMagick: mogrify -resize 2048x2048 FILE), to a side still above dataset.size, "
+            "to which they are resized anyway.",
+            f"{int(count[1]):,} pixels" if count else "",
         ) from None
 
 

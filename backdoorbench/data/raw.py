@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.pictures import IMAGES, Background, Picture, open_image
-from backdoorbench.errors import DataError, join_words
+from backdoorbench.errors import AbsentData, DataError, join_words
 
 log = logging.getLogger(__name__)
 
@@ -106,15 +106,15 @@ def find_root(
     """The resolved root of `dataset`, for which `holds` is true, or a DataError that says what lies there instead."""
     needs = f"{dataset.name} needs there {layout}."
     if dataset.root is None:
-        raise DataError(f"dataset.root is null. {dataset.name} needs a folder with {layout}. Add dataset.root=FOLDER.")
+        raise AbsentData(f"dataset.root is null. {dataset.name} needs a folder with {layout}. Add dataset.root=FOLDER.")
     root = resolve(dataset.root)
     if not root.is_dir():
         what = "a file, not a folder" if root.exists() else "which does not exist"
-        raise DataError(f"dataset.root is {root}, {what}. {needs} {remedy}")
+        raise AbsentData(f"dataset.root is {root}, {what}. {needs} {remedy}")
     if not os.access(root, os.R_OK | os.X_OK):
         raise DataError(f"dataset.root is {root}, which you may not read. Change its permissions, or dataset.root.")
     if not (found := visible(root)):
-        raise DataError(f"dataset.root is {root}, an empty folder. {needs} {remedy}")
+        raise AbsentData(f"dataset.root is {root}, an empty folder. {needs} {remedy}")
     if not holds(root):
         message = f"dataset.root is {root}, which holds {some(found)}. {needs} "
         for near, way in [*((root / name, "down") for name in folders(root)), (root.parent, "up")]:

@@ -165,7 +165,8 @@ def decode(
                 if kinds:
                     converted.update(kinds)
             except UnfitError as error:
-                failed.append(((error.what, error.remedy), split.names[row]))
+                name = f"{split.names[row]} ({error.detail})" if error.detail else split.names[row]
+                failed.append(((error.what, error.remedy), name))
             except Exception as error:  # Pillow raises a dozen kinds over broken files
                 reason = str(error).partition(" '")[0]  # without the path, which some messages repeat
                 failed.append((DAMAGED, f"{split.names[row]} ({reason})"))

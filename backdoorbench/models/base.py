@@ -13,6 +13,7 @@ from backdoorbench.config.build import File
 from backdoorbench.errors import ModelError
 from backdoorbench.shapes import Images, Logits
 
+MOST_CHANNELS = 256  # in the first of stages that double: four times the literature's, sixteen times its weights
 LARGE = 128  # pixels: from here on residual networks open with a 7x7 stride-2 convolution and a pooling, below with 3x3
 
 
@@ -106,8 +107,9 @@ class ModelSpec(ABC):
 
         Raises ModelError where it cannot work at that size."""
 
-    def check(self, size: int, least: int, width: int = 1) -> None:
-        """Raises ModelError where `size` is below `least`, at which the last map has one pixel, or `width` below 1."""
+    def check(self, size: int, least: int, width: int = 1, widest: int | None = None) -> None:
+        """Raises ModelError where `size` is below `least`, at which the last map has one pixel, where `width` is below 1, or
+        where the first stage has more than MOST_CHANNELS: `widest` of them, `width` by default."""
         if size < least:
             raise ModelError(
                 f"model '{self.name}' is to read images of {size} px, but it halves the side until nothing is left; it "
@@ -115,6 +117,11 @@ class ModelSpec(ABC):
             )
         if width < 1:
             raise ModelError(f"model '{self.name}' has width {width}; expected at least 1 channel. Raise model.width.")
+        if (channels := widest or width) > MOST_CHANNELS:
+            raise ModelError(
+                f"model '{self.name}' has {channels:,} channels in its first stage; expected at most {MOST_CHANNELS}, beyond "
+                f"which it takes gigabytes. Lower model.width."
+            )
 
 
 @contextmanager

@@ -98,5 +98,5 @@ class WideResNetSpec(ModelSpec):
     style: Style
 
     def net(self, classes: int, size: int) -> WideResNet:
-        self.check(size, least=4, width=min(self.width, self.widen))
+        self.check(size, least=4, width=min(self.width, self.widen), widest=self.width * max(self.widen, 1))
         return WideResNet(self.depth, self.widen, self.width, self.style, classes, size)

@@ -13,6 +13,7 @@ import torch
 
 from backdoorbench import device
 from backdoorbench.attacks.base import Attack, DataAttack
+from backdoorbench.attacks.loop import LoopAttack
 from backdoorbench.config import groups, plugins
 from backdoorbench.config.acts import idle, refuse_idle
 from backdoorbench.config.build import build, paths, target
@@ -21,7 +22,7 @@ from backdoorbench.data.base import Dataset, Reading, Splits
 from backdoorbench.data.holdout import Holdout, Parts
 from backdoorbench.defenses.base import Defense
 from backdoorbench.detectors.base import Detector
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import ConfigError, DataError, check_name
 from backdoorbench.models.base import ModelSpec
 from backdoorbench.pipeline import switches
 from backdoorbench.pipeline.gates import Gates
@@ -35,6 +36,11 @@ T = TypeVar("T")
 Made = TypeVar("Made", bound="Sketch")
 
 SOURCE = "source code"  # of an option in a key: the code of the plugin that its class comes from
+KINDS = {  # what the options of a group are
+    "dataset": Dataset, "model": ModelSpec, "train": Recipe, "holdout": Holdout, "attack": Attack, "defense": Defense,
+    "detector": Detector, "tracker": Tracker,
+}  # fmt: skip
+NAMING = ("dataset", "attack", "defense", "detector")  # groups whose options' names folders bear
 FORMAT = 1  # rises when what the cache holds changes its meaning for every method at once
 
 
@@ -141,6 +147,14 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
         )
         for group in groups.BUILT
     }
+    for group, kind in KINDS.items():
+        if not isinstance(made[group], kind):
+            raise ConfigError(
+                f"{group}._target_ is '{resolved[group]['_target_']}', which is no {kind.__name__}; expected a "
+                "class that extends it. Correct the yaml file that says so."
+            )
+    for group in NAMING:
+        check_name(f"{group}.name", made[group].name)
     for group, described in made.items():
         refuse_idle(group, idle(type(described), resolved[group], group), resolved)
     for group, found in switches.idle(resolved, made["detector"].judges).items():
@@ -158,7 +172,7 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
     }
     for method in (defense, detector):
         method.check(offered, attack.name)
-    outputs = Outputs(Path(runtime["outputs"]).expanduser())
+    outputs = Outputs(Path(said.runtime.outputs).expanduser())
     splits = shared.once(
         "splits", [resolved["dataset"], runtime["outputs"], packages], lambda: dataset.load(outputs.cache)
     )
@@ -189,10 +203,22 @@ def refuse_unused_plugins(named: Iterable[str], used: Collection[str], runs: int
 
 def divide(made: Sketch) -> Parts:
     """The images of victim, defender and test. Raises a BdxError where the attack or the network does not fit them."""
+    if len(classes := made.splits.train.classes) < 2:
+        raise DataError(
+            f"{made.dataset.name} has one class, '{classes[0]}'; a classifier needs two, and an attack a class "
+            "that it turns into another. Add a folder of images for each further class."
+        )
     stream = Stream(made.seed).child("holdout")
     parts = made.holdout.divide(made.splits.train, made.splits.test, stream, made.splits.reading)
     made.attack.check(parts.train)
     made.attack.check_recipe(made.recipe, len(parts.train))
+    if isinstance(made.attack, DataAttack | LoopAttack):
+        tested = made.splits.test.labels[parts.test_rows]
+        if not made.attack.make_target(len(classes)).is_eligible(tested).any():
+            raise DataError(
+                f"none of the {len(tested):,} test images that the holdout leaves is of a class that {made.attack.name} turns "
+                f"into another, so there is no ASR. Lower holdout.rate, or take holdout.source=withheld."
+            )
     made.spec.net(len(made.splits.train.classes), made.dataset.crop or made.dataset.size)
     return parts
 

@@ -6,10 +6,12 @@ from typing import Any, ClassVar, Literal, get_type_hints
 
 from backdoorbench.config import acts, groups, plugins
 from backdoorbench.config.acts import Acts, Condition, Idle, Unless
-from backdoorbench.config.build import construct, convert
+from backdoorbench.config.build import Place, construct, convert
 from backdoorbench.config.compose import Plain
 from backdoorbench.errors import ConfigError, check_range, did_you_mean, join_words
 from backdoorbench.pipeline.gates import Gates
+
+MOST_THREADS = 1024  # beyond some thousands a process ends without a word
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,14 @@ class Runtime:
 
     device: str
     threads: int | None
-    outputs: str
-    data_root: str
+    outputs: Place
+    data_root: Place
     snapshot_seconds: float
     progress: Literal["auto", "lines", "off"]
 
     def __post_init__(self) -> None:
         if self.threads is not None:
-            check_range("runtime.threads", self.threads, 1)
+            check_range("runtime.threads", self.threads, 1, MOST_THREADS)
         check_range("runtime.snapshot_seconds", self.snapshot_seconds, 0)
 
 

@@ -34,6 +34,9 @@ CHECKED = ".checked.json"  # in one that is large: the state of its files when t
 DAY = 86400.0  # seconds for which that is believed
 ASIDE = ".damaged-"  # in the name of what was set aside, before the time
 TIME = "%Y%m%d-%H%M%S"  # of that time
+REFUSALS = (  # what the system says of a place that cannot be written
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
+)  # fmt: skip
 KEY_LENGTH = 12  # hexadecimal digits of a SHA-256: one in 2**48
 
 
@@ -397,7 +400,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
     except Exception as error:  # safetensors wraps the system's error in its own type
         number = getattr(error, "errno", None)
         full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        refused = number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+        refused = number in REFUSALS
         if full:
             raise StorageError(
                 f"no space is left on the disk of {folder}. Nothing finished was lost; free some space (infected models "

@@ -7,7 +7,7 @@ rate or a missing data set only when that job's turn comes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,17 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from backdoorbench.config.build import convert
 from backdoorbench.config.compose import with_brought
 from backdoorbench.config.groups import NAMES
-from backdoorbench.errors import ConfigError, did_you_mean, join_words
+from backdoorbench.errors import ConfigError, check_range, did_you_mean, join_words, shown
 from backdoorbench.sweeps.compose import Composer
 from backdoorbench.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
     from backdoorbench.sweeps.forecast import Ahead
 
+MOST_RUNS = 100_000  # of a sweep: their list takes minutes, and a gigabyte
 REMOTE = ("slurm", "submitit_slurm", "ray", "ray_aws")  # launchers whose jobs see other devices than this process
 
 
@@ -37,6 +39,12 @@ class Grid(BasicSweeper):
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None) -> None:
         # Not through the base class: Hydra's scan for plugins executes its file anew, and `super(BasicSweeper, self)` there
         # then means another class than the one this was derived from.
+        if max_batch_size is not None:
+            check_range("hydra.sweeper.max_batch_size", convert(max_batch_size, int, "hydra.sweeper.max_batch_size"), 1)
+        if params is not None and not isinstance(params, Mapping):
+            raise ConfigError(
+                f"hydra.sweeper.params is {shown(params)}; expected settings with their values. Leave it out."
+            )
         self.overrides, self.batch_index = None, 0
         self.max_batch_size, self.params = max_batch_size, params or {}
         if max_batch_size is not None and (type(max_batch_size) is not int or max_batch_size < 1):
@@ -97,6 +105,10 @@ class Grid(BasicSweeper):
                 override._value = ChoiceSweep(list=found, simple_form=True, shuffle=value.shuffle)
             if isinstance(value, Glob) and not any(override.sweep_iterator()):
                 raise ConfigError(self.nothing_matches(override))
+        lists = [value.list for override in overrides if isinstance(value := override.value(), ChoiceSweep)]
+        count = math.prod(map(len, lists))
+        if count > MOST_RUNS:
+            raise ConfigError(f"the sweep has {count:,} runs; expected at most {MOST_RUNS:,}. Sweep over fewer values.")
         return overrides
 
     def nothing_matches(self, override: Override) -> str:
@@ -139,8 +151,14 @@ def numbers(sweep: RangeSweep, said: str) -> list[int | float]:
     """The numbers of `range(start, stop, step)`, the stop excluded, each computed from the start in decimals: Hydra adds steps
     up in binary, which makes 0.060000000000000005 of 0.06 and takes an excluded stop in. ConfigError where there is none."""
     start, stop, step = (Decimal(str(value)) for value in (sweep.start or 0, sweep.stop, sweep.step))
+    if not all(value.is_finite() for value in (start, stop, step)):
+        raise ConfigError(f"'{said}' never ends: expected finite numbers. Give others.")
     if step == 0:
         raise ConfigError(f"'{said}' never ends: its step is 0. Give another step.")
+    if (stop - start) / step > MOST_RUNS:
+        raise ConfigError(
+            f"'{said}' holds more than {MOST_RUNS:,} numbers, the most that a sweep runs. Lower the stop, or raise the step."
+        )
     found = [start + step * place for place in range(math.ceil((stop - start) / step))]
     if not found:
         raise ConfigError(

@@ -18,6 +18,7 @@ from backdoorbench.errors import ConfigError
 from backdoorbench.shapes import Bytes, Images, Mask, check_images, to_float
 from backdoorbench.streams import Stream
 
+MOST_SIDE = 4096  # pixels: as large as an image may be
 ATTEMPTS = 10  # boxes tried before a resized crop takes the whole image; torchvision's number
 LOG_RATIO = math.log(4 / 3)  # widest box: 4 to 3; narrowest: 3 to 4
 
@@ -60,9 +61,9 @@ class Augment:
     crop: int | None  # side of the result of resized_crop, in pixels; null: as stored
 
     def __post_init__(self) -> None:
-        if self.crop_padding < 0:
+        if not 0 <= self.crop_padding <= MOST_SIDE:
             raise ConfigError(
-                f"crop_padding is {self.crop_padding}; expected pixels of border, 0 or more: "
+                f"crop_padding is {self.crop_padding}; expected pixels of border, 0 to {MOST_SIDE}: "
                 "set it to 0 for no crop, or to 4, the usual border of 32-pixel images"
             )
         if not 0 <= self.rotation <= 180:
@@ -87,9 +88,9 @@ class Augment:
                 f"crop_padding is {self.crop_padding} and resized_crop is {list(self.resized_crop)}; expected at most "
                 "one kind of crop: set crop_padding to 0, or resized_crop to null"
             )
-        if self.crop is not None and self.crop < 1:
+        if self.crop is not None and not 1 <= self.crop <= MOST_SIDE:
             raise ConfigError(
-                f"crop is {self.crop}; expected the side of the resized crop's result in pixels, 1 or more: "
+                f"crop is {self.crop}; expected the side of the resized crop's result in pixels, 1 to {MOST_SIDE}: "
                 "set it to the side that the network expects, or to null for the stored one"
             )
 

@@ -21,8 +21,12 @@ def read_picture(path: str, size: tuple[int, int] | None, setting: str) -> Tenso
             picture = image.convert("RGBA")
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"{setting} is '{path}', which is no file; expected an image (PNG, JPEG, ...).") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # Pillow's, over broken files
         raise ConfigError(f"{setting} is '{path}', which cannot be read as an image ({error}).") from None
+    except Image.DecompressionBombError as error:
+        raise ConfigError(
+            f"{setting} is '{path}', which Pillow does not open, to guard memory ({error}). Scale it down beforehand."
+        ) from None
     if size is not None and picture.size != size[::-1]:
         picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255
