@@ -23,7 +23,7 @@ from backdoorbench.errors import (
 )
 from backdoorbench.progress import forgive_terminals, logging_on, outlasting_readers
 
-VERBS = ("list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan")
+VERBS = ("list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan", "check")
 HELP = ("-h", "--help")
 
 
