@@ -92,7 +92,7 @@ ROWS = (  # one line each
     Row("attack", "badnets_bypass", why=CONSTANT),
     Row("attack", "blended", effect=Takes(0.9, 0.95)),
     Row("attack", "blended_bypass", why=CONSTANT),
-    Row("attack", "blind", effect=Takes(0.8, 0.95, slow=True), beside={"threshold": ("attack.history=5", "train.epochs=3")}),
+    Row("attack", "blind", effect=Takes(0.8, 0.95, slow=True), beside={"threshold": ("attack.history=5", "train.epochs=3"), "history": ("train.epochs=3", "attack.threshold=3")}),
     Row("attack", "bpp", why="a finding, test_bpp.py: 17 grey levels in blocks leave no banding to see, ASR 0.02"),
     Row("attack", "ctrl", effect=Takes(0.8, 0.95, slow=True, finding=HELD), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     Row("attack", "ftrojan", effect=Takes(0.8, 0.95, slow=True, finding="CA 0.19: learned too late for batch norm's running statistics")),

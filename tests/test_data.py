@@ -151,7 +151,7 @@ def test_size_resizes(tmp_path: Path, cache: Path) -> None:
     stretched = dataset("folder", root, size=20).load(cache).test.images[0]
     expected = np.asarray(image.resize((20, 20), Image.Resampling.BILINEAR))
     assert np.array_equal(stretched.permute(1, 2, 0).numpy(), expected)
-    centred = dataset("imagenet12", root, size=20, classes=["a", "b"]).load(cache).test.images[0]
+    centred = dataset("imagenet12", root, size=20, crop=20, classes=["a", "b"]).load(cache).test.images[0]
     expected = np.asarray(image.resize((32, 20), Image.Resampling.BILINEAR).crop((6, 0, 26, 20)))
     assert np.array_equal(centred.permute(1, 2, 0).numpy(), expected)
     assert len(list((cache / "data").glob("*/meta.json"))) == 2
@@ -639,10 +639,10 @@ def test_gtsrb_test_labels(tmp_path: Path, cache: Path) -> None:
 def test_imagenet12_chooses_classes(tmp_path: Path, cache: Path) -> None:
     ids = [f"n{number:08}" for number in (31, 7, *range(100, 113))]
     root = plant(tmp_path / "raw", ids, train=1, test=1, tests="val", size=(40, 30), ending=".JPEG")
-    splits = dataset("imagenet12", root, size=32).load(cache)
+    splits = dataset("imagenet12", root, size=32, crop=32).load(cache)
     assert list(splits.train.classes) == sorted(ids)[:12]
     assert splits.train.images.shape == (12, 3, 32, 32)
-    chosen = dataset("imagenet12", root, size=32, classes=[ids[5], ids[0]]).load(cache)
+    chosen = dataset("imagenet12", root, size=32, crop=32, classes=[ids[5], ids[0]]).load(cache)
     assert chosen.train.classes == (ids[5], ids[0])
     assert torch.equal(chosen.test.images[1], splits.test.images[1])
     assert complaint(DataError, dataset("imagenet12", root, classes=["n1", ids[0]]), cache) == (

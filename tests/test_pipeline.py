@@ -248,7 +248,7 @@ def test_a_failing_job_leaves_the_others_alone(tmp_path: Path) -> None:
     swept = bdx(*words, folder=tmp_path)
     assert swept.returncode == 2 and "Traceback" not in swept.stderr
     assert "1 of 2 jobs failed; the same command repeats only those" in swept.stdout
-    assert "job 0: TrainingError: the infection is broken" in swept.stdout
+    assert "job 0 (train.epochs=0): TrainingError: the infection is broken" in swept.stdout
     again = [
         "attack=badnets",
         "defense=ft",

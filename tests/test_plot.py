@@ -47,6 +47,7 @@ def run(
     config = {group: {"name": "standard"} for group in ("dataset", "model", "train", "holdout")} | {
         "attack": {"name": attack, **poison},
         "defense": {"name": defense, **settings},
+        "gates": {"constant_share": 0.95},
         "seed": seed,
     }
     curve = [{"epoch": at, "ca": 0.9, "asr": asr, "ra": 0.9 - asr, "n": 100} for at, asr in enumerate(asrs, 1)]
