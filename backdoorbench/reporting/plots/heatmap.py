@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from backdoorbench.reporting.rows import Row
 
 CELL_WIDTH, CELL_HEIGHT = 0.62, 0.24  # inches of a cell
+TITLE_LINE = 0.14  # inches of a further line of a title
 
 
 @style.context(ink.STYLE)
@@ -39,11 +40,15 @@ def heatmap(rows: Sequence[Row], metric: str = "asr", most: int | None = None) -
     kept = largest(grids, [len(grid.lines) * len(grid.columns) for grid in grids], most)
     widest = max(len(grid.columns) - grid.names for grid in kept)
     heights = [len(grid.lines) * CELL_HEIGHT for grid in kept]
-    figure = Figure(figsize=(widest * CELL_WIDTH + 2, sum(heights) + 1.1 * len(kept) + 0.3), layout="constrained")
+    width = widest * CELL_WIDTH + 2
+    titles = [textwrap.fill(grid.title.rpartition(" · ")[0], round(width * ink.LETTERS)) for grid in kept]
+    more = TITLE_LINE * sum(title.count("\n") for title in titles)
+    figure = Figure(figsize=(width, sum(heights) + 1.1 * len(kept) + 0.3 + more), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12)  # type: ignore[union-attr, call-arg]
     maps = figure.subplots(len(kept), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for grid, axes in zip(kept, maps, strict=True):
+    for grid, axes, title in zip(kept, maps, titles, strict=True):
         _draw_map(axes, grid)
+        axes.set_title(title, loc="left")
         axes.set_xlim(-0.5, widest - 0.5)  # cells of one size
     said = [f"{TITLES[metric]} of the {PURIFY.model} model, %; mean over seeds."]
     said += ink.missing(len(grids) - len(kept), "maps")
@@ -77,4 +82,3 @@ def _draw_map(axes: Axes, grid: Grid) -> None:
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     axes.spines[:].set_visible(False)
     axes.grid(False)
-    axes.set_title(grid.title.rpartition(" · ")[0], loc="left")
