@@ -123,6 +123,7 @@ ROWS = (  # one line each
     Row("defense", "fst", quick=("defense.epochs=2",), effect=Leaves(0.10, 0.06), smoke=True),
     Row("defense", "ft", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),  # a baseline: at this size it need not remove anything
     Row("defense", "ft_init", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),
+    Row("defense", "ft_sam", quick=("defense.epochs=2",), why="test_ft_sam.py: what a step is"),
     Row("defense", "lp", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
     Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases", long=True),
