@@ -125,6 +125,7 @@ ROWS = (  # one line each
     Row("defense", "ft_init", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),
     Row("defense", "ft_sam", quick=("defense.epochs=2",), why="test_ft_sam.py: what a step is"),
     Row("defense", "lp", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),
+    Row("defense", "nad", quick=("defense.epochs=2", "defense.teacher_epochs=1"), why="test_nad.py: what it holds to what", beside={"milestones": ("defense.epochs=3",), "decay": ("defense.milestones=[1]",)}),
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
     Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases", long=True),
     Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
