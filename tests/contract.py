@@ -124,6 +124,7 @@ ROWS = (  # one line each
     Row("defense", "ft", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),  # a baseline: at this size it need not remove anything
     Row("defense", "ft_init", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),
     Row("defense", "ft_sam", quick=("defense.epochs=2",), why="test_ft_sam.py: what a step is"),
+    Row("defense", "i_bau", quick=("defense.rounds=1",), why="test_i_bau.py: its gradient"),
     Row("defense", "lp", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),
     Row("defense", "nad", quick=("defense.epochs=2", "defense.teacher_epochs=1"), why="test_nad.py: what it holds to what", beside={"milestones": ("defense.epochs=3",), "decay": ("defense.milestones=[1]",)}),
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
