@@ -126,6 +126,7 @@ ROWS = (  # one line each
     Row("defense", "ft_sam", quick=("defense.epochs=2",), why="test_ft_sam.py: what a step is"),
     Row("defense", "i_bau", quick=("defense.rounds=1",), why="test_i_bau.py: its gradient"),
     Row("defense", "lp", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),
+    Row("defense", "mcr", quick=("defense.epochs=1", "defense.end.epochs=2"), why="test_mcr.py: its curve"),
     Row("defense", "nad", quick=("defense.epochs=2", "defense.teacher_epochs=1"), why="test_nad.py: what it holds to what", beside={"milestones": ("defense.epochs=3",), "decay": ("defense.milestones=[1]",)}),
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
     Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases", long=True),
