@@ -64,16 +64,12 @@ class IBAU(Defense):
     def purify(self, scenario: Scenario) -> nn.Module:
         model, holdout = scenario.model, scenario.holdout
         optimizer = torch.optim.Adam(model.parameters(), self.lr, fused=scenario.device.type in ("cpu", "cuda"))
-        order, norms = (
-            scenario.stream.child("order"),
-            list[float](),
-        )  # of one stream, so that every pass is in one order
+        order = scenario.stream.child("order")  # the same for every pass
+        norms: list[float] = []
         steps = len(spans(len(holdout), self.batch_size))
         inner = self.deceived(model, *next(holdout.batches(self.batch_size, order)))
-        with (
-            progress.task(self.name, self.rounds, "round", steps) as work,
-            sdpa_kernel(SDPBackend.MATH),
-        ):  # differentiable twice
+        twice_differentiable = sdpa_kernel(SDPBackend.MATH)  # fused attention is not
+        with progress.task(self.name, self.rounds, "round", steps) as work, twice_differentiable:
             for turn in range(self.rounds):
                 delta = self.perturbation(model, holdout.batches(self.batch_size, order))
                 draws, total = scenario.stream.child(f"round{turn}"), torch.zeros((), device=holdout.device)

@@ -37,7 +37,6 @@ from backdoorbench.training.statistics import remeasure_norms
 
 Weights = Mapping[str, Tensor]  # a network's parameters by name
 
-
 POINTS = 10  # of the curve that are looked at once it is trained, beside w1
 
 
