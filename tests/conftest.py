@@ -6,19 +6,25 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads leave the cores to others
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in the commands that tests start: two workers share two cores
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.pipeline import job
 from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import Images, Labels
+from backdoorbench.streams import Stream
+from backdoorbench.training.recipe import Recipe
+from backdoorbench.training.scenario import Scenario
 
 QUICK = (  # a run in seconds
     "dataset.train_size=400", "dataset.test_size=120", "model.width=8", "train.epochs=6", "train.batch_size=32", "control=off",
@@ -64,6 +70,25 @@ def run(outputs: Path) -> Callable[..., Job]:
         return job.carry_out(compose([f"runtime.outputs={outputs}", "runtime.threads=1", *overrides]))
 
     return carry_out
+
+
+def scenario_of(
+    chosen: Any, model: nn.Module, holdout: ImageSet, seed: int = 0, notes: dict[str, Any] | None = None
+) -> Scenario:
+    """What a defense is handed: its own copy of the model, and the holdout, on the CPU, in float32."""
+    recipe: Recipe = build(compose(["train.precision=float32"])["train"], "train")
+    return Scenario(
+        chosen.needs,
+        model=copy.deepcopy(model),
+        holdout=holdout,
+        train=None,
+        build=lambda stream: copy.deepcopy(model),
+        recipe=recipe,
+        stream=Stream(seed).child("purify"),
+        device=torch.device("cpu"),
+        probe=lambda model, epoch: None,
+        note=(notes if notes is not None else {}).__setitem__,
+    )
 
 
 @pytest.fixture

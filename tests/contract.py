@@ -118,12 +118,18 @@ ROWS = (  # one line each
     Row("attack", "trojannn", quick=("attack.steps=5",), effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "wanet", effect=Takes(0.9, 0.95, slow=True), beside={"strength_relative": ("dataset.size=16",)}),
     Row("defense", "aft", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: its premise, and what each pass does", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
+    Row("defense", "d3", quick=("defense.epochs=2",), why="test_d3.py: what its loss is", beside={"loss_threshold": ("defense.loss_threshold=2.3",)}),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),  # as lp and ft_init FST's ablation: what it removes is the finding
     Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}, long=True),
     Row("defense", "fst", quick=("defense.epochs=2",), effect=Leaves(0.10, 0.06), smoke=True),
     Row("defense", "ft", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),  # a baseline: at this size it need not remove anything
     Row("defense", "ft_init", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),
+    Row("defense", "ft_sam", quick=("defense.epochs=2",), why="test_ft_sam.py: what a step is"),
+    Row("defense", "i_bau", quick=("defense.rounds=1",), why="test_i_bau.py: its gradient"),
+    Row("defense", "ims", quick=("defense.initial_rounds=2", "defense.rounds=2", "defense.steps=2", "defense.batch_size=8", "defense.lr=0.2"), why="test_ims.py: what its masks and losses are", beside={"patience": ("defense.improvement=0", "defense.rounds=4"), "improvement": ("defense.patience=0", "defense.rounds=4")}),
     Row("defense", "lp", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),
+    Row("defense", "mcr", quick=("defense.epochs=1", "defense.end.epochs=2"), why="test_mcr.py: its curve"),
+    Row("defense", "nad", quick=("defense.epochs=2", "defense.teacher_epochs=1"), why="test_nad.py: what it holds to what", beside={"milestones": ("defense.epochs=3",), "decay": ("defense.milestones=[1]",)}),
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
     Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases", long=True),
     Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),

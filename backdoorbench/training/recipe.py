@@ -139,6 +139,18 @@ class CosineTo(Recipe):
         return self.lr_min + (self.lr - self.lr_min) * 0.5 * (1 + math.cos(turn))
 
 
+@dataclass(frozen=True)
+class CosineByBatch(Recipe):
+    """A training whose cosine is stepped per batch.
+
+    period  batches after which it is at 0, and from which it rises again; None: it ends at 0"""
+
+    period: int | None
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        return self.lr * 0.5 * (1 + math.cos(math.pi * step / (self.period or self.epochs * steps_per_epoch)))
+
+
 def bare_recipe(
     name: str, *, epochs: int, batch_size: int, optimizer: Optimizer, lr: float, momentum: float, weight_decay: float,
     schedule: Schedule, augment: Augment | None, precision: Precision,
