@@ -67,17 +67,18 @@ def ascend(
     step: float,
     steps: int,
     clamp: bool = True,
-    start: Stream | None = None,
+    start: Stream | Images | None = None,
 ) -> Images:
     """(N, 3, H, W): x <- P(x + step * sign(gradient of the objective at x)), `steps` times; P returns to within `radius`.
 
     objective  (N, 3, H, W) -> scalar to increase; whoever calls sees to the model's mode
+    start      where to begin: a stream to draw it from, uniform within `radius`; images, or by default those that are moved
     """
     low, high = images.detach() - radius, images.detach() + radius
     if clamp:
         low, high = low.clamp_(min=0), high.clamp_(max=1)
-    moved = images.detach()
-    if start is not None:
+    moved = start.detach() if isinstance(start, Tensor) else images.detach()
+    if isinstance(start, Stream):
         noise = torch.rand(images.shape, generator=start.generator()).to(images.device, non_blocking=True)
         moved = (moved + (2 * noise - 1) * radius).clamp(low, high)
     with torch.enable_grad():
