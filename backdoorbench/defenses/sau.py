@@ -110,7 +110,8 @@ class SAU(Defense):
                 entropy = F.cross_entropy(now, labels, reduction="none") * stands
                 entropy = entropy + F.cross_entropy(then, labels, reduction="none") * stood
                 apart = jensen_shannon(now.softmax(1), then.softmax(1)) * ~shared
-                return (self.fooling_weight / 2 * entropy - self.agreement_weight * apart).mean()
+                value: Tensor = (self.fooling_weight / 2 * entropy - self.agreement_weight * apart).mean()
+                return value
 
             start = images + self.radius
             return ascend(

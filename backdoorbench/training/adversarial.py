@@ -89,6 +89,13 @@ def ascend(
     return moved
 
 
+def within_l2(deltas: Tensor, radius: float) -> Tensor:
+    """The same changes (N, ...), each shortened to a Euclidean length of at most `radius`."""
+    lengths = deltas.flatten(1).norm(dim=1).view(-1, *[1] * (deltas.ndim - 1))
+    shorter: Tensor = deltas * (radius / lengths.clamp(min=1e-12)).clamp(max=1)
+    return shorter
+
+
 def partly_adversarial(craft: Craft, when: Callable[[int], bool]) -> Loss:
     """A loss for `fit`: cross-entropy on crafted images, and on them alone, in each step for which `when(step)`; on the
     images as they are in the others. Steps are counted from 0, so a loss serves one training."""
