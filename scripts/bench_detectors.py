@@ -2,7 +2,7 @@
 
     python scripts/bench_detectors.py [--classes 10] [--images 128] [--width 16] [--size 32] [--repeats 3]
 
-Both are the same function, `detectors.nc.reverse`, on the same network (PreAct-ResNet, random weights, eval mode), the same
+Both are the same function, `training.reversal.reverse`, on the same network (PreAct-ResNet, random weights, eval mode), the same
 images in the same order, the same starts and the same number of steps: once with all classes, once for each class. Nothing
 stops early. Interleaved; medians. `--at-once` is how many images pass through the network in one go, at most.
 Exit code 1 where the two find different patterns (by more than 0.01 on average), or where the batched problem takes longer
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from backdoorbench import progress
 from backdoorbench.data.images import ImageSet
-from backdoorbench.detectors import nc
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.preact_resnet import PreActResNetSpec
 from backdoorbench.streams import Stream
+from backdoorbench.training import reversal
 from backdoorbench.training.fit import autocast
 from backdoorbench.training.recipe import Precision, resolve_precision
 
@@ -49,13 +49,13 @@ def network(chosen: argparse.Namespace, where: torch.device) -> nn.Module:
     return model.eval().to(where, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def reversal(
+def reverser(
     model: nn.Module, data: ImageSet, chosen: argparse.Namespace, precision: Precision
 ) -> Callable[[list[int]], Tensor]:
     """The patterns (C, 3, H, W) that the last pass saw: every pass counts as a success, and the penalty shrinks the masks."""
 
     def run(classes: list[int]) -> Tensor:
-        return nc.reverse(
+        return reversal.reverse(
             model, data, classes, Stream(0), units=chosen.units, batch_size=chosen.batch_size, lr=0.1, betas=(0.5, 0.9),
             penalty=1e-1, multiplier=2.0, patience=5, success=0.0, stop_patience=chosen.units, stop_factor=0.99,
             autocast=lambda: autocast(precision, data.device),
@@ -93,13 +93,13 @@ def main() -> int:
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = resolve_precision(chosen.precision, where)
     if chosen.at_once:
-        nc.PIXELS = dict.fromkeys(nc.PIXELS, chosen.at_once * chosen.size**2)
+        reversal.PIXELS = dict.fromkeys(reversal.PIXELS, chosen.at_once * chosen.size**2)
     generator = torch.Generator().manual_seed(0)
     shape = (chosen.images, 3, chosen.size, chosen.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     names = tuple(str(label) for label in range(chosen.classes))
     data = ImageSet(images, torch.arange(chosen.images) % chosen.classes, names).to(where)
-    run = reversal(network(chosen, where), data, chosen, precision)
+    run = reverser(network(chosen, where), data, chosen, precision)
     every = list(range(chosen.classes))
     works: dict[str, Callable[[], Tensor]] = {
         "one after another": lambda: torch.cat([run([label]) for label in every]),

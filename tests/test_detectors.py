@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from backdoorbench.config.build import build, settings
 from backdoorbench.data.digits import read_table
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors import ac, nc, ss, strip
 from backdoorbench.detectors.ac import AC
 from backdoorbench.detectors.base import Detector
-from backdoorbench.detectors.nc import NC, Penalties, Reversal, Stops, anomaly, reverse, squash
+from backdoorbench.detectors.nc import NC
 from backdoorbench.detectors.none import NoDetector
 from backdoorbench.detectors.ss import SS
 from backdoorbench.detectors.strip import STRIP
@@ -27,8 +28,10 @@ from backdoorbench.metrics import auc
 from backdoorbench.models.base import Classifier, GlobalAverage
 from backdoorbench.shapes import Images, to_float
 from backdoorbench.streams import Stream
+from backdoorbench.training import reversal
 from backdoorbench.training.fit import autocast, fit
 from backdoorbench.training.recipe import Recipe
+from backdoorbench.training.reversal import Penalties, Reversal, Stops, anomaly, reverse, squash
 from backdoorbench.training.scenario import Scenario
 
 CONF = Path(__file__).parents[1] / "conf" / "detector"
@@ -44,9 +47,7 @@ QUICK: dict[str, dict[str, Any]] = {"strip": {"overlays": 5}, "nc": {"units": 3}
 def make(name: str, **changed: Any) -> Any:
     """The detector as its yaml has it, but for what is changed."""
     knobs: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
-    knobs |= changed
-    del knobs["_target_"], knobs["version"]
-    return CLASSES[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in knobs.items()})
+    return build(knobs | changed, "detector")
 
 
 def scenario(
@@ -157,7 +158,7 @@ def test_every_knob_has_its_home_in_the_yaml(name: str) -> None:
     config = OmegaConf.load(CONF / f"{name}.yaml")
     kind = CLASSES.get(name, NoDetector)
     assert config._target_ == f"{kind.__module__}.{kind.__name__}"
-    assert {str(key) for key in config} - {"_target_", "version"} == {field.name for field in fields(kind)}
+    assert {str(key) for key in config} - {"_target_", "version"} == settings(kind).keys()
     assert (CONF / f"{name}.yaml").read_text().startswith(f"# bdx attack=badnets detector={name}\n")
 
 
@@ -557,7 +558,7 @@ def search(model: nn.Module, images: ImageSet, classes: list[int], **changed: An
 def test_nc_masks_and_patterns_lie_in_the_unit_interval() -> None:
     extremes = torch.tensor([-1e9, -20.0, 0.0, 20.0, 1e9])
     assert squash(extremes).tolist() == [0, 0, 0.5, 1, 1]
-    mask_v, pattern_v = nc.starts([3, 1], torch.Size((64, 64)), Stream(0))
+    mask_v, pattern_v = reversal.starts([3, 1], torch.Size((64, 64)), Stream(0))
     assert mask_v.shape == (2, 1, 64, 64) and pattern_v.shape == (2, 3, 64, 64)
     for v in (mask_v, pattern_v):
         assert v.isfinite().all() and 0 <= squash(v).min() < 0.01 and 0.99 < squash(v).max() <= 1
@@ -573,7 +574,7 @@ def test_nc_against_a_plain_loop() -> None:
     model, images = brightness_net(), noise(30, 0)
     found = search(model, images, [2], units=25, success=0.5, patience=3)
     pixels, wanted = to_float(images.images), torch.full((30,), 2)
-    mask_v, pattern_v = (v[0].requires_grad_() for v in nc.starts([2], torch.Size((8, 8)), Stream(0)))
+    mask_v, pattern_v = (v[0].requires_grad_() for v in reversal.starts([2], torch.Size((8, 8)), Stream(0)))
     optimizer = torch.optim.Adam([mask_v, pattern_v], lr=0.1, betas=(0.5, 0.9))
     weight, wins, losses, best, kept = 1e-3, 0, 0, math.inf, mask_v
     for unit in range(25):
@@ -613,7 +614,7 @@ def test_nc_all_at_once_equals_one_after_another() -> None:
 def test_nc_does_not_depend_on_how_classes_are_batched(classes_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images, most = brightness_net(), noise(30, 0), []
     whole = search(model, images, [0, 1, 2, 3], units=6, batch_size=10, success=0.2)
-    monkeypatch.setitem(nc.PIXELS, "cpu", classes_at_once * 10 * 64 + 5)
+    monkeypatch.setitem(reversal.PIXELS, "cpu", classes_at_once * 10 * 64 + 5)
     model.register_forward_pre_hook(lambda _, args: most.append(len(args[0])))
     parts = search(model, images, [0, 1, 2, 3], units=6, batch_size=10, success=0.2)
     assert max(most) == classes_at_once * 10

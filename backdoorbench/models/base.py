@@ -134,3 +134,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and no parameter wants a gradient; both as they were after."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        with evaluating(model):
+            yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

@@ -9,6 +9,7 @@ and hooks as it found them, and raises ModelError, with the reason, where a netw
     split_head, penultimate            everything before it
     stages, as_map                     the last feature map of each resolution; tokens laid out as a map
     batch_norms, conv_norm_pairs, prunable_channels
+    late_convolution, insert_before    where a layer of one's own goes, and how it gets there
     activations                        what named modules read or return, while a `with` lasts
     stem_cut, parameter_share          the network in two halves
 
@@ -366,6 +367,36 @@ def prunable_channels(model: nn.Module) -> list[Prunable]:
             f"preact_resnet18."
         )
     return [Prunable(name, conv, conv.out_channels, norms.get(name)) for name, conv in convs.items()]
+
+
+# --- layers put in ---------------------------------------------------------------------------------------------------
+
+
+def late_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
+    """The first convolution of the last block that has any; in a plain network, which has no blocks, the last one on maps.
+
+    Refuses networks where no convolution reads a map that others made (ViT)."""
+    calls = _examine(model)
+    blocks = [step.call for step in _steps(calls) if step.block]
+    convs = [(call, call.module) for call in calls if isinstance(call.module, nn.Conv2d)]
+    for block in reversed(blocks):
+        for call, conv in convs:
+            if _inside(call.name, block.name):
+                return call.name, conv
+    on_maps = [(call.name, conv) for call, conv in convs if prod(call.shape[2:]) > 1]  # others are a classifier's
+    if blocks or len(on_maps) < 2:
+        raise ModelError(
+            f"{_kind(model)} has no convolution late enough to put a layer before it: it needs one that reads maps which earlier "
+            f"layers made (transformers pass tokens). Choose a convolutional network, such as preact_resnet18."
+        )
+    return on_maps[-1]
+
+
+def insert_before(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """`layer` in front of the module of that name, whose place a chain of both takes; it changes the names of its weights."""
+    _check_name(model, name)
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, nn.Sequential(layer, model.get_submodule(name)))
 
 
 # --- listening -------------------------------------------------------------------------------------------------------

@@ -67,17 +67,18 @@ def ascend(
     step: float,
     steps: int,
     clamp: bool = True,
-    start: Stream | None = None,
+    start: Stream | Images | None = None,
 ) -> Images:
     """(N, 3, H, W): x <- P(x + step * sign(gradient of the objective at x)), `steps` times; P returns to within `radius`.
 
     objective  (N, 3, H, W) -> scalar to increase; whoever calls sees to the model's mode
+    start      where to begin: a stream to draw it from, uniform within `radius`; images, or by default those that are moved
     """
     low, high = images.detach() - radius, images.detach() + radius
     if clamp:
         low, high = low.clamp_(min=0), high.clamp_(max=1)
-    moved = images.detach()
-    if start is not None:
+    moved = start.detach() if isinstance(start, Tensor) else images.detach()
+    if isinstance(start, Stream):
         noise = torch.rand(images.shape, generator=start.generator()).to(images.device, non_blocking=True)
         moved = (moved + (2 * noise - 1) * radius).clamp(low, high)
     with torch.enable_grad():
@@ -86,6 +87,13 @@ def ascend(
             (gradient,) = torch.autograd.grad(objective(moved), moved)
             moved = (moved.detach() + step * gradient.sign()).clamp(low, high)
     return moved
+
+
+def within_l2(deltas: Tensor, radius: float) -> Tensor:
+    """The same changes (N, ...), each shortened to a Euclidean length of at most `radius`."""
+    lengths = deltas.flatten(1).norm(dim=1).view(-1, *[1] * (deltas.ndim - 1))
+    shorter: Tensor = deltas * (radius / lengths.clamp(min=1e-12)).clamp(max=1)
+    return shorter
 
 
 def partly_adversarial(craft: Craft, when: Callable[[int], bool]) -> Loss:

@@ -1,0 +1,150 @@
+"""SAU: the specification's tests (baselines 2.13): its ball, its shared set, its divergence, what it moves."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from purifying import defense, few, network, purify, same, state
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backdoorbench.config.compose import option
+from backdoorbench.defenses import sau
+from backdoorbench.defenses.sau import jensen_shannon, shared_risk
+from backdoorbench.errors import ConfigError
+from backdoorbench.models.base import Classifier, GlobalAverage, frozen
+
+
+def linear_net(seed: int) -> Classifier:
+    """A network of the mean colour, which a step of 0.2 misleads easily."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(GlobalAverage(), nn.Linear(3, 10))
+    nn.init.normal_(net[1].weight, std=5.0)
+    return Classifier(net, 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)).eval()
+
+
+def searched(model: nn.Module, infected: nn.Module, **changes: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, the adversarial ones, and what the infected model says of the images."""
+    images, labels = next(few().batches(24))
+    with torch.no_grad():
+        called = infected(images).argmax(1)
+    return images, defense("sau", **changes).search(model, infected, images, labels, called), called
+
+
+def test_the_search_stays_in_its_ball_and_starts_at_its_rim() -> None:
+    infected = network()
+    model = copy.deepcopy(infected)
+    images, crafted, _ = searched(model, infected)
+    assert (crafted - images).abs().max() <= 0.2 + 1e-6
+    _, unmoved, _ = searched(model, infected, steps=0)
+    torch.testing.assert_close(unmoved, images + 0.2)
+    assert crafted.max() > 1  # as the code's, it may leave the range
+    assert not any(module.training for module in model.modules()) and all(p.grad is None for p in model.parameters())
+
+
+def test_the_search_against_a_plain_loop() -> None:
+    """The formula of section 2.13, image by image, with the clean predictions found anew in each step."""
+    model, infected = linear_net(1), linear_net(2)
+    images, crafted, _ = searched(model, infected, steps=3, step=0.05)
+    for image, label, found in zip(images, few().labels, crafted, strict=True):
+        delta = torch.full_like(image, 0.2)
+        for _ in range(3):
+            delta.requires_grad_()
+            now, then = (net((image + delta)[None])[0] for net in (model, infected))
+            stands, stood = (a.argmax() == net(image[None])[0].argmax() for a, net in ((now, model), (then, infected)))
+            shared = not stands and not stood and now.argmax() == then.argmax()
+            value = -0.01 / 2 * (stands * F.cross_entropy(now, label) + stood * F.cross_entropy(then, label))
+            p, q = now.softmax(0), then.softmax(0)
+            middle = (p + q) / 2
+            value = value + (not shared) * ((p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()) / 2
+            (slope,) = torch.autograd.grad(value, delta)
+            delta = (delta.detach() - 0.05 * slope.sign()).clamp(-0.2, 0.2)
+        torch.testing.assert_close(found, image + delta, rtol=0, atol=1e-6)
+
+
+def test_once_all_are_shared_nothing_moves() -> None:
+    """Why no early stop is needed: model and infected are one, and the start already misleads both."""
+    model = linear_net(1)
+    images, crafted, called = searched(model, model, step=0.0)
+    with torch.no_grad():
+        misled = model(crafted).argmax(1) != called
+    assert misled.any()
+    again = searched(model, model)[1]
+    torch.testing.assert_close(again[misled], crafted[misled])
+
+
+def test_of_equal_models_agreement_asks_for_nothing() -> None:
+    """Every example that fools one fools both, for the same class: it is shared."""
+    model = linear_net(3)
+    with_it, without = (searched(model, copy.deepcopy(model), agreement_weight=weight)[1] for weight in (5.0, 0.0))
+    assert torch.equal(with_it, without)
+    apart = [searched(model, linear_net(4), agreement_weight=weight)[1] for weight in (5.0, 0.0)]
+    assert not torch.equal(*apart)
+
+
+def test_the_divergence_is_0_of_equals_and_ln_2_of_opposites() -> None:
+    tables = torch.randn(50, 10, generator=torch.Generator().manual_seed(0)).mul(4).softmax(1)
+    other = tables.flip(0)
+    assert (jensen_shannon(tables, other) >= 0).all() and jensen_shannon(tables, tables).abs().max() == 0
+    torch.testing.assert_close(jensen_shannon(tables, other), jensen_shannon(other, tables))
+    sure = torch.eye(2)
+    assert jensen_shannon(sure[:1], sure[1:]).item() == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_an_empty_shared_set_costs_nothing() -> None:
+    logits = torch.tensor([[90.0, -90, 0], [0, 0, 90]], requires_grad=True)  # chances of exactly 1 and 0
+    risk = shared_risk(logits, torch.tensor([0, 0]), torch.tensor([False, False]))
+    risk.backward()
+    assert risk == 0 and torch.equal(logits.grad, torch.zeros(2, 3))
+
+
+def test_the_shared_risk_by_hand() -> None:
+    chances = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.3, 0.5], [0.25, 0.25, 0.5]])
+    risk = shared_risk(chances.log(), torch.tensor([0, 1, 2, 2]), torch.tensor([True, True, False, False]))
+    by_hand = sum(-math.log(1e-6 + 1 - p) - math.log(1 + 1e-6 - p) for p in (0.7, 0.6)) / (2 * 4)
+    assert risk.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_shared_set_is_what_the_infected_model_is_misled_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose class is neither the true one nor what it says of the clean image."""
+    sets: list[tuple[Tensor, Tensor]] = []
+    plain = sau.shared_risk
+    monkeypatch.setattr(sau, "shared_risk", lambda logits, misled, shared: (sets.append((misled, shared)), plain(logits, misled, shared))[1])  # fmt: skip
+    model, infected = linear_net(1), linear_net(2)
+    images, labels = next(few().batches(24))
+    crafted = searched(model, infected)[1]
+    with frozen(infected):
+        defense("sau").unlearning(infected)(model, images, labels)
+    ((misled, shared),) = sets
+    before, after = infected(images).argmax(1), infected(crafted).argmax(1)
+    assert torch.equal(misled, after) and torch.equal(shared, (after != labels) & (after != before)) and shared.any()
+
+
+def test_the_infected_model_stays_and_so_do_statistics_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[nn.Module] = []
+    plain = sau.SAU.unlearning
+    monkeypatch.setattr(sau.SAU, "unlearning", lambda self, infected: (kept.append(infected), plain(self, infected))[1])
+    model = network()
+    before = state(model)
+    after = state(purify(defense("sau", epochs=2, batch_size=8), model, few()))
+    assert same(state(kept[0]), before) and all(p.grad is None for p in kept[0].parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not any("running" in name or "num_batches" in name for name in moved)
+    moved_too = state(purify(defense("sau", epochs=2, batch_size=8, bn_mode="train"), model, few()))
+    assert any("running" in name for name in before if not torch.equal(before[name], moved_too[name]))
+
+
+def test_the_published_values_are_the_defaults() -> None:
+    code = option("defense", "sau")
+    wanted = {"radius": 0.2, "step": 0.2, "steps": 5, "fooling_weight": 0.01, "agreement_weight": 1, "clean_weight": 1}
+    wanted |= {"adversarial_weight": 0, "shared_weight": 1, "epochs": 100, "batch_size": 256, "lr": 1e-4}
+    assert {key: code[key] for key in wanted} == wanted
+
+
+def test_a_setting_out_of_its_range_is_named() -> None:
+    with pytest.raises(ConfigError, match="defense.shared_weight is -1; expected a number at least 0"):
+        defense("sau", shared_weight=-1.0)
+    with pytest.raises(ConfigError, match="defense.radius is 2; expected a number between 0 and 1"):
+        defense("sau", radius=2.0)
