@@ -37,7 +37,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "tensors": ("augment",),
     "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
     "models": ("base", "surgery", "checkpoint", "resnet"),
-    "training": ("recipe", "fit", "scenario", "adversarial", "statistics", "reversal"),
+    "training": ("recipe", "fit", "scenario", "adversarial", "statistics", "reversal", "forward", "suspicion"),
     "triggers": ("base", "patch", "picture", "blend", "hidden"),
     "attacks": ("base", "loop", "hidden", "badnets", "blended"),  # bypass poisons as the last two do
     "defenses": ("base",),

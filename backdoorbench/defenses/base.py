@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from backdoorbench.errors import PairingError
+from backdoorbench.errors import ConfigError, PairingError
+from backdoorbench.training.recipe import Recipe
 from backdoorbench.training.scenario import Scenario as Scenario
 from backdoorbench.training.scenario import check_needs
 
@@ -19,6 +20,7 @@ class Defense(ABC):
     needs_disjoint: ClassVar[bool] = False  # true: no image of the holdout may be in the training set
 
     starts_from: ClassVar[Literal["infected", "scratch"]] = "infected"  # what the learning curve's epoch 0 is
+    retrains: ClassVar[bool] = False  # whether it trains a network anew by the victim's recipe
     draws: ClassVar[bool] = True  # whether another seed gives another model
     tunes: ClassVar[bool] = True  # whether it changes weights
 
@@ -35,4 +37,13 @@ class Defense(ABC):
             raise PairingError(
                 f"{self.name} needs clean images that the training set lacks, but holdout.source is train_overlap, which leaves "
                 f"them in it; set holdout.source=withheld, as holdout=standard has it."
+            )
+
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raises ConfigError where it would train anew by a recipe that trains nothing; called before any work."""
+        if self.retrains and not recipe.epochs:
+            raise ConfigError(
+                f"{self.name} trains a fresh network by the victim's recipe, but train.epochs is 0, so that it would stay as it "
+                f"was drawn; expected at least 1. Set train.epochs, or pick a defense that tunes the model that it is given (bdx "
+                f"list defenses)."
             )

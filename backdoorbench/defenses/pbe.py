@@ -32,15 +32,14 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench.config.build import BESIDE
-from backdoorbench.data.images import ImageSet, spans
+from backdoorbench.data.images import spans
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import DataError, check_range
 from backdoorbench.shapes import Logits, Rows
 from backdoorbench.training.adversarial import PGD, partly_adversarial
 from backdoorbench.training.fit import fit, make_optimizer
+from backdoorbench.training.forward import logits
 from backdoorbench.training.recipe import Recipe, Tuning
-
-BATCH = 500  # images at a time, where only logits are wanted
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,6 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's, over all parameters."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return make_optimizer(parameters, recipe, parameters[0].device)
-
-
-@torch.no_grad()
-def logits(model: nn.Module, images: ImageSet) -> Logits:
-    """(N, K) on the CPU: what the model, in its present mode, says of images that are not augmented."""
-    layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
-    return torch.cat([model(batch.contiguous(memory_format=layout)) for batch, _ in images.batches(BATCH)]).cpu()
 
 
 def agreement(first: Logits, second: Logits) -> Tensor:

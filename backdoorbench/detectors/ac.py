@@ -14,24 +14,13 @@ Departs  1. PCA to 10 dimensions, which has one answer; the paper's independent 
 Cost     a forward pass over the training set, a small decomposition and clustering for each class
 """
 
-import logging
-import warnings
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import ClassVar
 
 from backdoorbench.detectors.base import Detector, Judges, Scenario, Verdict, penultimate_features
 from backdoorbench.errors import check_range
-from backdoorbench.shapes import Labels, Mask
-from backdoorbench.streams import Stream
-
-log = logging.getLogger(__name__)
-
-Reduction = Literal["pca", "ica"]
-Points = np.ndarray[Any, np.dtype[np.float64]]
+from backdoorbench.training.suspicion import Reduction as Reduction
+from backdoorbench.training.suspicion import cluster
 
 
 @dataclass(frozen=True)
@@ -67,65 +56,3 @@ class AC(Detector):
         scenario.note("flagged_classes", int((labels[flagged].bincount() > 0).sum()))
         scenario.note("classes_not_judged", small)
         return Verdict(scores, flagged)
-
-
-def cluster(
-    features: Tensor,
-    labels: Labels,
-    stream: Stream,
-    reduction: Reduction,
-    dimensions: int,
-    max_share: float,
-    min_samples: int,
-) -> tuple[Tensor, Mask]:
-    """((N,) scores in [0, 1], (N,) flagged) of (N, D) features and (N,) labels.
-
-    A class of fewer than `min_samples` rows, or whose rows are all alike, is one cluster: score 0, not flagged."""
-    scores, flagged = torch.zeros(len(labels)), torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.bincount().nonzero()[:, 0].tolist():
-        rows = (labels == label).nonzero()[:, 0]
-        if len(rows) < min_samples:
-            continue
-        points = features[rows].double().numpy()
-        order = np.argsort(points.sum(1), kind="stable")  # starts of 2-means, and sums, depend on it
-        seed = stream.child(f"class{label}").generator().initial_seed() % 2**32
-        second = np.empty(len(rows), dtype=bool)
-        second[order] = halves(reduce(points[order], reduction, dimensions, seed), seed)
-        in_second = torch.from_numpy(second)
-        share = float(second.mean())  # of the second cluster
-        scores[rows] = 1 - torch.where(in_second, share, 1 - share)
-        if min(share, 1 - share) < max_share and 0 < share < 1:
-            flagged[rows] = in_second if share < 0.5 else ~in_second
-    return scores, flagged
-
-
-def reduce(points: Points, reduction: Reduction, dimensions: int, seed: int) -> Points:
-    """(n, d) of (n, D) points, d <= dimensions: principal components that vary; ica: made independent, of unit variance."""
-    from sklearn.decomposition import PCA, FastICA
-    from sklearn.exceptions import ConvergenceWarning
-
-    if (points == points[0]).all():
-        return points[:, :1]
-    pca = PCA(min(dimensions, *points.shape), svd_solver="full")
-    reduced: Points = pca.fit_transform(points)
-    if reduction == "pca":
-        return reduced
-    deviations = pca.singular_values_
-    reduced = reduced[:, deviations > 1e-6 * deviations[0]]  # noise has no unit variance
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ConvergenceWarning)
-        ica = FastICA(whiten="unit-variance", random_state=seed, max_iter=1000)
-        independent: Points = ica.fit_transform(reduced)
-    if caught:
-        log.warning("ac: independent components did not converge in 1,000 steps; reduction=pca always has an answer")
-    return independent
-
-
-def halves(points: Points, seed: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """(n,) bool: which of (n, d) points are in the second of two clusters; none where all are alike."""
-    from sklearn.cluster import KMeans
-
-    if (points == points[0]).all():
-        return np.zeros(len(points), dtype=bool)
-    found: np.ndarray[Any, np.dtype[np.bool_]] = KMeans(2, n_init=10, random_state=seed).fit_predict(points) == 1
-    return found

@@ -1,22 +1,19 @@
 """What a detector is, what it judges, and what it says. What it may know is a `Scenario`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from backdoorbench.data.images import ImageSet
-from backdoorbench.models.surgery import activations, classifier_name
 from backdoorbench.shapes import Images, Mask
+from backdoorbench.training.forward import BATCH as BATCH
+from backdoorbench.training.forward import penultimate_features as penultimate_features
+from backdoorbench.training.forward import read_layers as read_layers
 from backdoorbench.training.scenario import Scenario as Scenario
 from backdoorbench.training.scenario import check_needs
 
 Judges = Literal["model", "rows", "inputs"]
-
-BATCH = 500  # images at a time, where only activations or logits are wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,25 +54,3 @@ class Detector(ABC):
     @abstractmethod
     def examine(self, scenario: Scenario) -> Verdict:
         """The verdict on what the scenario holds: one score and one flag for each row, input or class, in their order."""
-
-
-@torch.no_grad()
-def read_layers(model: nn.Module, images: ImageSet, layers: Iterable[str]) -> dict[str, Tensor]:
-    """name -> (N, ...) float32 on the CPU: what each of the named modules reads for `images`, in the model's present mode.
-
-    layers  names of `model.named_modules()`, which `models/surgery.py` finds; runs under the caller's autocast"""
-    names = list(layers)
-    layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
-    parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    with activations(model, names, "input") as seen:
-        for batch, _ in images.batches(BATCH):
-            model(batch.contiguous(memory_format=layout))
-            for name in names:
-                parts[name].append(seen[name].float().cpu())
-    return {name: torch.cat(found) for name, found in parts.items()}
-
-
-def penultimate_features(model: nn.Module, images: ImageSet) -> Tensor:
-    """(N, D) float32 on the CPU: what the classifier reads."""
-    head = classifier_name(model)
-    return read_layers(model, images, [head])[head]

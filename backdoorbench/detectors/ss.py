@@ -17,12 +17,9 @@ Cost     a forward pass over the training set, a singular value decomposition fo
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from backdoorbench.detectors.base import Detector, Judges, Scenario, Verdict, penultimate_features
 from backdoorbench.errors import check_range
-from backdoorbench.shapes import Labels, Mask
+from backdoorbench.training.suspicion import highest, signatures
 
 
 @dataclass(frozen=True)
@@ -49,25 +46,3 @@ class SS(Detector):
         labels = train.labels.cpu()
         scores = signatures(features, labels)
         return Verdict(scores, highest(scores, labels, self.remove_fraction))
-
-
-def signatures(features: Tensor, labels: Labels) -> Tensor:
-    """(N,) float32, at least 0: the squared component of each of (N, D) features along its class's top singular vector."""
-    scores = torch.zeros(len(labels))
-    for label in labels.bincount().nonzero()[:, 0].tolist():
-        rows = (labels == label).nonzero()[:, 0]
-        centred = features[rows].double()
-        centred -= centred.mean(0)  # (n, D)
-        top = torch.linalg.svd(centred, full_matrices=False).Vh[0]
-        scores[rows] = (centred @ top).square().float()
-    return scores
-
-
-def highest(scores: Tensor, labels: Labels, fraction: float) -> Mask:
-    """(N,) bool: round(fraction n) rows of each class of n, those that score highest; of equal ones the first."""
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.bincount().nonzero()[:, 0].tolist():
-        rows = (labels == label).nonzero()[:, 0]
-        order = scores[rows].argsort(descending=True, stable=True)
-        chosen[rows[order[: round(fraction * len(rows))]]] = True
-    return chosen

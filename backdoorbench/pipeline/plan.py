@@ -172,6 +172,7 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
     }
     for method in (defense, detector):
         method.check(offered, attack.name)
+    defense.check_recipe(made["train"])
     outputs = Outputs(Path(said.runtime.outputs).expanduser())
     splits = shared.once(
         "splits", [resolved["dataset"], runtime["outputs"], packages], lambda: dataset.load(outputs.cache)

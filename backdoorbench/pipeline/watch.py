@@ -11,9 +11,9 @@ from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.pipeline import evaluation
 from backdoorbench.pipeline.plan import Plan
-from backdoorbench.shapes import Images, Rows
+from backdoorbench.shapes import Images, Mask, Rows
 from backdoorbench.storage.record import Finding
-from backdoorbench.training.scenario import Inspect
+from backdoorbench.training.scenario import Inspect, TakenFor
 
 KEPT = 2**30  # bytes of triggered images, at most, that a learning curve keeps from one point to the next
 
@@ -48,15 +48,23 @@ def probe(
 
 
 def inspection(infection: Infection, finding: Finding) -> Inspect:
-    """Judges a defense's selection of training rows by the poison mask, for the record alone: how many there are, how
-    many of them are poisoned, and the AUC of its suspicion."""
+    """Judges a defense's selection of training rows by the poison mask, for the record alone."""
 
-    def judge(name: str, rows: Rows, suspicion: Tensor | None) -> None:
-        poisoned = infection.poisoned
+    def judge(name: str, rows: Rows, suspicion: Tensor | None, *, taken_for: TakenFor = "clean") -> None:
         found: dict[str, Any] = {"images": len(rows)}
-        if poisoned is not None and len(rows):
-            found["poisoned_share"] = metrics.share(poisoned.cpu()[rows.cpu()])
-            found["auc"] = metrics.auc(suspicion.cpu(), poisoned.cpu()) if suspicion is not None else None
+        if infection.poisoned is not None:
+            found |= judged(rows.cpu(), suspicion, infection.poisoned.cpu(), taken_for)
         finding.notes[name] = found
 
     return judge
+
+
+def judged(rows: Rows, suspicion: Tensor | None, poisoned: Mask, taken_for: TakenFor) -> dict[str, Any]:
+    """Of (M,) rows taken for clean the share that is poisoned; of those taken for poisoned how many are (precision), and how many
+    of all that are (recall). And the AUC of (N,) suspicion. None where there is nothing to count."""
+    right = metrics.share(poisoned[rows]) if len(rows) else None
+    auc = metrics.auc(suspicion.cpu(), poisoned) if suspicion is not None else None
+    if taken_for == "poisoned":
+        recall = int(poisoned[rows].sum()) / int(poisoned.sum()) if poisoned.any() else None
+        return {"precision": right, "recall": recall, "auc": auc}
+    return {"poisoned_share": right, "auc": auc} if len(rows) else {}

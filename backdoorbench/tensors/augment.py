@@ -205,6 +205,20 @@ def flip(images: Tensor, mirrored: Mask) -> Tensor:
     return either.index_select(0, row)
 
 
+def cut_out(images: Images, centres: Tensor, side: int) -> Images:
+    """The images, each with a black square of even `side` around a random place, cut off at the border (arXiv 1708.04552v2).
+
+    centres  (N, 2) int64, the row and the column of the pixel below and right of the square's middle"""
+    rows, columns = (torch.arange(length, device=images.device) for length in images.shape[-2:])
+    top, left = (centres - side // 2).unbind(1)
+
+    def inside(places: Tensor, start: Tensor) -> Tensor:
+        return (places >= start[:, None]) & (places < start[:, None] + side)  # (N, H) or (N, W)
+
+    hole = inside(rows, top)[:, :, None] & inside(columns, left)[:, None]  # (N, H, W)
+    return images * ~hole[:, None]
+
+
 def rotate(images: Images, degrees: Tensor) -> Images:
     """The images turned counter-clockwise about their centre, bilinear, black outside: (N, C, H, W) float32 in [0, 1].
 

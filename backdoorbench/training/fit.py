@@ -71,6 +71,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     freeze_norms: bool = False,
     drop_last: bool = False,
+    clip_norm: float | None = None,
     after_step: Callable[[], None] | None = None,
     after_epoch: Callable[[int], None] | None = None,
     snapshots: Snapshots | None = None,
@@ -86,6 +87,7 @@ def fit(
     optimizer     to go on with, its momentum kept, where a training has parts; default: the recipe's, over `parameters`
     freeze_norms  batch norms stay in eval mode: statistics fixed, as stored
     drop_last     an epoch leaves out its last batch where that is incomplete and not its only one
+    clip_norm     the largest norm of a step's gradient over all that is moved; a larger one is scaled down to it
     after_step    called after every optimiser step (projections); after_epoch: with the epoch's number, model in eval
     snapshots     resume from, and save to, this file
     beside        what else trains along, by `loss` and `after_step`, so that snapshots hold it too
@@ -129,6 +131,8 @@ def fit(
                         value = objective(model, images.contiguous(memory_format=layout), labels)
                     optimizer.zero_grad(set_to_none=True)
                     value.backward()  # type: ignore[no-untyped-call]
+                    if clip_norm is not None:
+                        nn.utils.clip_grad_norm_(moved, clip_norm)
                     optimizer.step()
                     if companion is not None:
                         companion.after_step(epoch, done + 1, recipe.epochs * steps)
@@ -171,6 +175,12 @@ def cross_entropy(label_smoothing: float) -> Loss:
         return F.cross_entropy(model(images).float(), labels, label_smoothing=label_smoothing)
 
     return objective
+
+
+def ascent() -> Loss:
+    """Cross-entropy to be raised: what is unlearnt."""
+    entropy = cross_entropy(0.0)
+    return lambda model, images, labels: -entropy(model, images, labels)
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,16 @@ from backdoorbench.streams import Stream
 from backdoorbench.training.fit import autocast
 from backdoorbench.training.recipe import Recipe
 
-Inspect = Callable[[str, Rows, Tensor | None], None]  # (name, (M,), (N,) or None)
+TakenFor = Literal["clean", "poisoned"]
 
 
-def unseen(name: str, rows: Rows, suspicion: Tensor | None) -> None:
+class Inspect(Protocol):
+    """Judges a choice of training rows, for the record alone."""
+
+    def __call__(self, name: str, rows: Rows, suspicion: Tensor | None, *, taken_for: TakenFor = "clean") -> None: ...
+
+
+def unseen(name: str, rows: Rows, suspicion: Tensor | None, *, taken_for: TakenFor = "clean") -> None:
     """The inspection of a scenario in which nobody knows what is poisoned."""
 
 
@@ -31,8 +37,9 @@ class Scenario:
     stream  random numbers of one's own
     probe   one-way: draws a learning curve, tells the defense nothing; `probe(model, epoch)`
     note    one-way: a figure for the record, `note("cosine", -0.31)`
-    inspect one-way: which training rows the defense takes for clean, and how suspicious each row is (larger: more), for the
-            record to judge; `inspect("selection1", rows, suspicion)`, (M,) and (N,) or None
+    inspect one-way: which training rows the defense takes for clean, or with `taken_for="poisoned"` for poisoned, and how
+            suspicious each row is (larger: more), for the record to judge; `inspect("selection1", rows, suspicion)`, (M,) and
+            (N,) or None
     device  where the images and the model lie
     """
 
