@@ -43,7 +43,7 @@ def test_every_row_has_a_method() -> None:
 
 
 def test_the_line_to_add_is_one_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backdoorbench.config.catalog.names", lambda group: ["ft"] if group == "defense" else [])
+    monkeypatch.setattr("backdoorbench.config.catalog.names", lambda group, *_: ["ft"] if group == "defense" else [])
     monkeypatch.setattr(contract, "ROWS", ())
     with pytest.raises(AssertionError) as caught:
         test_every_method_has_a_row("defense", "ft")
