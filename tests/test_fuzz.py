@@ -213,8 +213,12 @@ def planned(resolved: dict[str, Any]) -> SimpleNamespace:
 
 def planned_job(resolve: Callable[[], dict[str, Any]], place: Path, overrides: Sequence[str]) -> None:
     """Likewise for a job of a sweep, which then counts as one that a mistake ended."""
-    plan.plan(resolve())
-    leave(place, overrides, "failed", error="it was planned only", mistake=True)
+    said = "it was planned only"
+    try:
+        plan.plan(resolve())
+    except BdxError as error:
+        said = str(error)
+    leave(place, overrides, "failed", error=said, mistake=True)
 
 
 def plant(place: Path) -> None:
