@@ -128,7 +128,7 @@ ROWS = (  # one line each
     Row("defense", "ft", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),  # a baseline: at this size it need not remove anything
     Row("defense", "ft_init", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),
     Row("defense", "ft_sam", quick=("defense.epochs=2",), why="test_ft_sam.py: what a step is"),
-    Row("defense", "i_bau", quick=("defense.rounds=1",), why="test_i_bau.py: its gradient"),
+    Row("defense", "i_bau", quick=("defense.rounds=1", "defense.batch_size=16"), why="test_i_bau.py: its gradient", beside={"radius": ("defense.radius=0.01",)}),
     Row("defense", "ims", quick=("defense.initial_rounds=2", "defense.rounds=2", "defense.steps=2", "defense.batch_size=8", "defense.lr=0.2"), why="test_ims.py: what its masks and losses are", beside={"patience": ("defense.improvement=0", "defense.rounds=4"), "improvement": ("defense.patience=0", "defense.rounds=4")}),
     Row("defense", "lp", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),
     Row("defense", "mcr", quick=("defense.epochs=1", "defense.end.epochs=2"), why="test_mcr.py: its curve"),

@@ -125,6 +125,10 @@ def test_the_perturbation_misleads_and_is_one_of_plain_pixels(images: ImageSet) 
         loss = -F.cross_entropy(model(some + place), model(some).argmax(1)) + 0.001 * place.square().sum()
         by_hand -= 10 * torch.autograd.grad(loss, place)[0]
     torch.testing.assert_close(delta, by_hand)
+    length = delta.norm().item()
+    short, free = (defense(radius=share * length).perturbation(model, images.batches(50)) for share in (0.25, 2.0))
+    torch.testing.assert_close(short, delta / 4)
+    assert torch.equal(free, delta)
 
 
 @pytest.mark.parametrize(("share", "carry"), [(0.01, 1), (0.1, 5), (1.0, 50)])

@@ -7,7 +7,8 @@ Follows  the authors' code, in float32 and eval mode throughout: each round star
          batches, SGD 10 on -CE(f(x + delta), argmax f(x)) + 0.001 |delta|^2; then for each batch a step of Adam on the
          hypergradient of CE, with delta added to 1 % of the batch. Phi(delta, w) = delta - 0.1 grad L_in, L_in as before but
          of the first batch and its true labels; v <- (d Phi / d delta)^T v + grad_delta CE, five times from 0; the gradient is
-         (d Phi / d w)^T v + grad_w CE. No projection, no clamp, no augmentation
+         (d Phi / d w)^T v + grad_w CE. No projection (the code has one to norm 10 commented out: defense.radius=10), no clamp,
+         no augmentation
 Departs  1. the holdout, in batches of one random order that lasts; theirs are the first 5,000 test images
          2. Adam at 1e-4, as BackdoorBench for PreAct-ResNets; theirs 1e-3, for a small VGG (defense.lr=1e-3). BackdoorBench's is
             AMSGrad
@@ -34,6 +35,7 @@ from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import TrainingError, check_range
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
+from backdoorbench.training.adversarial import within_l2
 
 Objective = Callable[[Tensor], Tensor]  # of a perturbation (1, 3, H, W) -> scalar
 
@@ -47,6 +49,7 @@ class IBAU(Defense):
     lr: float
     perturbation_lr: float
     penalty: float
+    radius: float | None
     carriers: float
     inner_step: float
     fixed_point_steps: int
@@ -57,6 +60,8 @@ class IBAU(Defense):
         check_range("defense.lr", self.lr, 0)
         check_range("defense.perturbation_lr", self.perturbation_lr, 0)
         check_range("defense.penalty", self.penalty, 0)
+        if self.radius is not None:
+            check_range("defense.radius", self.radius, 0)
         check_range("defense.carriers", self.carriers, 0, 1)
         check_range("defense.inner_step", self.inner_step, 0)
         check_range("defense.fixed_point_steps", self.fixed_point_steps, 0)
@@ -100,7 +105,7 @@ class IBAU(Defense):
             (slope,) = torch.autograd.grad(self.deceived(model, images, said)(delta), delta)
             delta = delta.detach() - self.perturbation_lr * slope
         assert delta is not None
-        return delta
+        return delta if self.radius is None else within_l2(delta, self.radius)
 
     def deceived(self, model: nn.Module, images: Images, labels: Labels) -> Objective:
         """What a perturbation minimises: -CE(f(x + delta), labels) + penalty |delta|^2."""
