@@ -70,6 +70,7 @@ def fit(
     drop_last: bool = False,
     after_step: Callable[[], None] | None = None,
     after_epoch: Callable[[int], None] | None = None,
+    until: Callable[[], bool] | None = None,
     snapshots: Snapshots | None = None,
     beside: Stateful | None = None,
 ) -> list[Epoch]:
@@ -83,6 +84,7 @@ def fit(
     freeze_norms  batch norms stay in eval mode: statistics fixed, as stored
     drop_last     an epoch leaves out its last batch where that is incomplete and not its only one
     after_step    called after every optimiser step (projections); after_epoch: with the epoch's number, model in eval
+    until         asked after every epoch: whether that was the last one, though the recipe has more
     snapshots     resume from, and save to, this file
     beside        what else trains along, by `loss` and `after_step`, so that snapshots hold it too
 
@@ -146,6 +148,8 @@ def fit(
                 _save(snapshots.file, model, optimizer, beside, history)
                 saved = time.monotonic()
             work.advance(loss=mean, images_per_second=count / seconds)
+            if until is not None and until():
+                break
     model._compiled_call_impl = None  # back to a plain module: hooks fire, copies work
     model.eval()
     return history
