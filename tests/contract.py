@@ -120,6 +120,7 @@ ROWS = (  # one line each
     Row("defense", "aft", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: its premise, and what each pass does", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
     Row("defense", "bnp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06), beside={"augment.rotation": ("defense.u=0.2", "holdout.rate=0.03")}),
     Row("defense", "clp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
+    Row("defense", "ep", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),  # as lp and ft_init FST's ablation: what it removes is the finding
     Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}, long=True),
     Row("defense", "fp", quick=("defense.epochs=2",), effect=Leaves(0.6, 0.03), beside={"share": ("defense.selection=fixed",), "max_drop": ("train.epochs=8", "holdout.rate=0.2")}),
