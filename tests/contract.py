@@ -118,6 +118,7 @@ ROWS = (  # one line each
     Row("attack", "trojannn", quick=("attack.steps=5",), effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "wanet", effect=Takes(0.9, 0.95, slow=True), beside={"strength_relative": ("dataset.size=16",)}),
     Row("defense", "aft", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: its premise, and what each pass does", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
+    Row("defense", "anp", quick=("defense.iterations=20", "defense.batch_size=16", "defense.lr=5.0"), effect=Leaves(0.2, 0.06, slow=True), beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2")), long=True),
     Row("defense", "bnp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06), beside={"augment.rotation": ("defense.u=0.2", "holdout.rate=0.03")}),
     Row("defense", "clp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
     Row("defense", "ep", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
