@@ -132,6 +132,7 @@ ROWS = (  # one line each
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
     Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases", long=True),
     Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
+    Row("defense", "rnp", quick=("defense.unlearn_epochs=3", "defense.recover_epochs=3", "defense.selection=fixed", "defense.recover_lr=20.0"), why="test_mask_pruners.py", beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2")), long=True),
     Row("defense", "trap_and_replace", quick=("defense.stage1.epochs=1", "defense.stage2.epochs=1"), why="test_trap_and_replace.py: means over three seeds", beside={"stage1.schedule": ("defense.stage1.epochs=3",), "stage2.schedule": ("defense.stage2.epochs=3",)}, long=True),
     Row("detector", "ac", quick=("train.epochs=1",), why=FOUND, beside={"min_samples": ("detector.min_samples=100",)}),
     Row("detector", "nc", quick=("detector.units=4", "detector.success=0.2"), why=FOUND, beside=dict.fromkeys(("multiplier", "stop_patience", "stop_factor"), ("detector.units=16", "detector.patience=1", "detector.stop_patience=2")), long=True),
