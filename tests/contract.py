@@ -122,8 +122,13 @@ ROWS = (  # one line each
     Row("defense", "ac", quick=("train.epochs=1",), why=FILTERED, beside={"min_samples": ("defense.min_samples=30", "defense.max_share=0.5")}),
     Row("defense", "aft", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: its premise, and what each pass does", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
     Row("defense", "d3", quick=("defense.epochs=2",), why="test_d3.py: what its loss is", beside={"loss_threshold": ("defense.loss_threshold=2.3",)}),
+    Row("defense", "anp", quick=("defense.iterations=20", "defense.batch_size=16", "defense.lr=5.0"), effect=Leaves(0.2, 0.06, slow=True), beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2")), long=True),
+    Row("defense", "bnp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06), beside={"augment.rotation": ("defense.u=0.2", "holdout.rate=0.03")}),
+    Row("defense", "clp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
+    Row("defense", "ep", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),  # as lp and ft_init FST's ablation: what it removes is the finding
     Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}, long=True),
+    Row("defense", "fp", quick=("defense.epochs=2",), effect=Leaves(0.6, 0.03), beside={"share": ("defense.selection=fixed",), "max_drop": ("train.epochs=8", "holdout.rate=0.2")}),
     Row("defense", "fst", quick=("defense.epochs=2",), effect=Leaves(0.10, 0.06), smoke=True),
     Row("defense", "ft", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),  # a baseline: at this size it need not remove anything
     Row("defense", "ft_init", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),
@@ -140,6 +145,7 @@ ROWS = (  # one line each
     Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
     Row("defense", "sau", quick=("defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_sau.py: its ball and its shared set; docs/baselines.md: what it leaves"),
     Row("defense", "ss", quick=("train.epochs=1",), why=FILTERED),
+    Row("defense", "rnp", quick=("defense.unlearn_epochs=3", "defense.recover_epochs=3", "defense.selection=fixed", "defense.recover_lr=20.0"), why="test_mask_pruners.py", beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2")), long=True),
     Row("defense", "trap_and_replace", quick=("defense.stage1.epochs=1", "defense.stage2.epochs=1"), why="test_trap_and_replace.py: means over three seeds", beside={"stage1.schedule": ("defense.stage1.epochs=3",), "stage2.schedule": ("defense.stage2.epochs=3",)}, long=True),
     Row("defense", "ulrl", quick=("defense.unlearning_epochs=2", "defense.epochs=1", "defense.threshold=0.1"), why="no bound is known yet", beside={"unlearnt_accuracy": ("defense.unlearning_epochs=20",), "schedule": ("defense.epochs=3",)}),
     Row("detector", "ac", quick=("train.epochs=1",), why=FOUND, beside={"min_samples": ("detector.min_samples=100",)}),

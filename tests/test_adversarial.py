@@ -51,6 +51,17 @@ def test_1_no_radius_or_no_steps_is_the_image(wave: torch.Tensor, attack: PGD) -
     assert torch.equal(attack(network(), wave, LABELS), wave)
 
 
+@pytest.mark.parametrize(("project", "farthest"), [(True, 0.4), (False, 0.8)])
+def test_without_projection_a_step_goes_on_from_a_random_start(project: bool, farthest: float) -> None:
+    """Of a row of factors as well as of images: from within 0.4, 0.4 further up a slope that is 1 everywhere."""
+    moved = ascend(
+        torch.sum, torch.zeros(1000), radius=0.4, step=0.4, steps=1, clamp=False, project=project, start=Stream(0)
+    )
+    start = (2 * torch.rand(1000, generator=Stream(0).generator()) - 1) * 0.4
+    torch.testing.assert_close(moved, (start + 0.4).clamp(max=farthest))
+    assert moved.max() == pytest.approx(farthest, abs=0.01)
+
+
 def test_2_crafting_leaves_no_trace(wave: torch.Tensor) -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -57,6 +57,17 @@ def test_two_trainings_are_bit_equal(images: ImageSet) -> None:
     assert not torch.equal(weights(first), weights(third))
 
 
+def test_a_training_ends_where_it_is_told_to(images: ImageSet) -> None:
+    """After two of three epochs it is what those two alone make of the network."""
+    first, second = network(), network()
+    epochs: list[int] = []
+    history = fit(
+        first, images, recipe(schedule="constant"), Stream(0), after_epoch=epochs.append, until=lambda: len(epochs) == 2
+    )
+    fit(second, images, recipe(schedule="constant", epochs=2), Stream(0))
+    assert len(history) == 2 and torch.equal(weights(first), weights(second)) and not first.training
+
+
 def test_training_leaves_the_callers_random_numbers_alone(images: ImageSet) -> None:
     torch.manual_seed(5)
     before = torch.rand(3)

@@ -1,7 +1,7 @@
 """A data set as two tensors on the device: editing it is an index and an assignment."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -71,6 +71,10 @@ class ImageSet:
                 return replace(self, images=self.images.pin_memory(), labels=labels)
         return replace(self, images=self.images.to(device), labels=labels)
 
+    def shuffled(self, stream: Stream) -> Rows:
+        """The rows of a shuffled pass, as it comes to them."""
+        return stream.permutation(len(self))
+
     def batches(
         self,
         size: int,
@@ -88,7 +92,7 @@ class ImageSet:
         mirrored  (N,) bool: the images of the set that the augmentation flips in this pass, in place of coins
         """
         count = len(self)
-        rows = order.child("order").permutation(count) if order else None
+        rows = self.shuffled(order.child("order")) if order else None
         place = self.images.device if change is None else self.device  # where a batch is augmented
         draws = None
         if order is None and (augment is not None or change is not None):
@@ -109,6 +113,24 @@ class ImageSet:
             elif change is None:
                 images = to_float(images)
             yield images.to(self.device, non_blocking=True), labels
+
+
+@dataclass(frozen=True)
+class Redrawn(ImageSet):
+    """Images of which a shuffled pass draws `count` with replacement, whatever their number."""
+
+    count: int = field(kw_only=True)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def shuffled(self, stream: Stream) -> Rows:
+        return torch.randint(len(self.images), (self.count,), generator=stream.generator())
+
+    @classmethod
+    def of(cls, images: ImageSet, count: int) -> "Redrawn":
+        """`count` draws a pass from the images of another set."""
+        return cls(images.images, images.labels, images.classes, images.dataset, count=count)
 
 
 def spans(count: int, size: int) -> list[tuple[int, int]]:

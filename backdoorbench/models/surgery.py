@@ -10,6 +10,7 @@ and hooks as it found them, and raises ModelError, with the reason, where a netw
     stages, as_map                     the last feature map of each resolution; tokens laid out as a map
     batch_norms, conv_norm_pairs, prunable_channels
     late_convolution, insert_before    where a layer of one's own goes, and how it gets there
+    registered_pairs                   convolutions and batch norms as they were registered, not as data flow
     activations                        what named modules read or return, while a `with` lasts
     stem_cut, parameter_share          the network in two halves
 
@@ -304,7 +305,7 @@ def _find_norms(model: nn.Module, calls: list[Call]) -> dict[str, nn.BatchNorm2d
 
 @dataclass(frozen=True, eq=False)
 class ConvNorm:
-    """A convolution, and the batch norm that reads its output before anything else changes it."""
+    """A convolution and a batch norm; as data flow, the norm reads its output before anything else changes it."""
 
     conv_name: str
     conv: nn.Conv2d
@@ -339,6 +340,31 @@ def _find_pairs(calls: list[Call]) -> list[ConvNorm]:
             if call.reads(conv):
                 pairs[call.name] = ConvNorm(conv.name, layer, call.name, call.module)
     return list(pairs.values())
+
+
+def registered_pairs(model: nn.Module) -> list[ConvNorm]:
+    """Each batch norm that runs, with the convolution registered last before it, in the order of registration.
+
+    That is data flow in a ResNet and in a VGG, but not where norms come first: in a PreAct-ResNet it pairs a block's first norm,
+    which reads a sum, with the last convolution of the block before. Refuses a pair of unequal channels, and a norm before
+    every convolution.
+    """
+    running = batch_norms(model)
+    pairs: list[ConvNorm] = []
+    last: tuple[str, nn.Conv2d] | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            last = name, module
+        elif isinstance(module, nn.BatchNorm2d) and name in running:
+            if last is None or last[1].out_channels != module.num_features:
+                found = f"'{last[0]}', which has {last[1].out_channels}" if last else "no convolution"
+                raise ModelError(
+                    f"{_kind(model)} has a batch norm '{name}' of {module.num_features} channels, but registered last before "
+                    f"it is {found}; expected a convolution of as many channels. Pair them by data flow, or choose another "
+                    f"network, such as preact_resnet18."
+                )
+            pairs.append(ConvNorm(*last, name, module))
+    return pairs
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ device. Forward passes run under the caller's autocast.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,14 +68,18 @@ def ascend(
     step: float,
     steps: int,
     clamp: bool = True,
+    project: bool = True,
     start: Stream | Images | None = None,
 ) -> Images:
     """(N, 3, H, W): x <- P(x + step * sign(gradient of the objective at x)), `steps` times; P returns to within `radius`.
 
+    images     or anything else that can be moved: a row of factors on channels
     objective  (N, 3, H, W) -> scalar to increase; whoever calls sees to the model's mode
     start      where to begin: a stream to draw it from, uniform within `radius`; images, or by default those that are moved
+    project    False: P leaves values where a step took them; a random start is within `radius` all the same
     """
-    low, high = images.detach() - radius, images.detach() + radius
+    bound = radius if project else math.inf
+    low, high = images.detach() - bound, images.detach() + bound
     if clamp:
         low, high = low.clamp_(min=0), high.clamp_(max=1)
     moved = start.detach() if isinstance(start, Tensor) else images.detach()

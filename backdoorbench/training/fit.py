@@ -74,6 +74,7 @@ def fit(
     clip_norm: float | None = None,
     after_step: Callable[[], None] | None = None,
     after_epoch: Callable[[int], None] | None = None,
+    until: Callable[[], bool] | None = None,
     snapshots: Snapshots | None = None,
     beside: Stateful | None = None,
 ) -> list[Epoch]:
@@ -89,6 +90,7 @@ def fit(
     drop_last     an epoch leaves out its last batch where that is incomplete and not its only one
     clip_norm     the largest norm of a step's gradient over all that is moved; a larger one is scaled down to it
     after_step    called after every optimiser step (projections); after_epoch: with the epoch's number, model in eval
+    until         asked after every epoch: whether that was the last one, though the recipe has more
     snapshots     resume from, and save to, this file
     beside        what else trains along, by `loss` and `after_step`, so that snapshots hold it too
 
@@ -163,6 +165,8 @@ def fit(
                 _save(snapshots.file, model, optimizer, beside, companion, history)
                 saved = time.monotonic()
             work.advance(loss=mean, images_per_second=count / seconds)
+            if until is not None and until():
+                break
     model._compiled_call_impl = None  # back to a plain module: hooks fire, copies work
     model.eval()
     return history
