@@ -137,7 +137,9 @@ class NPD(Defense):
 
 def polarizer(channels: int) -> nn.Sequential:
     """(N, C, h, w) -> (N, C, h, w): a 1x1 convolution and a batch norm, in eval mode the identity but for the norm's eps."""
-    conv = nn.Conv2d(channels, channels, 1, bias=False, device="meta").to_empty(device="cpu")  # no random number is drawn
+    conv = nn.Conv2d(channels, channels, 1, bias=False, device="meta").to_empty(
+        device="cpu"
+    )  # no random number is drawn
     nn.init.dirac_(conv.weight)
     return nn.Sequential(conv, nn.BatchNorm2d(channels)).eval()
 
