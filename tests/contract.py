@@ -126,6 +126,7 @@ ROWS = (  # one line each
     Row("defense", "bnp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06), beside={"augment.rotation": ("defense.u=0.2", "holdout.rate=0.03")}),
     Row("defense", "clp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
     Row("defense", "ep", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
+    Row("defense", "bti_dbf", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1"), why="test_inversion.py: its mask and its bounds; docs/baselines.md: what it leaves", long=True),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),  # as lp and ft_init FST's ablation: what it removes is the finding
     Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}, long=True),
     Row("defense", "fp", quick=("defense.epochs=2",), effect=Leaves(0.6, 0.03), beside={"share": ("defense.selection=fixed",), "max_drop": ("train.epochs=8", "holdout.rate=0.2")}),
@@ -141,6 +142,7 @@ ROWS = (  # one line each
     Row("defense", "nc", quick=("defense.reversal.units=4", "defense.reversal.success=0.2", "defense.threshold=0.01", "defense.epochs=2"), why="test_nc.py: what it stamps; docs/baselines.md: what it leaves", beside={f"reversal.{name}": ("defense.reversal.units=16", "defense.reversal.patience=1", "defense.reversal.stop_patience=2") for name in ("multiplier", "stop_patience", "stop_factor")}, long=True),
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
     Row("defense", "npd", quick=("defense.warmup_epochs=1", "defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_npd.py: its layer and its ball; docs/baselines.md: what it leaves", beside=dict.fromkeys(("radius", "step", "steps", "gradient"), ("defense.enough=1.0", "defense.radius=0.5"))),
+    Row("defense", "pam", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1"), why="test_inversion.py: its path; docs/baselines.md: what it leaves", long=True),
     Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases", long=True),
     Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
     Row("defense", "sau", quick=("defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_sau.py: its ball and its shared set; docs/baselines.md: what it leaves"),

@@ -36,10 +36,8 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment",),
     "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
-    "models": ("base", "surgery", "checkpoint", "resnet"),
-    "training": ("recipe", "fit", "scenario", "adversarial", "statistics", "reversal", "forward", "suspicion"),
-    "models": ("base", "surgery", "channels", "checkpoint", "resnet"),
-    "training": ("recipe", "fit", "scenario", "adversarial", "pruning"),
+    "models": ("base", "surgery", "checkpoint", "resnet", "channels", "unet"),
+    "training": ("recipe", "fit", "scenario", "adversarial", "statistics", "reversal", "forward", "suspicion", "pruning", "inversion"),
     "triggers": ("base", "patch", "picture", "blend", "hidden"),
     "attacks": ("base", "loop", "hidden", "badnets", "blended"),  # bypass poisons as the last two do
     "defenses": ("base",),

@@ -1,0 +1,246 @@
+"""BTI-DBF and PAM: the specification's tests (baselines 2.15, purification 8.4 and 8.5): mask, bounds, generator, path."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from purifying import defense, few, network, purify, same, scenario, state
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backdoorbench.config.compose import option
+from backdoorbench.defenses import pam
+from backdoorbench.errors import ConfigError, ModelError
+from backdoorbench.models.unet import UNet
+from backdoorbench.streams import Stream
+from backdoorbench.training.inversion import FeatureMask, Inverter
+
+SMALL: dict[str, Any] = {
+    "rounds": 2, "width": 2, "pretrain_epochs": 2, "mask_epochs": 2, "generator_epochs": 2, "epochs": 2, "batch_size": 8, "augment": None,
+}  # fmt: skip
+NETS = ("preact10", "resnet18", "vgg16_bn", "timm_resnet", "timm_efficientnet")
+
+
+def inverter(name: str = "preact10", notes: dict[str, Any] | None = None, **changes: Any) -> Inverter:
+    chosen = defense("bti_dbf", **SMALL | changes)
+    return Inverter(scenario(chosen.needs, network(name), few(), notes=notes), chosen.inversion, "bti_dbf")
+
+
+def images() -> tuple[Tensor, Tensor]:
+    return next(few().batches(24))
+
+
+# ---- the generator --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sides", [(32, 32), (8, 8), (17, 30)])
+def test_a_u_net_keeps_any_side(sides: tuple[int, int]) -> None:
+    net = UNet(2, 4)
+    assert net(torch.zeros(2, 3, *sides)).shape == (2, 3, *sides)
+    assert [layer.out_channels for layer in net.modules() if isinstance(layer, nn.ConvTranspose2d)] == [16, 8, 4, 2]
+
+
+def test_distances_are_in_normalised_units() -> None:
+    """0.03 in every pixel, of deviations 0.2, 0.3 and 0.4."""
+    pixels, _ = images()
+    found = inverter().distance(pixels, pixels + 0.03)
+    assert found.item() == pytest.approx(sum((0.03 / std) ** 2 for std in (0.2, 0.3, 0.4)) / 3, rel=1e-4)
+
+
+def test_it_learns_the_identity() -> None:
+    made = inverter(pretrain_epochs=40, width=8)
+    pixels, _ = images()
+    before = made.distance(pixels, made.generator(pixels))
+    weights = state(made.model)
+    made.imitate()
+    assert made.distance(pixels, made.generator(pixels)) < before / 2
+    assert same(state(made.model), weights) and all(p.requires_grad for p in made.model.parameters())
+
+
+def test_generated_images_are_the_first_of_a_batch_and_one_more_than_the_share() -> None:
+    made = inverter(share=0.1)
+    pixels, _ = images()
+    mixed = made.mix(pixels)
+    changed = (mixed != pixels).flatten(1).any(1)
+    assert changed.tolist() == [True] * 3 + [False] * 21  # floor(2.4) + 1
+    assert torch.equal(mixed[:3], made.generator(pixels[:3])) and not mixed.requires_grad
+    assert len(inverter(share=1.0).mix(pixels)) == 24
+
+
+# ---- the mask -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_halves_give_the_models_logits_under_a_mask_of_ones(name: str) -> None:
+    made = inverter(name)
+    pixels, _ = images()
+    features = made.stem(pixels)
+    assert made.mask.shape == (1, *features.shape[1:])
+    torch.testing.assert_close(made.head(made.mask * features), made.model(pixels))
+
+
+def test_a_transformer_is_refused_before_any_work() -> None:
+    for name in ("bti_dbf", "pam"):
+        with pytest.raises(ModelError, match="VisionTransformer has no stage that returns a convolutional"):
+            purify(defense(name, **SMALL), network("timm_vit"), few())
+
+
+def test_the_mask_is_tanh_of_normal_numbers_within_0_and_1() -> None:
+    mask = FeatureMask((1, 50, 20, 20), Stream(0))
+    assert torch.equal(mask(), mask.v.tanh() / (2 + 1e-7) + 0.5)
+    assert 0 < mask().min() and mask().max() < 1
+    drawn = mask.v.detach()
+    assert abs(float(drawn.mean())) < 0.05 and float(drawn.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_the_mask_learns_on_a_copy() -> None:
+    """Cross-entropy with it falls, without it rises; the model and its statistics stay."""
+    made = inverter(mask_epochs=30, mask_lr=0.1)
+    pixels, labels = images()
+    weights = state(made.model)
+    mask = made.learn_mask(0)
+    assert same(state(made.model), weights) and not mask.requires_grad and 0 <= mask.min() and mask.max() <= 1
+    start = made.learn_mask.__func__(inverter(mask_epochs=0), 0)
+
+    def gap(kept: Tensor) -> float:
+        twin = inverter()
+        twin.model.train()
+        features = twin.stem(pixels)
+        benign, rest = (F.cross_entropy(twin.head(part * features), labels) for part in (kept, 1 - kept))
+        return float(benign.detach() - rest.detach())
+
+    assert gap(mask) < gap(start)
+
+
+# ---- bounds ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("far", "benign", "expected"),
+    [
+        (0.30, 3.0, 0.03 - 7.0),  # at the bounds, not beyond
+        (0.31, 1.0, 0.31),
+        (0.10, 3.1, 0.10),
+        (0.50, 9.0, 0.50),
+    ],
+)
+def test_a_bound_that_is_passed_leaves_the_distance_alone(far: float, benign: float, expected: float) -> None:
+    found = inverter().switched(torch.tensor(far), torch.tensor(benign), torch.tensor(7.0))
+    assert found.item() == pytest.approx(expected)
+
+
+def test_the_loss_of_the_inversion_by_hand() -> None:
+    made = inverter(image_bound=1e9, feature_bound=1e9)
+    made.mask = torch.rand(made.mask.shape, generator=torch.Generator().manual_seed(0))
+    pixels, labels = images()
+    painted = made.generator(pixels)
+    clean, moved = made.stem(pixels), made.stem(painted)
+    kept, rest = ((part * clean, part * moved) for part in (made.mask, 1 - made.mask))
+    by_hand = 0.01 * F.mse_loss(*kept) - F.mse_loss(*rest)
+    torch.testing.assert_close(made.inversion(made.generator, pixels, labels), by_hand)
+    made.target = 4
+    drawn = F.cross_entropy(made.model(painted), torch.full((24,), 4))
+    torch.testing.assert_close(made.inversion(made.generator, pixels, labels), by_hand + drawn)
+
+
+def test_the_target_is_what_the_first_round_finds_and_stays() -> None:
+    notes: dict[str, Any] = {}
+    made = inverter(notes=notes)
+    answers = iter([torch.tensor([1, 5, 2]), torch.tensor([6, 1, 1])])
+    made.call = lambda stream: next(answers)  # type: ignore[method-assign]
+    made.invert(0)
+    made.invert(1)
+    assert made.target == 1 and notes == {"target": 1, "called_target_round1": 0.625, "called_target_round2": 0.125}
+
+
+# ---- unlearning -----------------------------------------------------------------------------------------------------
+
+
+def test_unlearning_trains_the_network_and_never_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    from backdoorbench.defenses import bti_dbf
+
+    made: list[tuple[Inverter, dict[str, Tensor]]] = []
+    plain = bti_dbf.unlearning
+    monkeypatch.setattr(bti_dbf, "unlearning", lambda inverter: (made.append((inverter, state(inverter.generator))), plain(inverter))[1])  # fmt: skip
+    before = network()
+    after = purify(defense("bti_dbf", **SMALL), before, few())
+    assert len(made) == 2 and not same(state(after), state(before))
+    assert same(made[1][1], state(made[1][0].generator))  # as the last inversion left it
+
+
+# ---- the path -------------------------------------------------------------------------------------------------------
+
+
+def test_the_point_lies_rho_towards_the_infected_weights() -> None:
+    model = network()
+    weights = dict(model.named_parameters())
+    infected = {name: value.detach() + torch.randn_like(value) for name, value in weights.items()}
+    there = pam.on_path(weights, infected, 0.5)
+    steps = {name: (there[name] - weights[name]).detach() for name in weights}
+    assert float(pam.length(steps)) == pytest.approx(0.5, rel=1e-4)
+    ways = pam.apart(weights, infected)
+    whole = float(pam.length(ways))
+    for name in weights:
+        torch.testing.assert_close(steps[name], ways[name] * 0.5 / whole, rtol=1e-3, atol=1e-6)
+
+
+def test_at_the_infected_weights_the_point_is_where_they_are() -> None:
+    weights = dict(network().named_parameters())
+    infected = {name: value.detach().clone() for name, value in weights.items()}
+    there = pam.on_path(weights, infected, 0.5)
+    assert all(torch.equal(there[name], weights[name]) for name in weights)
+
+
+def test_the_gradient_is_the_one_at_the_point_and_the_weights_stay() -> None:
+    made = inverter()
+    model, (pixels, labels) = made.model, images()
+    weights = state(model)
+    infected = {name: value.detach() + torch.randn_like(value) / 10 for name, value in model.named_parameters()}
+    kept = {name: value.clone() for name, value in infected.items()}
+    pam.path_aware(made, infected, 0.5)(model, pixels, labels).backward()
+    assert same(state(model), weights) and same(infected, kept)  # to the bit
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, value in pam.on_path(dict(model.named_parameters()), infected, 0.5).items():
+            moved.get_parameter(name).copy_(value)
+    moved.zero_grad()
+    F.cross_entropy(moved(made.mix(pixels)), labels).backward()
+    for (name, here), there in zip(model.named_parameters(), moved.parameters(), strict=True):
+        torch.testing.assert_close(here.grad, there.grad, msg=name)
+
+
+def test_rho_0_is_plain_unlearning_with_the_same_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = purify(defense("pam", **SMALL, rho=0.0), network(), few())
+    elsewhere = purify(defense("pam", **SMALL, rho=0.5), network(), few())
+
+    def plain(inverter: Inverter, infected: Any, rho: float) -> Any:
+        return lambda model, pixels, labels: F.cross_entropy(model(inverter.mix(pixels)).float(), labels)
+
+    monkeypatch.setattr(pam, "path_aware", plain)
+    assert same(state(ours), state(purify(defense("pam", **SMALL), network(), few())))
+    assert not same(state(ours), state(elsewhere))
+
+
+# ---- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_both_invert_alike_but_for_rounds_and_share() -> None:
+    first, second = option("defense", "bti_dbf"), option("defense", "pam")
+    differ = {key for key in first.keys() & second.keys() if first[key] != second[key]}
+    assert differ == {"_target_", "name", "rounds", "share", "lr"}
+    assert (first["rounds"], first["share"], first["lr"]) == (5, 0.1, 1e-4)
+    assert (second["rounds"], second["share"], second["lr"], second["momentum"], second["rho"]) == (
+        3,
+        0.2,
+        0.01,
+        0.1,
+        0.5,
+    )
+
+
+def test_a_setting_out_of_its_range_is_named() -> None:
+    with pytest.raises(ConfigError, match="defense.rounds is 0; expected a number at least 1"):
+        defense("pam", rounds=0)
+    with pytest.raises(ConfigError, match="defense.rho is -1; expected a number at least 0"):
+        defense("pam", rho=-1.0)
