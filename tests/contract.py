@@ -121,6 +121,7 @@ ROWS = (  # one line each
     Row("defense", "abl", quick=("defense.tuning_epochs=1", "defense.finetuning_epochs=1", "defense.unlearning_epochs=1", "defense.isolation_rate=0.1", "defense.batch_size=32"), why="no bound is known yet", beside=dict.fromkeys(("level", "trapped"), ("defense.tuning_epochs=4",)) | dict.fromkeys(("finetuning_milestones", "finetuning_decay"), ("defense.finetuning_epochs=3", "defense.finetuning_milestones=[1]")), long=True),
     Row("defense", "ac", quick=("train.epochs=1",), why=FILTERED, beside={"min_samples": ("defense.min_samples=30", "defense.max_share=0.5")}),
     Row("defense", "aft", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: its premise, and what each pass does", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
+    Row("defense", "d_br", quick=("defense.warmup_epochs=1", "defense.spread_epochs=1", "defense.epochs=1"), why="no bound is known yet", long=True),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),  # as lp and ft_init FST's ablation: what it removes is the finding
     Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}, long=True),
     Row("defense", "fst", quick=("defense.epochs=2",), effect=Leaves(0.10, 0.06), smoke=True),
