@@ -36,7 +36,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment",),
     "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
-    "models": ("base", "surgery", "checkpoint", "resnet"),
+    "models": ("base", "surgery", "lipschitz", "checkpoint", "resnet"),
     "training": ("recipe", "fit", "forward", "scenario", "adversarial", "suspicion"),
     "triggers": ("base", "patch", "picture", "blend", "hidden"),
     "attacks": ("base", "loop", "hidden", "badnets", "blended"),  # bypass poisons as the last two do
