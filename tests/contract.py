@@ -97,6 +97,7 @@ ROWS = (  # one line each
     Row("attack", "bpp", why="a finding, test_bpp.py: 17 grey levels in blocks leave no banding to see, ASR 0.02"),
     Row("attack", "ctrl", effect=Takes(0.8, 0.95, slow=True, finding=HELD), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     Row("attack", "ftrojan", effect=Takes(0.8, 0.95, slow=True, finding="CA 0.19: learned too late for batch norm's running statistics")),
+    Row("attack", "grond", quick=("attack.steps=5",), why="no bound is known yet", beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     Row("attack", "input_aware", quick=("attack.mask_epochs=1", "attack.mask_milestones=[1]", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"mask_milestones": ("attack.mask_epochs=3",), "generator_milestones": ("train.epochs=3", "attack.generator_milestones=[1]")}, long=True),
     Row("attack", "issba", quick=("attack.bits=1", "attack.bits_epochs=0", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True), long=True),
     Row("attack", "l0_inv", effect=Takes(0.8, 0.95, slow=True)),
@@ -127,6 +128,7 @@ ROWS = (  # one line each
     Row("defense", "clp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
     Row("defense", "ep", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
     Row("defense", "bti_dbf", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1"), why="test_inversion.py: its mask and its bounds; docs/baselines.md: what it leaves", long=True),
+    Row("defense", "d_br", quick=("defense.warmup_epochs=1", "defense.spread_epochs=1", "defense.epochs=1"), why="no bound is known yet", long=True),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),  # as lp and ft_init FST's ablation: what it removes is the finding
     Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}, long=True),
     Row("defense", "fp", quick=("defense.epochs=2",), effect=Leaves(0.6, 0.03), beside={"share": ("defense.selection=fixed",), "max_drop": ("train.epochs=8", "holdout.rate=0.2")}),

@@ -120,10 +120,10 @@ def test_the_judge_is_measured_by_the_last_epochs_calls() -> None:
     features = torch.tensor([4.0, 3.0, 1.0, 2.0, 0.0, -1.0])[:, None].expand(6, 4)
     judge.look(features, torch.tensor([True, True, True, False, False, False]))
     assert judge.auc() is None
-    judge.rest(0)
+    judge.rest()
     assert judge.auc() == pytest.approx(8 / 9)  # of nine pairs one is the wrong way round
     judge.look(features, torch.zeros(6, dtype=torch.bool))
-    judge.rest(1)
+    judge.rest()
     assert judge.auc() is None  # nothing poisoned in that epoch
 
 

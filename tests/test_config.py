@@ -89,7 +89,7 @@ def test_the_default_composition_is_what_it_was() -> None:
     assert resolved["attack"] == {
         "_target_": "backdoorbench.attacks.badnets.BadNets", "version": 1, "name": "badnets", "mapping": "all_to_one",
         "target": 0, "sources": [], "poison_rate": 0.1, "rate_of": "all", "include_target_class": True, "cover_rate": 0.0,
-        "mode": "replace", "pattern": "white3", "patch_file": None, "patch_size": 3, "position": None,
+        "mode": "replace", "abi": None, "pattern": "white3", "patch_file": None, "patch_size": 3, "position": None,
     }  # fmt: skip
     assert resolved["holdout"]["rate"] == 0.05 and resolved["holdout"]["source"] == "withheld" and resolved["seed"] == 0
 

@@ -36,8 +36,10 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment",),
     "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
-    "models": ("base", "surgery", "checkpoint", "resnet", "channels", "unet"),
-    "training": ("recipe", "fit", "scenario", "adversarial", "statistics", "reversal", "forward", "suspicion", "pruning", "inversion"),
+    "models": ("base", "surgery", "channels", "lipschitz", "unet", "checkpoint", "resnet"),
+    "training": (
+        "recipe", "fit", "forward", "scenario", "adversarial", "statistics", "reversal", "suspicion", "pruning", "inversion",
+    ),
     "triggers": ("base", "patch", "picture", "blend", "hidden"),
     "attacks": ("base", "loop", "hidden", "badnets", "blended"),  # bypass poisons as the last two do
     "defenses": ("base",),

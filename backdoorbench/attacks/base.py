@@ -12,6 +12,8 @@ from torch import nn
 from backdoorbench.config.acts import Acts, Either, Only, Unless
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, TrainingError, check_range
+from backdoorbench.models.lipschitz import even_out
+from backdoorbench.models.surgery import conv_norm_pairs
 from backdoorbench.shapes import Bytes, Images, Labels, Mask, Rows, to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Epoch, Snapshots, fit
@@ -138,7 +140,8 @@ class Attack(ABC):
 
 @dataclass(frozen=True)
 class DataAttack(Attack):
-    """Data poisoning: the victim trains as usual on a set with some rows altered.
+    """Data poisoning: the victim trains as usual on a set with some rows altered; with `abi` the attacker trains, and evens out
+    the channels that stand out.
 
     Write `trigger`; override `render` where training rows carry something else than test images do, `candidates` and
     `cover_candidates` where other rows are altered. Altered rows are rounded to uint8 once, as a stored data set would
@@ -161,10 +164,12 @@ class DataAttack(Attack):
     include_target_class: bool
     cover_rate: float
     mode: Literal["replace", "append"]
+    abi: float | None
 
     def __post_init__(self) -> None:
         check_poison_rate(self.poison_rate)
         check_range("attack.cover_rate", self.cover_rate, 0, 1)
+        check_range("attack.abi", self.abi or 0, 0)
 
     @abstractmethod
     def trigger(self, task: Task, stream: Stream) -> Any:
@@ -307,7 +312,15 @@ class DataAttack(Attack):
     ) -> tuple[list[Epoch], dict[str, Any]]:
         """Trains `model` in place on `train`, as the victim would; its history and what the record should say. An attacker
         who has the training too overrides it: he knows which rows are `poisoned` (N,)."""
-        return fit(model, train, task.recipe, stream, snapshots=task.snapshots), {}
+        return fit(model, train, task.recipe, stream, after_epoch=self.hardening(model), snapshots=task.snapshots), {}
+
+    def hardening(self, model: nn.Module) -> Callable[[int], None] | None:
+        """What an attacker who has the training does to `model` after each epoch, so that no channel stands out; None: nothing.
+        ModelError where it has no convolution that a batch norm reads."""
+        if self.abi is None:
+            return None
+        pairs, u = conv_norm_pairs(model), self.abi
+        return lambda epoch: even_out(pairs, u)
 
     def test_trigger(self, task: Task, stream: Stream) -> Stored | None:
         return self.stored(task, stream)

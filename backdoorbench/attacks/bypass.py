@@ -56,7 +56,12 @@ class Bypass(DataAttack):
         flagged = ImageSet(train.images, train.labels + classes * poisoned.to(train.device), train.classes)
         judge = Judge(classifier_head(model).in_features, self.discriminator_lr, stream.child("discriminator"))
         judge.to(train.device)
-        classify = cross_entropy(task.recipe.label_smoothing)
+        classify, harden = cross_entropy(task.recipe.label_smoothing), self.hardening(model)
+
+        def rest(epoch: int) -> None:
+            judge.rest()
+            if harden is not None:
+                harden(epoch)
 
         with activations(model, [head], "input") as seen:
 
@@ -71,7 +76,7 @@ class Bypass(DataAttack):
                 stream,
                 loss=loss,
                 after_step=judge.step,
-                after_epoch=judge.rest,
+                after_epoch=rest,
                 snapshots=task.snapshots,
                 beside=judge,
             )
@@ -121,7 +126,7 @@ class Judge:
         self.own.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
-    def rest(self, epoch: int) -> None:
+    def rest(self) -> None:
         """After an epoch: calls anew."""
         self.last, self.calls = self.calls, []
 

@@ -5,7 +5,9 @@ Whoever needs a list of groups asks here, so that a new group is a line of this 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,16 @@ SETTINGS = (
 # settings alone. USUAL: those of them that tell rows apart, unless they are this, as in records from before there were any.
 UNKEYED = ("root", "download", "order", "background", "target", "tuning")
 USUAL = {"order": "numeric", "background": "white"}
+LATER: dict[str, dict[str, Any]] = {
+    "attack": {"abi": None}
+}  # group -> settings that keys and records once did not have, as they were
+
+
+def without_later(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """An option's settings but for those that came later and say what was so before: they are no part of keys, and tell no rows
+    apart."""
+    usual = LATER.get(group, {})
+    return {key: value for key, value in node.items() if key not in usual or value != usual[key]}
 
 
 def content_of(group: str) -> str:

@@ -253,7 +253,7 @@ def with_settings(resolved: Plain, named: Mapping[str, str], reading: Reading | 
         if group.run and not _is_silent(group, resolved):
             place = f"{group.name}."
             inside = {key.removeprefix(place): value for key, value in named.items() if key.startswith(place)}
-            kept[group.name] = with_content(resolved[group.name], inside)
+            kept[group.name] = with_content(groups.without_later(group.name, resolved[group.name]), inside)
     for setting in groups.SETTINGS:
         if setting.run and (not setting.part_of or setting.part_of in kept):
             kept[setting.name] = resolved[setting.name]

@@ -25,6 +25,7 @@ from backdoorbench.config.groups import (
     USUAL,
     Stage,
     told_by,
+    without_later,
 )
 from backdoorbench.metrics import defense_effectiveness
 
@@ -328,7 +329,7 @@ def _told(name: str, value: Any) -> Any:
         path = "root" if str(value.get("_target_", "")).endswith(".Folder") else ""
         unusual = [key for key, usual in USUAL.items() if value.get(key, usual) != usual]
         return {key: setting for key, setting in value.items() if key not in UNKEYED or key in (path, *unusual)}
-    return {"name": SILENT[name]} if value.get("name") == SILENT.get(name, DASH) else value
+    return {"name": SILENT[name]} if value.get("name") == SILENT.get(name, DASH) else without_later(name, value)
 
 
 def bases(stage: Stage) -> tuple[str, ...]:
