@@ -62,11 +62,8 @@ class LogReporter:
 
 
 def forgive_terminals() -> None:
-    """What standard output cannot write, an ASCII terminal an arrow, becomes a question mark there instead of an error; where it
-    is closed, nobody hears."""
-    if sys.stdout is None:  # closed by whoever started us
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+    """What standard output cannot write, an ASCII terminal an arrow, becomes a question mark there instead of an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="replace")
 
 

@@ -49,7 +49,6 @@ class Row:
     effect  what it does to the digits, as far as a bound is known; None: `why` says why not, or which test knows more
     smoke   it runs on the pretended device in the quick tier too; the others in a tier of their own
     beside  setting -> words with which it changes something, where the quick run is too short or too small for it to matter
-    long    asking about each of its settings takes more than ten seconds
     """
 
     group: str
@@ -59,7 +58,6 @@ class Row:
     why: str = ""
     smoke: bool = False
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    long: bool = False
 
     def __post_init__(self) -> None:
         if (self.effect is None) != bool(self.why):
@@ -93,44 +91,44 @@ ROWS = (  # one line each
     Row("attack", "badnets_bypass", why=CONSTANT),
     Row("attack", "blended", effect=Takes(0.9, 0.95)),
     Row("attack", "blended_bypass", why=CONSTANT),
-    Row("attack", "blind", effect=Takes(0.8, 0.95, slow=True), beside={"threshold": ("attack.history=5", "train.epochs=3"), "history": ("train.epochs=3", "attack.threshold=3")}),
+    Row("attack", "blind", effect=Takes(0.8, 0.95, slow=True), beside={"threshold": ("attack.history=5", "train.epochs=3"), "history": ("train.epochs=3", "attack.history=5", "attack.threshold=3")}),
     Row("attack", "bpp", why="a finding, test_bpp.py: 17 grey levels in blocks leave no banding to see, ASR 0.02"),
     Row("attack", "ctrl", effect=Takes(0.8, 0.95, slow=True, finding=HELD), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     Row("attack", "ftrojan", effect=Takes(0.8, 0.95, slow=True, finding="CA 0.19: learned too late for batch norm's running statistics")),
     Row("attack", "grond", quick=("attack.steps=5",), why="no bound is known yet", beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
-    Row("attack", "input_aware", quick=("attack.mask_epochs=1", "attack.mask_milestones=[1]", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"mask_milestones": ("attack.mask_epochs=3",), "generator_milestones": ("train.epochs=3", "attack.generator_milestones=[1]")}, long=True),
-    Row("attack", "issba", quick=("attack.bits=1", "attack.bits_epochs=0", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True), long=True),
+    Row("attack", "input_aware", quick=("attack.mask_epochs=1", "attack.mask_milestones=[1]", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"mask_milestones": ("attack.mask_epochs=3",), "generator_milestones": ("train.epochs=3", "attack.generator_milestones=[1]")}),
+    Row("attack", "issba", quick=("attack.bits=1", "attack.bits_epochs=0", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "l0_inv", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "l2_inv", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "lc", quick=("attack.steps=2",), effect=Takes(0.8, 0.95, slow=True, finding=HELD), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     # At its own settings 38,670 gradient steps, each of one image: at 1.2 ms on a CPU 47 s, at 9 ms on the pretended device (some
     # 130 operations each) six minutes.
     Row("attack", "lf", quick=("attack.search_images=5", "attack.search_passes=1", "attack.deepfool_steps=20"), effect=Takes(0.8, 0.95, slow=True), beside={"changed_rate": ("attack.search_passes=4", "attack.search_images=60")}),
-    Row("attack", "lira", quick=("attack.generator_epochs=1", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), long=True),
+    Row("attack", "lira", quick=("attack.generator_epochs=1", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "none", why="it plants nothing"),
-    Row("attack", "poison_ink", quick=("attack.encoder_epochs=1", "attack.encoder_batch_size=64", "attack.encoder_width=2", "attack.reader_width=2", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"encoder_milestones": ("attack.encoder_epochs=3",)}, long=True),
+    Row("attack", "poison_ink", quick=("attack.encoder_epochs=1", "attack.encoder_batch_size=64", "attack.encoder_width=2", "attack.reader_width=2", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"encoder_milestones": ("attack.encoder_epochs=3",)}),
     Row("attack", "refool", quick=("attack.reflections=20",), effect=Takes(0.8, 0.95, slow=True), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true", "attack.labels=clean")}),
     Row("attack", "sig", effect=Takes(0.8, 0.95, slow=True, finding=f"{HELD}; on 12,000 CIFAR-10 images 0.998"), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     Row("attack", "smooth", effect=Takes(0.8, 0.95, slow=True)),
-    Row("attack", "ssba", quick=("attack.bits=1", "attack.image_wait=0", "attack.image_rise=1", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True), long=True),
+    Row("attack", "ssba", quick=("attack.bits=1", "attack.image_wait=0", "attack.image_rise=1", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "tact", why=FEW),
     Row("attack", "trojan_3x3", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "trojan_8x8", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "trojan_wm", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "trojannn", quick=("attack.steps=5",), effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "wanet", effect=Takes(0.9, 0.95, slow=True), beside={"strength_relative": ("dataset.size=16",)}),
-    Row("defense", "abl", quick=("defense.tuning_epochs=1", "defense.finetuning_epochs=1", "defense.unlearning_epochs=1", "defense.isolation_rate=0.1", "defense.batch_size=32"), why="no bound is known yet", beside=dict.fromkeys(("level", "trapped"), ("defense.tuning_epochs=4",)) | dict.fromkeys(("finetuning_milestones", "finetuning_decay"), ("defense.finetuning_epochs=3", "defense.finetuning_milestones=[1]")), long=True),
+    Row("defense", "abl", quick=("defense.tuning_epochs=1", "defense.finetuning_epochs=1", "defense.unlearning_epochs=1", "defense.isolation_rate=0.1", "defense.batch_size=32"), why="no bound is known yet", beside=dict.fromkeys(("level", "trapped"), ("defense.tuning_epochs=4",)) | dict.fromkeys(("finetuning_milestones", "finetuning_decay"), ("defense.finetuning_epochs=3", "defense.finetuning_milestones=[1]"))),
     Row("defense", "ac", quick=("train.epochs=1",), why=FILTERED, beside={"min_samples": ("defense.min_samples=30", "defense.max_share=0.5")}),
     Row("defense", "aft", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: its premise, and what each pass does", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
     Row("defense", "d3", quick=("defense.epochs=2",), why="test_d3.py: what its loss is", beside={"loss_threshold": ("defense.loss_threshold=2.3",)}),
-    Row("defense", "anp", quick=("defense.iterations=20", "defense.batch_size=16", "defense.lr=5.0"), effect=Leaves(0.2, 0.06, slow=True), beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2")), long=True),
+    Row("defense", "anp", quick=("defense.iterations=20", "defense.batch_size=16", "defense.lr=5.0"), effect=Leaves(0.2, 0.06, slow=True), beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2"))),
     Row("defense", "bnp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06), beside={"augment.rotation": ("defense.u=0.2", "holdout.rate=0.03")}),
     Row("defense", "clp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
     Row("defense", "ep", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
-    Row("defense", "bti_dbf", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1"), why="test_inversion.py: its mask and its bounds; docs/baselines.md: what it leaves", long=True),
-    Row("defense", "d_br", quick=("defense.warmup_epochs=1", "defense.spread_epochs=1", "defense.epochs=1"), why="no bound is known yet", long=True),
+    Row("defense", "bti_dbf", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1"), why="test_inversion.py: its mask and its bounds; docs/baselines.md: what it leaves"),
+    Row("defense", "d_br", quick=("defense.warmup_epochs=1", "defense.spread_epochs=1", "defense.epochs=1"), why="no bound is known yet"),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),  # as lp and ft_init FST's ablation: what it removes is the finding
-    Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}, long=True),
+    Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}),
     Row("defense", "fp", quick=("defense.epochs=2",), effect=Leaves(0.6, 0.03), beside={"share": ("defense.selection=fixed",), "max_drop": ("train.epochs=8", "holdout.rate=0.2")}),
     Row("defense", "fst", quick=("defense.epochs=2",), effect=Leaves(0.10, 0.06), smoke=True),
     Row("defense", "ft", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),  # a baseline: at this size it need not remove anything
@@ -141,19 +139,19 @@ ROWS = (  # one line each
     Row("defense", "lp", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),
     Row("defense", "mcr", quick=("defense.epochs=1", "defense.end.epochs=2"), why="test_mcr.py: its curve"),
     Row("defense", "nad", quick=("defense.epochs=2", "defense.teacher_epochs=1"), why="test_nad.py: what it holds to what", beside={"milestones": ("defense.epochs=3",), "decay": ("defense.milestones=[1]",)}),
-    Row("defense", "nc", quick=("defense.reversal.units=4", "defense.reversal.success=0.2", "defense.threshold=0.01", "defense.epochs=2"), why="test_nc.py: what it stamps; docs/baselines.md: what it leaves", beside={f"reversal.{name}": ("defense.reversal.units=16", "defense.reversal.patience=1", "defense.reversal.stop_patience=2") for name in ("multiplier", "stop_patience", "stop_factor")}, long=True),
+    Row("defense", "nc", quick=("defense.reversal.units=4", "defense.reversal.success=0.2", "defense.threshold=0.01", "defense.epochs=2"), why="test_nc.py: what it stamps; docs/baselines.md: what it leaves", beside={f"reversal.{name}": ("defense.reversal.units=16", "defense.reversal.patience=1", "defense.reversal.stop_patience=2") for name in ("multiplier", "stop_patience", "stop_factor")}),
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
     Row("defense", "npd", quick=("defense.warmup_epochs=1", "defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_npd.py: its layer and its ball; docs/baselines.md: what it leaves", beside=dict.fromkeys(("radius", "step", "steps", "gradient"), ("defense.enough=1.0", "defense.radius=0.5"))),
-    Row("defense", "pam", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1"), why="test_inversion.py: its path; docs/baselines.md: what it leaves", long=True),
-    Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases", long=True),
+    Row("defense", "pam", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1"), why="test_inversion.py: its path; docs/baselines.md: what it leaves"),
+    Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases"),
     Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
     Row("defense", "sau", quick=("defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_sau.py: its ball and its shared set; docs/baselines.md: what it leaves"),
     Row("defense", "ss", quick=("train.epochs=1",), why=FILTERED),
-    Row("defense", "rnp", quick=("defense.unlearn_epochs=3", "defense.recover_epochs=3", "defense.selection=fixed", "defense.recover_lr=20.0"), why="test_mask_pruners.py", beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2")), long=True),
-    Row("defense", "trap_and_replace", quick=("defense.stage1.epochs=1", "defense.stage2.epochs=1"), why="test_trap_and_replace.py: means over three seeds", beside={"stage1.schedule": ("defense.stage1.epochs=3",), "stage2.schedule": ("defense.stage2.epochs=3",)}, long=True),
+    Row("defense", "rnp", quick=("defense.unlearn_epochs=3", "defense.recover_epochs=3", "defense.selection=fixed", "defense.recover_lr=20.0"), why="test_mask_pruners.py", beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2"))),
+    Row("defense", "trap_and_replace", quick=("defense.stage1.epochs=1", "defense.stage2.epochs=1"), why="test_trap_and_replace.py: means over three seeds", beside={"stage1.schedule": ("defense.stage1.epochs=3",), "stage2.schedule": ("defense.stage2.epochs=3",)}),
     Row("defense", "ulrl", quick=("defense.unlearning_epochs=2", "defense.epochs=1", "defense.threshold=0.1"), why="no bound is known yet", beside={"unlearnt_accuracy": ("defense.unlearning_epochs=20",), "schedule": ("defense.epochs=3",)}),
     Row("detector", "ac", quick=("train.epochs=1",), why=FOUND, beside={"min_samples": ("detector.min_samples=100",)}),
-    Row("detector", "nc", quick=("detector.units=4", "detector.success=0.2"), why=FOUND, beside=dict.fromkeys(("multiplier", "stop_patience", "stop_factor"), ("detector.units=16", "detector.patience=1", "detector.stop_patience=2")), long=True),
+    Row("detector", "nc", quick=("detector.units=4", "detector.success=0.2"), why=FOUND, beside=dict.fromkeys(("multiplier", "stop_patience", "stop_factor"), ("detector.units=16", "detector.patience=1", "detector.stop_patience=2"))),
     Row("detector", "none", why="it judges nothing"),
     Row("detector", "ss", why=FOUND),
     Row("detector", "strip", quick=("detector.overlays=5",), why=FOUND, smoke=True),

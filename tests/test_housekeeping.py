@@ -373,7 +373,7 @@ def test_the_control_of_an_infection_is_the_pipelines(run: Callable[..., Job], o
         ),
         (
             ["cache", "why", "{old}", ""],
-            "'' is the start of {all}; expected one infection. bdx cache lists their keys.",
+            "one of the words is empty; expected a verb or settings, KEY=VALUE. Leave it out: an unset variable?",
         ),
         (
             ["cache", "why", "{old}", "{old}"],

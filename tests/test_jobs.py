@@ -292,8 +292,8 @@ def test_the_code_of_a_plan_says_whether_a_sweep_would_begin(
         (["atack=glob(*)"], "'atack' is no group, so 'atack=glob(*)' matches nothing. Did you mean 'attack'? The groups are "),
         (["seed=range(3,3)"], "'seed=range(3,3)' holds no number: the stop is left out."),
         (["seed=shuffle(range(2,1))"], "'seed=shuffle(range(2,1))' holds no number: the stop is left out."),
-        (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size is 0; expected how many runs a launcher gets"),
-        (["seed=0,1", "hydra.sweeper.max_batch_size=all"], "hydra.sweeper.max_batch_size is 'all'; expected how many runs a "),
+        (["seed=0,1", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size is 0; expected a number at least 1."),
+        (["seed=0,1", "hydra.sweeper.max_batch_size=all"], "hydra.sweeper.max_batch_size is 'all'; expected a whole number."),
         (["train.lr=interval(0.1,1)", "hydra/sweeper=basic"], "'train.lr=interval(0.1,1)' draws numbers from an interval, and "),
     ],
 )  # fmt: skip

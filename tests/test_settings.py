@@ -87,7 +87,7 @@ def read(made: Plan) -> Result:
     """The data set, and what the network sees of it."""
     model = infect.build_network(made, made.stream)
     images, _ = next(made.splits.test.batches(4))
-    found = {"answers": model.eval()(images).detach()}
+    found = {"answers": model.eval()(images).detach(), **model.state_dict()}
     for name, split in (("train", made.splits.train), ("test", made.splits.test)):
         found |= {f"{name} images": split.images, f"{name} labels": split.labels}
     return found
@@ -279,8 +279,15 @@ def assert_none(complaints: list[str]) -> None:
 
 
 def rows() -> list[Any]:
-    """The rows of all methods; those whose questions take long in the slow tier."""
-    return [pytest.param(row, marks=[pytest.mark.slow] if row.long else [], id=row.name) for row in contract.rows()]
+    """The rows of all methods; all but a few in the slow tier, where asking of each of their settings takes minutes."""
+    return [pytest.param(row, marks=[] if row.smoke else [pytest.mark.slow], id=row.name) for row in contract.rows()]
+
+
+def some(group: str, *few: str) -> list[Any]:
+    """The options of a group; all but a few in the slow tier."""
+    return [
+        pytest.param(name, marks=[] if name in few else [pytest.mark.slow], id=name) for name in catalog.names(group)
+    ]
 
 
 @pytest.mark.parametrize("row", rows())
@@ -310,11 +317,13 @@ def unasked(group: str) -> frozenset[str]:
     return frozenset(key.removeprefix(f"{group}.") for key in UNASKED)
 
 
-@pytest.mark.parametrize("name", catalog.names("train"))
+@pytest.mark.parametrize("name", some("train", "demo"))
 def test_every_setting_of_a_recipe_acts_or_is_refused(name: str, outputs: Path, file: Path) -> None:
     words = (f"train={name}", *QUICKER, "train.batch_size=32", f"runtime.outputs={outputs}")
     falls = ("train.schedule=milestones", "train.milestones=[1]", "train.epochs=3")
     beside = {"milestones": falls, "decay": falls, "schedule": ("train.epochs=3",)}
+    beside |= {"fixed_bias_epochs": ("model=airbench", f"train={name}", "train.fixed_bias_epochs=1")}
+    beside |= {f"lookahead.{part}": ("train.lookahead.from_epoch=0",) for part in ("every", "decay", "power")}
     assert_none(silent(Case("train", words, (trained,), beside, file, unasked("train"))))
 
 
@@ -324,7 +333,7 @@ def test_every_setting_of_a_network_acts_or_is_refused(name: str, outputs: Path,
     assert_none(silent(Case("model", words, (read,), {"stem": ("model.stem=as_is",)}, file, unasked("model"))))
 
 
-@pytest.mark.parametrize("name", catalog.names("holdout"))
+@pytest.mark.parametrize("name", some("holdout", "standard"))
 def test_every_setting_of_a_holdout_acts_or_is_refused(name: str, outputs: Path, file: Path) -> None:
     words = (f"holdout={name}", "defense=ft", *QUICKER, f"runtime.outputs={outputs}")
     assert_none(silent(Case("holdout", words, (divided,), {}, file)))

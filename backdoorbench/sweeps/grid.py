@@ -47,11 +47,6 @@ class Grid(BasicSweeper):
             )
         self.overrides, self.batch_index = None, 0
         self.max_batch_size, self.params = max_batch_size, params or {}
-        if max_batch_size is not None and (type(max_batch_size) is not int or max_batch_size < 1):
-            raise ConfigError(
-                f"hydra.sweeper.max_batch_size is {max_batch_size!r}; expected how many runs a launcher gets at a time, at "
-                f"least 1, or null for all."
-            )
         self.hydra_context = self.config = self.launcher = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
