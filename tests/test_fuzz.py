@@ -333,11 +333,6 @@ def test_any_value_of_any_setting_builds_or_is_refused_in_a_paragraph(group: str
                     build.build({**node, key: odd}, group)
                 except BdxError as error:
                     assert 0 < len(str(error)) < 1000, (name, key, value, error)
-                        name,
-                        key,
-                        value,
-                        error,
-                    )
 
 
 def by_hand(examples: int, number: int) -> None:
