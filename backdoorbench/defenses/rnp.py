@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backdoorbench.config.acts import Acts, Only
+from backdoorbench.config.acts import Acts, Only, Unless
 from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
@@ -46,7 +46,7 @@ class RNP(Defense):
 
     The accuracy of each epoch of unlearning, and how many channels each threshold takes, are noted in the record."""
 
-    acts: ClassVar[Acts] = {"threshold": Only("selection", "fixed")}
+    acts: ClassVar[Acts] = {"threshold": Only("selection", "fixed"), "decay": Unless("milestones", [])}
 
     unlearn_epochs: int
     milestones: tuple[int, ...]
