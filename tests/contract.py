@@ -125,7 +125,7 @@ ROWS = (  # one line each
     Row("defense", "bnp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06), beside={"augment.rotation": ("defense.u=0.2", "holdout.rate=0.03")}),
     Row("defense", "clp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
     Row("defense", "ep", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
-    Row("defense", "bti_dbf", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1"), why="test_inversion.py: its mask and its bounds"),
+    Row("defense", "bti_dbf", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1", "defense.batch_size=8", "defense.image_bound=1000"), why="test_inversion.py: its mask and its bounds"),
     Row("defense", "d_br", quick=("defense.warmup_epochs=1", "defense.spread_epochs=1", "defense.epochs=1"), why="no bound is known yet"),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06)),  # as lp and ft_init FST's ablation: what it removes is the finding
     Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}),
@@ -143,7 +143,7 @@ ROWS = (  # one line each
     Row("defense", "nc", quick=("defense.reversal.units=4", "defense.reversal.success=0.2", "defense.threshold=0.01", "defense.epochs=2"), why="test_nc.py: what it stamps", beside={f"reversal.{name}": ("defense.reversal.units=16", "defense.reversal.patience=1", "defense.reversal.stop_patience=2") for name in ("multiplier", "stop_patience", "stop_factor")}),
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
     Row("defense", "npd", quick=("defense.warmup_epochs=1", "defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_npd.py: its layer and its ball", beside=dict.fromkeys(("radius", "step", "steps", "gradient"), ("defense.enough=1.0", "defense.radius=0.5"))),
-    Row("defense", "pam", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1"), why="test_inversion.py: its path"),
+    Row("defense", "pam", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1", "defense.batch_size=8", "defense.image_bound=1000"), why="test_inversion.py: its path"),
     Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases"),
     Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
     Row("defense", "sau", quick=("defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_sau.py: its ball and its shared set"),
