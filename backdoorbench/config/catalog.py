@@ -205,7 +205,9 @@ def _docstring(text: str) -> tuple[str, str, dict[str, str]]:
     file = (Path(__file__).resolve().parents[1] / module).with_suffix(".py")
     if not file.is_file():
         return "", "", {}
-    said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    source = file.read_text(encoding="utf-8")
+    opening = source[: source.find('"""', 3) + 3]  # the rest of the module need not be parsed
+    said = ast.get_docstring(ast.parse(opening)) or ""
     sections: dict[str, str] = {}
     current = ""
     for line in said.splitlines()[1:]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ ASK_THE_DATA_SET = ("attack", "defense", "detector", "train")  # groups whose op
 OmegaConf.register_new_resolver("either", lambda own, else_: else_ if own is None else own, replace=True)
 
 
+@cache
 def conf_dir() -> Path:
     """The folder of the yaml files: the wheel's copy inside the package, else `conf/` beside it."""
     package = Path(__file__).resolve().parents[1]
