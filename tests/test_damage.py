@@ -139,8 +139,8 @@ def damages(whole: tuple[Path, Run], count: int, caplog: pytest.LogCaptureFixtur
     assert {name: (outputs / name).read_bytes() for name in tensors} == tensors  # made again, byte for byte
 
 
-def test_twelve_single_bytes(whole: tuple[Path, Run], caplog: pytest.LogCaptureFixture) -> None:
-    damages(whole, 12, caplog)
+def test_four_single_bytes(whole: tuple[Path, Run], caplog: pytest.LogCaptureFixture) -> None:
+    damages(whole, 4, caplog)
 
 
 @pytest.mark.slow
@@ -435,8 +435,8 @@ def mends_images(images: Path, count: int, caplog: pytest.LogCaptureFixture) -> 
         shutil.rmtree(aside)
 
 
-def test_twelve_single_bytes_of_images(images: Path, caplog: pytest.LogCaptureFixture) -> None:
-    mends_images(images, 12, caplog)
+def test_four_single_bytes_of_images(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mends_images(images, 4, caplog)
 
 
 @pytest.mark.slow

@@ -29,6 +29,10 @@ from backdoorbench.pipeline.job import Job
 from backdoorbench.streams import Stream
 from backdoorbench.training.recipe import CosineTo, bare_recipe
 
+FEW = [  # timm's take longest
+    pytest.param(name, marks=[pytest.mark.slow] if name.startswith("timm") else []) for name in NETS
+]
+
 
 def defense(**changes: Any) -> FMP:
     node = compose(["defense=fmp", "dataset=cifar10"])["defense"]
@@ -136,7 +140,7 @@ def test_2_p_beyond_every_layer_is_plain_fine_tuning(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("epochs", [0, 3])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", FEW)
 def test_3_each_layer_loses_its_share_for_good(name: str, epochs: int) -> None:
     """Assertions 2 and 3: so many maps of each layer, and no others, are 0 before (no epochs) and after tuning."""
     notes: dict[str, Any] = {}
@@ -233,7 +237,7 @@ def test_5_the_ranking_depends_on_the_seed_alone() -> None:
 # ---- the ranking itself ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", FEW)
 def test_batched_scores_are_those_of_the_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it is exact about what a convolution returned: plain has in-place activations, tied runs it twice."""
     monkeypatch.setattr(fmp, "VALUES", 3 * 10**6)  # several copies, and several chunks a layer

@@ -9,7 +9,10 @@ from backdoorbench.metrics import Scores
 from backdoorbench.reporting import grids, notes, rows
 
 
-@pytest.mark.parametrize("dataset", ["digits", "gtsrb", "cifar10"])
+@pytest.mark.parametrize(
+    "dataset",
+    ["digits", pytest.param("gtsrb", marks=pytest.mark.slow), pytest.param("cifar10", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("group", ["attack", "defense", "detector"])
 def test_what_is_chosen_by_name_alone_has_nothing_to_say(dataset: str, group: str) -> None:
     for name in catalog.names(group):

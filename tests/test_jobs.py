@@ -288,7 +288,7 @@ def test_the_code_of_a_plan_says_whether_a_sweep_would_begin(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["detector=glob(zz*)"], "'detector=glob(zz*)' matches no option, so the sweep has no run. The options of detector are ac, nc, "),
+        (["detector=glob(zz*)"], "'detector=glob(zz*)' matches no option, so the sweep has no run. The options of detector are ac, latent_tac, "),
         (["atack=glob(*)"], "'atack' is no group, so 'atack=glob(*)' matches nothing. Did you mean 'attack'? The groups are "),
         (["seed=range(3,3)"], "'seed=range(3,3)' holds no number: the stop is left out."),
         (["seed=shuffle(range(2,1))"], "'seed=shuffle(range(2,1))' holds no number: the stop is left out."),

@@ -242,6 +242,7 @@ def test_a_sweep_ends_in_one_table_and_shares_infections(tmp_path: Path) -> None
     assert again.returncode == 0 and again.stdout.count("done before") == 4
 
 
+@pytest.mark.slow
 def test_a_failing_job_leaves_the_others_alone(tmp_path: Path) -> None:
     """A network that learns nothing: recorded as the sweep's failure, the other job runs; fail_fast stops before it."""
     words = ["-m", "attack=badnets", "defense=ft", "defense.epochs=1", *QUICK, "train.epochs=0,6"]

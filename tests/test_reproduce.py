@@ -237,7 +237,7 @@ def test_the_verb_turns_lists_into_a_sweep(monkeypatch: pytest.MonkeyPatch) -> N
     ("words", "said"),
     [
         (["fts"], "experiment 'fts' is unknown. Did you mean 'fst'"),
-        (["fst", "--scale", "tiny"], "scale 'tiny' is unknown. There are digits, full and small."),
+        (["fst", "--scale", "tiny"], "scale 'tiny' is unknown. There are cpu, digits, full and small."),
         (["fst", "--sale", "small"], "bdx reproduce: unrecognized arguments: --sale"),
     ],
 )

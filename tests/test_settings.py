@@ -283,11 +283,9 @@ def rows() -> list[Any]:
     return [pytest.param(row, marks=[] if row.smoke else [pytest.mark.slow], id=row.name) for row in contract.rows()]
 
 
-def some(group: str, *few: str) -> list[Any]:
-    """The options of a group; all but a few in the slow tier."""
-    return [
-        pytest.param(name, marks=[] if name in few else [pytest.mark.slow], id=name) for name in catalog.names(group)
-    ]
+def some(names: list[str], *few: str) -> list[Any]:
+    """Options of a group; all but a few in the slow tier."""
+    return [pytest.param(name, marks=[] if name in few else [pytest.mark.slow], id=name) for name in names]
 
 
 @pytest.mark.parametrize("row", rows())
@@ -317,7 +315,7 @@ def unasked(group: str) -> frozenset[str]:
     return frozenset(key.removeprefix(f"{group}.") for key in UNASKED)
 
 
-@pytest.mark.parametrize("name", some("train", "demo"))
+@pytest.mark.parametrize("name", some(catalog.names("train"), "demo"))
 def test_every_setting_of_a_recipe_acts_or_is_refused(name: str, outputs: Path, file: Path) -> None:
     words = (f"train={name}", *QUICKER, "train.batch_size=32", f"runtime.outputs={outputs}")
     falls = ("train.schedule=milestones", "train.milestones=[1]", "train.epochs=3")
@@ -327,19 +325,19 @@ def test_every_setting_of_a_recipe_acts_or_is_refused(name: str, outputs: Path, 
     assert_none(silent(Case("train", words, (trained,), beside, file, unasked("train"))))
 
 
-@pytest.mark.parametrize("name", options("model"))
+@pytest.mark.parametrize("name", some(options("model"), "demo"))
 def test_every_setting_of_a_network_acts_or_is_refused(name: str, outputs: Path, file: Path) -> None:
     words = (f"model={name}", *(word for word in QUICKER if not word.startswith("model")), f"runtime.outputs={outputs}")
     assert_none(silent(Case("model", words, (read,), {"stem": ("model.stem=as_is",)}, file, unasked("model"))))
 
 
-@pytest.mark.parametrize("name", some("holdout", "standard"))
+@pytest.mark.parametrize("name", some(catalog.names("holdout"), "standard"))
 def test_every_setting_of_a_holdout_acts_or_is_refused(name: str, outputs: Path, file: Path) -> None:
     words = (f"holdout={name}", "defense=ft", *QUICKER, f"runtime.outputs={outputs}")
     assert_none(silent(Case("holdout", words, (divided,), {}, file)))
 
 
-@pytest.mark.parametrize("name", ["digits", "folder"])
+@pytest.mark.parametrize("name", some(["digits", "folder"], "digits"))
 def test_every_setting_of_a_data_set_acts_or_is_refused(name: str, outputs: Path, file: Path, tmp_path: Path) -> None:
     """Through what is read, trained, poisoned or tuned: a target acts through attacks, `tuning` through defenses."""
     draw_folders(tmp_path)

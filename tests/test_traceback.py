@@ -291,7 +291,12 @@ def bdx(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[bytes]"]:
 
 
 @pytest.mark.parametrize(
-    "terminal", [ASCII, BARE, {"TERM": "dumb", "COLUMNS": "1", "NO_COLOR": "1"}], ids=["ascii", "C", "narrow"]
+    "terminal",
+    [
+        pytest.param(ASCII, marks=pytest.mark.slow, id="ascii"),
+        pytest.param(BARE, id="C"),
+        pytest.param({"TERM": "dumb", "COLUMNS": "1", "NO_COLOR": "1"}, marks=pytest.mark.slow, id="narrow"),
+    ],
 )
 def test_a_run_ends_whatever_the_terminal_can_print(
     terminal: dict[str, str], bdx: Callable[..., "subprocess.CompletedProcess[bytes]"]
