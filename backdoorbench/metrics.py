@@ -112,6 +112,31 @@ def auc(scores: Tensor, positive: Mask) -> float | None:
     return int(beaten.sum()) / (2 * len(above) * len(below))
 
 
+def matched_auc(scores: Tensor, positive: Mask, by: Tensor, bins: int = 10) -> float | None:
+    """The AUC of (N,) scores among entries of like (N,) `by`: the mean over bins, each weighted by its pairs, of which every one
+    holds as many positive entries. None where no bin holds both kinds.
+
+    >>> import torch
+    >>> matched_auc(torch.tensor([1, 2, 3, 4]), torch.tensor([False, True, False, True]), torch.tensor([0, 0, 9, 9]), 2)
+    1.0
+    """
+    from torch import bucketize, linspace, quantile
+
+    by = by.double()
+    if not positive.any():
+        return None
+    edges = quantile(by[positive], linspace(0, 1, bins + 1, dtype=by.dtype)[1:-1])
+    place = bucketize(by, edges, right=True)
+    beaten = pairs = 0.0
+    for turn in range(bins):
+        inside = place == turn
+        found = auc(scores[inside], positive[inside])
+        if found is not None:
+            weight = float(positive[inside].sum()) * float((~positive[inside]).sum())
+            beaten, pairs = beaten + found * weight, pairs + weight
+    return beaten / pairs if pairs else None
+
+
 def defense_effectiveness(infected: Scores, purified: Scores) -> float | None:
     """DER in [0, 1], or None without a trigger."""
     if infected.asr is None or purified.asr is None:

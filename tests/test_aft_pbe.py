@@ -23,7 +23,7 @@ from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.defenses import pbe as module
 from backdoorbench.defenses.aft import AFT
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.defenses.pbe import PBE, agreement, highest
+from backdoorbench.defenses.pbe import PBE, agreement, highest, margin, noisy
 from backdoorbench.errors import ConfigError, DataError, PairingError, TrainingError
 from backdoorbench.pipeline import infect, plan, watch
 from backdoorbench.pipeline.job import Job
@@ -266,7 +266,12 @@ def test_aft_keeps_one_optimiser_and_probes_every_pass(scene: Scene, monkeypatch
 
 def selections(scene: Scene, chosen: PBE, seed: int = 0) -> list[tuple[str, torch.Tensor, torch.Tensor | None]]:
     found: list[tuple[str, torch.Tensor, torch.Tensor | None]] = []
-    purify(scene, chosen, seed, inspect=lambda name, rows, suspicion: found.append((name, rows, suspicion)))
+
+    def keep(name: str, rows: torch.Tensor, suspicion: torch.Tensor | None, **_: torch.Tensor | None) -> None:
+        found.append((name, rows, suspicion))
+
+    purify(scene, chosen, seed, inspect=keep)
+    assert found.pop(0)[0] == "null"
     return found
 
 
@@ -303,7 +308,7 @@ def test_pbe_2_the_infected_models_logits_are_read_once(scene: Scene, monkeypatc
     chosen = defense("pbe")
     asked = scenario(scene, chosen)
     chosen.purify(asked)
-    assert len(found) == 3  # of the infected model, and before rounds 1 and 2; nothing after the last
+    assert len(found) == 4  # of the infected model, of its noisy copy, and before rounds 1 and 2; nothing after the last
     assert infection.train is not None
     with asked.autocast():
         assert torch.equal(plain(infection.model, infection.train), found[0])
@@ -420,6 +425,39 @@ def test_a_selection_is_judged_for_the_record_only(scene: Scene) -> None:
     assert run.notes["second"] == {"images": 12, "poisoned_share": 0.25, "auc": 1.0}
     watch.inspection(replace(infection, poisoned=None), run)("third", rows, None)
     assert run.notes["third"] == {"images": 12}
+
+
+def test_the_record_tells_what_margins_alone_tell(scene: Scene) -> None:
+    notes = Finding("purify", "")
+    purify(scene, defense("pbe"), inspect=watch.inspection(scene[1], notes))
+    null, first = notes.notes["null"], notes.notes["selection1"]
+    assert null["auc_margin"] == first["auc_margin"] > 0.5  # a planted trigger is surer than an image
+    assert null["auc"] + null["auc_margin"] == pytest.approx(1, abs=0.35)  # noise turns what is sure least
+    assert 0 <= first["auc_matched"] <= 1 and "auc_margin" not in notes.notes["selection0"]
+
+
+def test_noise_has_its_share_of_each_tensors_norm(scene: Scene) -> None:
+    model = scene[1].model
+    shaken = noisy(model, 0.05, Stream(0))
+    for before, after in zip(model.parameters(), shaken.parameters(), strict=True):
+        assert float((after - before).norm()) == pytest.approx(0.05 * float(before.norm()), rel=1e-4)
+
+
+def test_a_margin_is_the_lead_of_the_given_label() -> None:
+    logits = torch.tensor([[1.0, 4.0, 2.0], [0.0, -1.0, 3.0]])
+    assert margin(logits, torch.tensor([1, 0])).tolist() == [2.0, -3.0]
+
+
+def test_scores_that_are_margins_tell_nothing_among_like_margins() -> None:
+    generator = torch.Generator().manual_seed(0)
+    positive = torch.arange(4000) < 800
+    margins = torch.randn(4000, generator=generator) + 2 * positive
+    assert metrics.auc(margins, positive) > 0.9
+    noise = torch.randn(4000, generator=generator)
+    assert metrics.matched_auc(noise, positive, margins) == pytest.approx(0.5, abs=0.03)
+    assert metrics.matched_auc(margins, positive, margins) < 0.65
+    assert metrics.matched_auc(noise + 3 * positive, positive, margins) > 0.95
+    assert metrics.matched_auc(noise, positive & False, margins) is None
 
 
 def test_being_inspected_changes_nothing(scene: Scene) -> None:

@@ -35,18 +35,23 @@ from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import spans
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import DataError, check_range
-from backdoorbench.shapes import Logits, Rows
+from backdoorbench.shapes import Labels, Logits, Rows
+from backdoorbench.streams import Stream
 from backdoorbench.training.adversarial import PGD, partly_adversarial
 from backdoorbench.training.fit import fit, make_optimizer
 from backdoorbench.training.forward import logits
 from backdoorbench.training.recipe import Recipe, Tuning
+
+NULL = 0.05  # of a tensor's norm: noise whose scores stand beside the method's in the record
 
 
 @dataclass(frozen=True)
 class PBE(Defense):
     """Progressive backdoor erasing without a clean set.
 
-    How well a round told poisoned from clean goes to the record, never to the method."""
+    How well a round told poisoned from clean goes to the record, never to the method: the AUC of its scores, of the margins, of
+    the scores among rows of like margin; and as `null` the same of scores after random noise on the weights in place of tuning.
+    Triggered rows have large margins, so that any small change turns their logits least."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"model", "train"})
 
@@ -79,6 +84,10 @@ class PBE(Defense):
         optimizer, passed = new_optimizer(model, recipe), itertools.count()
         with scenario.autocast():
             infected = logits(model, train)  # f0
+            shaken = logits(noisy(model, NULL, scenario.stream.child("null")), train)
+        margins, null = margin(infected, train.labels.cpu()), agreement(infected, shaken)
+        if counts:
+            scenario.inspect("null", highest(null, counts[-1]), 1 - null, margins=margins)
         for turn, count in enumerate(counts):
             draws = scenario.stream.child(f"round{turn}")
             if turn == 0:
@@ -88,7 +97,7 @@ class PBE(Defense):
                 with scenario.autocast():
                     scores = agreement(infected, logits(model, train))
                 rows = highest(scores, count)
-                scenario.inspect(f"selection{turn}", rows, 1 - scores)
+                scenario.inspect(f"selection{turn}", rows, 1 - scores, margins=margins)
                 if self.restart == "infected":
                     model.load_state_dict(start)
                     optimizer = new_optimizer(model, recipe)
@@ -124,6 +133,22 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's, over all parameters."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return make_optimizer(parameters, recipe, parameters[0].device)
+
+
+def noisy(model: nn.Module, share: float, stream: Stream) -> nn.Module:
+    """A copy whose parameters carry Gaussian noise, each tensor's of `share` of its norm."""
+    copied, generator = copy.deepcopy(model), stream.generator()
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+            parameter.add_(noise * (share * parameter.norm() / noise.norm()))
+    return copied
+
+
+def margin(logits: Logits, labels: Labels) -> Tensor:
+    """(N,): the logit of each row's label over the largest of the others."""
+    own = logits.gather(1, labels[:, None])[:, 0]
+    return own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
 
 
 def agreement(first: Logits, second: Logits) -> Tensor:

@@ -48,12 +48,26 @@ def probe(
 
 
 def inspection(infection: Infection, finding: Finding) -> Inspect:
-    """Judges a defense's selection of training rows by the poison mask, for the record alone."""
+    """Judges a defense's selection of training rows by the poison mask, for the record alone.
 
-    def judge(name: str, rows: Rows, suspicion: Tensor | None, *, taken_for: TakenFor = "clean") -> None:
+    Where it hands over margins, `auc_margin` says how far they alone tell poisoned rows, `auc_matched` what the suspicion tells
+    among rows of like margin."""
+
+    def judge(
+        name: str,
+        rows: Rows,
+        suspicion: Tensor | None,
+        *,
+        taken_for: TakenFor = "clean",
+        margins: Tensor | None = None,
+    ) -> None:
         found: dict[str, Any] = {"images": len(rows)}
         if infection.poisoned is not None:
-            found |= judged(rows.cpu(), suspicion, infection.poisoned.cpu(), taken_for)
+            poisoned = infection.poisoned.cpu()
+            found |= judged(rows.cpu(), suspicion, poisoned, taken_for)
+            if margins is not None and suspicion is not None:
+                found["auc_margin"] = metrics.auc(margins.cpu(), poisoned)
+                found["auc_matched"] = metrics.matched_auc(suspicion.cpu(), poisoned, margins.cpu())
         finding.notes[name] = found
 
     return judge

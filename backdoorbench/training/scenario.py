@@ -20,10 +20,25 @@ TakenFor = Literal["clean", "poisoned"]
 class Inspect(Protocol):
     """Judges a choice of training rows, for the record alone."""
 
-    def __call__(self, name: str, rows: Rows, suspicion: Tensor | None, *, taken_for: TakenFor = "clean") -> None: ...
+    def __call__(
+        self,
+        name: str,
+        rows: Rows,
+        suspicion: Tensor | None,
+        *,
+        taken_for: TakenFor = "clean",
+        margins: Tensor | None = None,
+    ) -> None: ...
 
 
-def unseen(name: str, rows: Rows, suspicion: Tensor | None, *, taken_for: TakenFor = "clean") -> None:
+def unseen(
+    name: str,
+    rows: Rows,
+    suspicion: Tensor | None,
+    *,
+    taken_for: TakenFor = "clean",
+    margins: Tensor | None = None,
+) -> None:
     """The inspection of a scenario in which nobody knows what is poisoned."""
 
 
@@ -39,7 +54,7 @@ class Scenario:
     note    one-way: a figure for the record, `note("cosine", -0.31)`
     inspect one-way: which training rows the defense takes for clean, or with `taken_for="poisoned"` for poisoned, and how
             suspicious each row is (larger: more), for the record to judge; `inspect("selection1", rows, suspicion)`, (M,) and
-            (N,) or None
+            (N,) or None; `margins` (N,), how surely the model says each row's label, where a suspicion may have told no more
     device  where the images and the model lie
     """
 
