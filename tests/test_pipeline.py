@@ -45,6 +45,7 @@ def test_a_run_leaves_everything(run: Callable[..., Job]) -> None:
     assert content["environment"]["packages"]["torch"] == metadata.version("torch")
     assert content["config"]["train"]["precision"] in ("bf16", "float32")  # what auto meant here
     assert infect["notes"]["poisoned"] == infect["notes"]["requested"] == 38
+    assert purify["details"]["plain"] is True  # fine-tuning and nothing else: what `fragile` goes by
     assert [point["epoch"] for point in purify["curve"]] == list(range(1, 21))
     assert record.read(done.folder).purified == done.run.purified
 

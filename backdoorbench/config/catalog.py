@@ -4,13 +4,17 @@ Nothing here imports a method, so that `bdx list` and `bdx show` answer at once;
 """
 
 import ast
+import functools
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from backdoorbench.config.compose import choices, conf_dir
 from backdoorbench.config.groups import NAMES
+from backdoorbench.config.plugins import OWN_PACKAGE
 from backdoorbench.errors import ConfigError, did_you_mean, first_line, join_words
 
 HEADINGS = ("Idea", "Paper", "Follows", "Departs", "Cost")
@@ -196,15 +200,42 @@ def _split_comment(rest: str) -> tuple[str, str]:
     return value.strip(), comment.strip() if mark else ""
 
 
+@functools.cache
+def declared(target: str, fact: str) -> Any:
+    """What the class that a `_target_` names says of itself in a line such as `plain: ClassVar[bool] = True`. It is not imported.
+    None where it says nothing, or is none of ours."""
+    module, _, name = target.rpartition(".")
+    file = _source(module)
+    if file is None:
+        return None
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    lines = [line for kind in tree.body if isinstance(kind, ast.ClassDef) and kind.name == name for line in kind.body]
+    for line in lines:
+        if (
+            isinstance(line, ast.AnnAssign)
+            and ast.unparse(line.target) == fact
+            and isinstance(line.value, ast.Constant)
+        ):
+            return line.value.value
+    return None
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module of this package; None where there is none."""
+    package, *inner = module.split(".")
+    if package != OWN_PACKAGE or not inner or not all(part.isidentifier() for part in inner):
+        return None
+    file = Path(__file__).resolve().parents[1].joinpath(*inner).with_suffix(".py")
+    return file if os.path.isfile(file) else None
+
+
 def _docstring(text: str) -> tuple[str, str, dict[str, str]]:
     """Title, name and headed paragraphs of the module that a yaml's `_target_` names, without importing it."""
-    match = re.search(r"^_target_: backdoorbench\.([\w.]+)\.\w+", text, flags=re.MULTILINE)
-    if match is None:
+    match = re.search(r"^_target_: ([\w.]+)\.\w+", text, flags=re.MULTILINE)
+    file = _source(match[1]) if match else None
+    if match is None or file is None:
         return "", "", {}
-    module = match[1].replace(".", "/")
-    file = (Path(__file__).resolve().parents[1] / module).with_suffix(".py")
-    if not file.is_file():
-        return "", "", {}
+    module = match[1].partition(".")[2].replace(".", "/")
     source = file.read_text(encoding="utf-8")
     opening = source[: source.find('"""', 3) + 3]  # the rest of the module need not be parsed
     said = ast.get_docstring(ast.parse(opening)) or ""

@@ -23,6 +23,9 @@ class Defense(ABC):
     retrains: ClassVar[bool] = False  # whether it trains a network anew by the victim's recipe
     draws: ClassVar[bool] = True  # whether another seed gives another model
     tunes: ClassVar[bool] = True  # whether it changes weights
+    plain: ClassVar[bool] = (
+        False  # whether it is plain fine-tuning: a backdoor that this ends tells nothing of other defenses
+    )
 
     name: str
 

@@ -9,7 +9,7 @@ Cost     `epochs` passes over the holdout, forward and backward
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ from backdoorbench.training.recipe import Tuning, TuningSchedule
 @dataclass(frozen=True)
 class FT(Defense):
     """Fine-tuning of all parameters on the holdout."""
+
+    plain: ClassVar[bool] = True
 
     tuning: Annotated[Tuning, BESIDE]
     epochs: int

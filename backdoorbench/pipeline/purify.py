@@ -37,7 +37,7 @@ def carry_out(
 ) -> Purified:
     """Purifies the infected model, whose predictions on the test set are `before`; the finding in the run."""
     finding = run.begin(PURIFY.name, made.defense.name)
-    finding.details["starts_from"] = made.defense.starts_from
+    finding.details |= {"starts_from": made.defense.starts_from, "plain": made.defense.plain}
     with finding.timed("purify"):
         model = purify(made, infection, test, finding, announce)
     finding.seconds["purify"] = round(finding.seconds["purify"] - finding.seconds.get("curve", 0.0), 3)

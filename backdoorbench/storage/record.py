@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 FILE = "record.json"
 STATUSES = ("running", "done", "failed", "interrupted")
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a record leaves out of a stage
-KEPT = ("largest_share", "ca_per_class", "starts_from", "holdout_ca", "flagged")  # details that tables and plots need
+KEPT = (
+    "largest_share", "ca_per_class", "starts_from", "plain", "holdout_ca", "flagged",
+)  # details that tables and plots need  # fmt: skip
 
 
 @dataclass
