@@ -35,6 +35,28 @@ class Scores:
     n_triggered: int
 
 
+@dataclass(frozen=True)
+class Limits:
+    """When a defense has done its work: it costs at most `ca_loss` of CA and leaves an ASR below `asr`. Fractions; figures are
+    compared as tables print them, to a hundredth of a point.
+
+    >>> Limits().met(0.94 - 0.91, 0.0999), Limits().met(0, 0.1)
+    (True, False)
+    """
+
+    ca_loss: float = 0.03
+    asr: float = 0.1
+
+    def met(self, loss: float, asr: float) -> bool:
+        return round(loss, 4) <= round(self.ca_loss, 6) and round(asr, 4) < round(self.asr, 6)
+
+    def __str__(self) -> str:
+        return f"an ASR below {100 * self.asr:g} % at a loss of at most {100 * self.ca_loss:g} points of CA"
+
+
+LIMITS = Limits()  # unless somebody says otherwise
+
+
 def accuracy(predicted: Labels, true: Labels) -> float:
     """Share of (N,) predictions equal to (N,) labels; ValueError over no image.
 

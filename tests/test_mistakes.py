@@ -262,6 +262,23 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["report", "empty", "--metric", "asr,acc"],
         "--metric is 'acc'; expected some of ca, asr, ra, der, auroc, tpr_1, tpr_5, tpr_10, tpr, fpr, precision, anomaly_index, any_flagged and target_flagged. Change --metric.",
     ),
+    "verdicts, a line a run": (
+        ["report", "empty", "--verdicts", "--format", "runs-csv"],
+        "bdx report: argument --verdicts: runs-csv holds one line a run. {report}",
+    ),
+    "limit that is no number": (["report", "empty", "--ca-loss", "3%"], "--ca-loss is '3%'; expected a number. Change --ca-loss."),
+    "limit below nothing": (
+        ["report", "empty", "--ca-loss", "-1"],
+        "--ca-loss is -1; expected a number between 0 and 100. Change --ca-loss.",
+    ),
+    "limit that nothing meets": (
+        ["report", "empty", "--verdicts", "--asr-below", "0"],
+        "--asr-below is 0; expected a number between 0.01 and 100. Change --asr-below.",
+    ),
+    "limit that is none": (
+        ["report", "empty", "--asr-below=nan"],
+        "--asr-below is nan; expected a number between 0.01 and 100. Change --asr-below.",
+    ),
     "report by rows alone": (["report", "empty", "--rows", "attack"], "bdx report: argument --rows: it goes with --columns. {report}"),
     "report by rows as csv": (
         ["report", "empty", "--rows", "attack", "--columns", "defense", "--format", "runs-csv"],
@@ -330,7 +347,7 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().err
     usage = (
         "Expected: bdx report [-h] [--config-dir DIR] [--rows LIST] [--columns LIST] [--metric LIST] [--format "
-        "{terminal,csv,runs-csv,md,latex,html}] [--output FILE] [--tsne DIR] DIR [DIR ...]."
+        "{terminal,csv,runs-csv,md,latex,html}] [--verdicts] [--ca-loss POINTS] [--asr-below PERCENT] [--output FILE] [--tsne DIR] DIR [DIR ...]."
     )
     known = {f"{group}s": ", ".join(catalog.names(group)) for group in ("attack", "defense")}
     known |= {"launchers": launchers(), "report": usage}

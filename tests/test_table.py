@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from records import made_run
+from records import made_run, old_record
 
 from backdoorbench.config.compose import compose
 from backdoorbench.errors import ConfigError
@@ -72,24 +72,9 @@ def test_folders_of_images_are_told_apart() -> None:
     ]
 
 
-def old(given: Run, **changes: Any) -> dict[str, Any]:
-    """The record that this run had before there were stages, and before some settings were there to choose."""
-    config = {name: value for name, value in given.config.items() if name not in ("detector", "inspection")}
-    dataset = {name: value for name, value in config["dataset"].items() if name not in ("target", "tuning")}
-    before, after = given.infection, given.purification
-    return {
-        "id": given.id, "status": given.status, "label": "", "config": config | {"dataset": dataset},
-        "infected": vars(before.scores), "purified": vars(after.scores), "control": None,
-        "infection": {"key": "0123456789ab", "cached": True, "seconds": {"infect": 9.0}, "status": before.status, "reasons": [],
-                      "facts": {"poisoned": 137}, "history": [], "target": "target 0"},
-        "details": {"infected": {}, "purified": after.details}, "curve": [], "notes": {}, "seconds": {"infect": 9.0, "purify": 1.0},
-        "environment": given.environment, "started": "", "error": None,
-    } | changes  # fmt: skip
-
-
 def test_records_from_before_there_were_stages_make_the_same_tables() -> None:
     runs = [*RUNS, constant(2), run("ft", 2, 0.7, infection="weak")]
-    again = [from_plain(old(made)) for made in runs]
+    again = [from_plain(old_record(made)) for made in runs]
     rows, others = aggregate(again), aggregate(runs)
     assert list_grids(rows, ("ca", "asr", "der")) == list_grids(others, ("ca", "asr", "der"))
     assert formats.as_csv(rows) == formats.as_csv(others) and notes.footer(rows, again) == notes.footer(others, runs)
@@ -396,10 +381,10 @@ def test_markdown() -> None:
 def test_csv_holds_fractions() -> None:
     lines = formats.as_csv(aggregate(RUNS[:1])).splitlines()
     assert lines == [
-        "dataset,model,attack,rate,defense,n,collapsed,seeds,status,infected_ca,infected_ca_std,infected_asr,infected_asr_std,"
+        "dataset,model,attack,rate,defense,n,collapsed,seeds,status,fragile,infected_ca,infected_ca_std,infected_asr,infected_asr_std,"
         "infected_ra,infected_ra_std,purified_ca,purified_ca_std,purified_asr,purified_asr_std,purified_ra,purified_ra_std,"
         "der,der_std,published_ca,published_asr,published_ra,certainty,source",
-        "digits,demo,badnets,10 %,ft,1,0,0,took,0.970000,,0.950000,,0.050000,,0.960000,,0.900000,,0.100000,,0.520000,,,,,,",
+        "digits,demo,badnets,10 %,ft,1,0,0,took,,0.970000,,0.950000,,0.050000,,0.960000,,0.900000,,0.100000,,0.520000,,,,,,",
     ]
 
 

@@ -1,9 +1,11 @@
-"""bdx report DIR... [--rows attack --columns defense] [--metric asr,ca,ra,der] [--format FORMAT] [--output FILE]"""
+"""bdx report DIR... [--rows attack --columns defense] [--metric asr,ca,ra,der] [--verdicts] [--format FORMAT] [--output FILE]"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from backdoorbench.cli.arguments import Parser, drawn_features, figures_of, need, read_runs, words_of
+from backdoorbench.errors import ConfigError, check_range, shown
+from backdoorbench.metrics import LIMITS, Limits
 
 FORMATS = ("terminal", "csv", "runs-csv", "md", "latex", "html")
 
@@ -27,6 +29,21 @@ def carry_out(words: Sequence[str]) -> int:
         default="terminal",
         help="csv: a line a setting, over seeds; runs-csv: a line a run, for pandas; html: one page, with plots",
     )
+    parser.add_argument(
+        "--verdicts",
+        action="store_true",
+        help="ranks the defenses over the attacks and rates that all of them have; csv: a line a defense instead",
+    )
+    parser.add_argument(
+        "--ca-loss",
+        metavar="POINTS",
+        help=f"of CA, at most, for a verdict's `met` and for `fragile`; {100 * LIMITS.ca_loss:g} by default",
+    )
+    parser.add_argument(
+        "--asr-below",
+        metavar="PERCENT",
+        help=f"what a defense must bring ASR below, for the same; {100 * LIMITS.asr:g} by default",
+    )
     parser.add_argument("--output", metavar="FILE", help="write there instead of printing; html needs it")
     parser.add_argument(
         "--tsne", metavar="DIR", action="append", default=[], help="html: draws this run's features, too"
@@ -42,6 +59,12 @@ def carry_out(words: Sequence[str]) -> int:
         parser.error(
             f"argument --rows: {chosen.format} holds one line a {'run' if '-' in chosen.format else 'setting'}"
         )
+    if chosen.verdicts and chosen.format == "runs-csv":
+        parser.error("argument --verdicts: runs-csv holds one line a run")
+    limits = Limits(
+        _share("--ca-loss", chosen.ca_loss, LIMITS.ca_loss, 0),
+        _share("--asr-below", chosen.asr_below, LIMITS.asr, 0.01),
+    )
     if chosen.format == "html" and chosen.output is None:
         parser.error("argument --format: html needs --output FILE")
     if chosen.tsne and chosen.format != "html":
@@ -53,7 +76,7 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.reporting import terminal
     from backdoorbench.storage import store
 
-    made = report.make(read_runs(chosen.folders), figures, lines, columns)
+    made = report.make(read_runs(chosen.folders), figures, lines, columns, limits, chosen.verdicts)
     if chosen.format == "terminal" and chosen.output is None:
         terminal.print_tables(screen.make_console(), made)
         return 0
@@ -75,3 +98,15 @@ def carry_out(words: Sequence[str]) -> int:
     store.write_text(Path(chosen.output), text)
     print(f"wrote {chosen.output}")
     return 0
+
+
+def _share(flag: str, text: str | None, usual: float, least: float) -> float:
+    """A number of percent or of points as a fraction."""
+    if text is None:
+        return usual
+    try:
+        percent = float(text)
+    except ValueError:
+        raise ConfigError(f"{flag} is {shown(text)}; expected a number. Change {flag}.") from None
+    check_range(flag, percent, least, 100)
+    return percent / 100

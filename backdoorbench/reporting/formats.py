@@ -16,7 +16,7 @@ from backdoorbench.reporting.rows import FIGURES, RISES, TITLES, Row
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "–": "--", "—": "---", "·": r"$\cdot$", "→": r"$\rightarrow$",
-    "†": r"$^\dagger$", "‡": r"$^\ddagger$", "−": r"$-$", "≤": r"$\leq$",
+    "†": r"$^\dagger$", "‡": r"$^\ddagger$", "§": r"\S{}", "−": r"$-$", "≤": r"$\leq$",
 } | {mark: "\\" + mark for mark in "&%_#${}"}  # fmt: skip
 LINE, HEAD = 112, 16  # letters of a line of small print between margins of 2 cm; of a column's name, where it wraps
 LATIN = 0x17F  # the last letter that LaTeX's standard fonts are sure to have
@@ -154,7 +154,7 @@ def latex(text: str) -> str:
 
 def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None) -> str:
     """Fractions, not percent: one line a row, mean and spread of each figure, empty where not measured; then what was
-    published for it, how sure that reading is, and its source.
+    published for it, how sure that reading is, and its source. `fragile` is empty where no plain fine-tuning tells.
 
     beside  place of a row -> its comparison"""
     columns = list(rows[0].names) if rows else []
@@ -163,19 +163,21 @@ def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None) 
     figures = [*(f"{stage.model}_{name}" for stage in JUDGED for name in FIGURES), "der"]
     published = [*(f"published_{name}" for name in FIGURES), "certainty", "source"]
     measured = [f"{figure}{part}" for figure in figures for part in ("", "_std")]
-    writer.writerow([*columns, "n", "collapsed", "seeds", "status", *measured, *published])
+    writer.writerow([*columns, "n", "collapsed", "seeds", "status", "fragile", *measured, *published])
     for place, row in enumerate(rows):
         cells = [*(row.before[name] for name in FIGURES), *(row.figures[name] for name in (*FIGURES, "der"))]
-        shown = [_fraction(value) for cell in cells for value in (cell.mean, cell.spread)]
+        shown = [fraction(value) for cell in cells for value in (cell.mean, cell.spread)]
         found = beside.get(place) if beside else None
         theirs = found.published if found else None
-        shown += [_fraction(theirs.scores.get(name)) if theirs else "" for name in FIGURES]
+        shown += [fraction(theirs.scores.get(name)) if theirs else "" for name in FIGURES]
         shown += [theirs.certainty, theirs.source] if theirs else ["", ""]
         seeds = " ".join(str(seed) for seed in row.seeds)
         state = " ".join(row.marks) or "took"
-        writer.writerow([*(row.names[c] for c in columns), row.n, len(row.collapsed), seeds, state, *shown])
+        known = "" if row.fragile is None else "yes" if row.fragile else "no"
+        writer.writerow([*(row.names[c] for c in columns), row.n, len(row.collapsed), seeds, state, known, *shown])
     return buffer.getvalue()
 
 
-def _fraction(value: float | None) -> str:
+def fraction(value: float | None) -> str:
+    """A figure in a CSV; empty where not measured."""
     return "" if value is None else f"{value:.6f}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ from backdoorbench.reporting.rows import (
     tell_apart,
 )
 
-LEFT_OUT, WEAK = "†", "‡"  # marks of a cell: some of its runs collapsed; its infection is weak or broken
+LEFT_OUT = "†"  # the mark of a cell some of whose runs collapsed
+WEAK, FRAGILE = "‡", "§"  # marks of a cell whose infection is weak or broken; whose backdoor plain fine-tuning ends
 CLEAN = "clean model"  # what stands above a detector's figures on the control
 OF_IMAGES = (
     ("auroc", "tpr_1", "tpr_5", "tpr_10", "tpr", "fpr", "precision"),
@@ -129,12 +130,18 @@ def _listed(rows: Sequence[Row], stage: Stage) -> Iterator[tuple[str, list[str],
             enumerate(members), key=lambda pair: (order[called[0][pair[0]]], rate_of(pair[1].config))
         ):
             names = [texts[place] for texts in called]
-            names[0] += "".join(f" ({mark})" for mark in row.marks)
+            names[0] += "".join(f" ({word})" for words in _warnings(row).values() for word in words)
             if row.collapsed:
                 names[-1] += f" ({len(row.collapsed)} of {len(row.seeds)} collapsed)"
             lines.append((names, row))
         shared = f"rate {rates.pop()}" if len(rates) == 1 else ""
         yield " · ".join(filter(None, (title, shared))), named, lines
+
+
+def _warnings(row: Row) -> dict[str, tuple[str, ...]]:
+    """What must be said of a row's infections: mark -> its words."""
+    said = {WEAK: row.marks, FRAGILE: ("fragile",) if row.fragile else ()}
+    return {mark: words for mark, words in said.items() if words}
 
 
 def _figure(cells: Mapping[str, Cell], name: str, best: bool = False) -> Item:
@@ -175,17 +182,16 @@ def _pivot(
     shown: list[list[Item]] = []
     for line in _in_order([place[0] for place in (*before, *placed)]):
         members = [row for place, row in (*before.items(), *placed.items()) if place[0] == line]
-        weak = all(row.marks for row in members)
-        marks = sorted({mark for row in members for mark in row.marks}) if weak else []
+        shared, words = _shared([_warnings(row) for row in members])
         items = [Item(text) for text in line]
-        items[0] = Item(items[0].text + (f" ({', '.join(marks)})" if weak else ""))
+        items[0] = Item(items[0].text + (f" ({', '.join(words)})" if words else ""))
         for column in heads:
             if (line, column) in before:
                 row = before[line, column]
-                items += [_item(row, row.before, name, False, weak, None) for name in figures]
+                items += [_item(row, row.before, name, False, shared, None) for name in figures]
             elif (line, column) in placed:
                 row = placed[line, column]
-                items += [_item(row, row.figures, name, name in row.best, weak, usual[0]) for name in figures]
+                items += [_item(row, row.figures, name, name in row.best, shared, usual[0]) for name in figures]
             else:
                 items += [Item(DASH)] * len(figures)
         shown.append(items)
@@ -204,12 +210,23 @@ def _before(placed: Mapping[Place, Row], lines: Sequence[str], columns: Sequence
     return before
 
 
-def _item(row: Row, cells: Mapping[str, Cell], figure: str, best: bool, known_weak: bool, usual: int | None) -> Item:
-    """A cell of a pivot, with its marks; its n where it is another than most cells have."""
+def _shared(warnings: Sequence[Mapping[str, Sequence[str]]]) -> tuple[set[str], list[str]]:
+    """The marks that all cells of a line have, which its label then says, and their words."""
+    shared = set.intersection(*(set(found) for found in warnings))
+    return shared, [
+        word
+        for mark in (WEAK, FRAGILE)
+        if mark in shared
+        for word in sorted({word for found in warnings for word in found[mark]})
+    ]
+
+
+def _item(row: Row, cells: Mapping[str, Cell], figure: str, best: bool, known: Set[str], usual: int | None) -> Item:
+    """A cell of a pivot, with its marks but for those `known` of its line; its n where it is another than most cells have."""
     if figure not in cells:
         return Item(DASH)
     after = usual is not None
-    marks = (LEFT_OUT if row.collapsed and after else "") + (WEAK if row.marks and not known_weak else "")
+    marks = (LEFT_OUT if row.collapsed and after else "") + "".join(m for m in _warnings(row) if m not in known)
     count = f" (n {row.n})" if after and row.n != usual and row.n else ""
     return Item(show(cells[figure], figure) + count + (f" {marks}" if marks else ""), best, cells[figure].mean)
 

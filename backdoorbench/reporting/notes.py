@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from backdoorbench import metrics
 from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.config.implied import beyond
-from backdoorbench.reporting.grids import LEFT_OUT, WEAK, Grid, blocks, labels
-from backdoorbench.reporting.rows import Row, compared, differing, look_up
+from backdoorbench.reporting.fragile import is_open, is_plain
+from backdoorbench.reporting.grids import FRAGILE, LEFT_OUT, WEAK, Grid, blocks, labels
+from backdoorbench.reporting.rows import DASH, Row, compared, differing, look_up
 
 if TYPE_CHECKING:
+    from backdoorbench.metrics import Limits
     from backdoorbench.storage.record import Run
 
 MOST = 10  # of a list in a note
@@ -28,11 +30,17 @@ CLEAN_MODEL = "clean: the same detector, asked about a clean model of the same r
 
 
 def below(
-    rows: Sequence[Row], found: Sequence[Row], runs: Sequence[Run], grids: Sequence[Grid], figures: Sequence[str]
+    rows: Sequence[Row],
+    found: Sequence[Row],
+    runs: Sequence[Run],
+    grids: Sequence[Grid],
+    figures: Sequence[str],
+    limits: Limits = metrics.LIMITS,
 ) -> list[str]:
     """Everything that must be said below a report's tables.
 
-    rows   that are in the tables of models; found: in those of detectors"""
+    rows    that are in the tables of models; found: in those of detectors
+    limits  within which plain fine-tuning makes an infection fragile"""
     items = [item for grid in grids for line in grid.lines for item in line]
     said = [footer([*rows, *found], runs)] if rows or found else []
     if any(item.best for item in items):
@@ -48,9 +56,17 @@ def below(
         said.append(f"settings that differ between attacks: {join_few(various)}")
     if any(WEAK in item.text for item in items):
         said.append(f"{WEAK} the infection is weak or broken: the figures of a defense mean little")
+    said += fragile(rows, limits, any(FRAGILE in item.text for item in items))
     if rows:
         said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
     return said + detectors(found)
+
+
+def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
+    """Those of the notes that explain a mark of this grid."""
+    shown = " ".join(item.text for line in grid.lines for item in line)
+    explained = {LEFT_OUT: LEFT_OUT, WEAK: WEAK, FRAGILE: FRAGILE, "fragile:": "fragile)"}  # how notes begin -> cells
+    return [note for note in said if any(head in note[:10] and mark in shown for head, mark in explained.items())]
 
 
 def footer(rows: Sequence[Row], runs: Sequence[Run]) -> str:
@@ -126,6 +142,27 @@ def varying(rows: Sequence[Row]) -> list[str]:
         f"{name}: " + "; ".join(f"{key} {', '.join(values)}" for key, values in settings.items())
         for name, settings in found.items()
     ]
+
+
+def fragile(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
+    """What plain fine-tuning says of the rows, and which of them have none beside them.
+
+    is_marked  whether a cell has the mark"""
+    said = []
+    if any(row.fragile for row in rows):
+        names = dict.fromkeys(row.names[row.stage.group] for row in rows if row.fragile and is_plain(row))
+        ends = f"plain fine-tuning ({', '.join(names)}) ends the backdoor by itself, with {limits}"
+        said.append(f"{f'{FRAGILE} ' if is_marked else ''}fragile: {ends}; so a defense proves nothing there")
+    if without := list(dict.fromkeys(_on_what(row) for row in rows if is_open(row))):
+        fine_tuning = "no plain fine-tuning (defense=ft) of the same infections"
+        said.append(f"{fine_tuning}, so whether they are fragile is not known: {join_few(without)}")
+    return said
+
+
+def _on_what(row: Row) -> str:
+    """`fst on badnets, 10 %`."""
+    rate = row.names["rate"]
+    return f"{row.names[row.stage.group]} on {row.names[INFECT.group]}" + (f", {rate}" if rate != DASH else "")
 
 
 def detectors(rows: Sequence[Row]) -> list[str]:

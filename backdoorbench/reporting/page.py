@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY, STAGES
 from backdoorbench.errors import DataError
-from backdoorbench.reporting import published
+from backdoorbench.reporting import published, verdicts
 from backdoorbench.reporting.grids import CLEAN, Grid
 from backdoorbench.reporting.plots.curves import curves
 from backdoorbench.reporting.plots.gallery import galleries, reversed_triggers
@@ -75,6 +75,7 @@ def render(
         counts=_counts(report),
         grids=[{"grid": grid, "groups": _groups(grid)} for grid in report.grids],
         notes=report.notes,
+        rankings=[{"grid": verdicts.as_grid(made), "notes": verdicts.said(made)} for made in report.rankings],
         published=published.as_grid(list(report.beside.values())) if report.beside else None,
         remarks=report.remarks,
         plots=_plots(report, " ".join(folders), figures, features),

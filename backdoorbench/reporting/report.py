@@ -4,16 +4,18 @@ beside them, failures, notes."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backdoorbench.config.groups import PURIFY
 from backdoorbench.errors import DataError
-from backdoorbench.reporting import formats, frame, grids, notes, published, rows
+from backdoorbench.metrics import LIMITS, Limits
+from backdoorbench.reporting import formats, fragile, frame, grids, notes, published, rows, verdicts
 from backdoorbench.reporting.grids import Grid
 from backdoorbench.reporting.published import Comparison
 from backdoorbench.reporting.rows import Row, heading
+from backdoorbench.reporting.verdicts import Ranking
 
 if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
@@ -40,6 +42,7 @@ class Report:
     beside    (place of a row, name of its model) -> what was published for it
     notes     what must be said below the tables; remarks: below the published figures
     interrupted  how many runs that were ended from outside; unended: those without any end: killed, or still going
+    rankings  of defenses, where they are asked for
     """
 
     found: Mapping[Path, Run]
@@ -52,16 +55,26 @@ class Report:
     failures: list[Failure]
     interrupted: int
     unended: int
+    rankings: list[Ranking] = field(default_factory=list)
 
 
-def make(found: Mapping[Path, Run], figures: Sequence[str], lines: Sequence[str], columns: Sequence[str]) -> Report:
+def make(
+    found: Mapping[Path, Run],
+    figures: Sequence[str],
+    lines: Sequence[str],
+    columns: Sequence[str],
+    limits: Limits = LIMITS,
+    is_ranked: bool = False,
+) -> Report:
     """The report of runs by the folder of their record.
 
     figures         of METRICS, in the order of the tables; tables of detectors show all of theirs, unless they are laid out by
                     some that are named here
-    lines, columns  what to lay the tables out by; both empty: a line a setting"""
+    lines, columns  what to lay the tables out by; both empty: a line a setting
+    limits          within which a defense has done its work, plain fine-tuning included
+    is_ranked       whether to rank the defenses, too"""
     runs = list(found.values())
-    models, detectors = rows.aggregate(runs), rows.detections(runs)
+    models, detectors = fragile.mark(rows.aggregate(runs), limits), rows.detections(runs)
     of_models = [name for name in figures if name not in OF_DETECTORS]
     of_detectors = [name for name in figures if name in OF_DETECTORS]
     if of_detectors and not of_models and not detectors:
@@ -81,7 +94,7 @@ def make(found: Mapping[Path, Run], figures: Sequence[str], lines: Sequence[str]
         laid_out += grids.pivot_grids(detectors, lines, columns, of_detectors) if is_pivot else listed
     beside = published.beside(models)
     interrupted, unended = (sum(run.status == status for run in runs) for status in ("interrupted", "running"))
-    said = notes.below(models if of_models else [], detectors, runs, laid_out, figures)
+    said = notes.below(models if of_models else [], detectors, runs, laid_out, figures, limits)
     said += (
         [f"{interrupted} run{'s' * (interrupted > 1)} interrupted: the same command goes on where it stopped"]
         if interrupted
@@ -89,7 +102,9 @@ def make(found: Mapping[Path, Run], figures: Sequence[str], lines: Sequence[str]
     )
     said += [f"{unended} run{'s' * (unended > 1)} without an end: killed, or still going"] if unended else []
     remarks = published.remarks(beside, models) if beside else []
-    return Report(found, models, detectors, laid_out, beside, said, remarks, _failures(found), interrupted, unended)
+    rankings = verdicts.rank(models, limits) if is_ranked else []
+    failures = _failures(found)
+    return Report(found, models, detectors, laid_out, beside, said, remarks, failures, interrupted, unended, rankings)
 
 
 def _failures(found: Mapping[Path, Run]) -> list[Failure]:
@@ -107,6 +122,9 @@ def markdown(report: Report) -> str:
     """Tables, notes, published figures and failures as Markdown."""
     parts = [formats.markdown(grid) for grid in report.grids]
     parts.append("".join(f"- {note}\n" for note in report.notes))
+    for ranking in report.rankings:
+        parts.append(formats.markdown(verdicts.as_grid(ranking)))
+        parts.append("".join(f"- {note}\n" for note in verdicts.said(ranking)))
     if report.beside:
         parts.append(formats.markdown(published.as_grid(list(report.beside.values()))))
         parts.append("".join(f"- {remark}\n" for remark in report.remarks))
@@ -118,10 +136,17 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-    """A table environment for each grid; what a caption cannot hold is a comment."""
-    brief = [note for note in report.notes if note not in report.notes[:1]]
+    """A table environment for each grid, with the footnotes of its marks; what else a caption cannot hold is a comment."""
+    brief = list(report.notes)
     parts = ["% \\usepackage{booktabs}\n"]
-    parts += [formats.latex_table(grid, report.notes[:1]) for grid in report.grids]
+    for grid in report.grids:
+        below = [*report.notes[:1], *notes.footnotes(grid, report.notes[1:])]
+        parts.append(formats.latex_table(grid, below))
+        brief = [note for note in brief if note not in below]
+    for ranking in report.rankings:
+        defined, *further = verdicts.said(ranking)
+        parts.append(formats.latex_table(verdicts.as_grid(ranking), [defined.rstrip(".")]))
+        brief += further
     if report.beside:
         parts.append(formats.latex_table(published.as_grid(list(report.beside.values()))))
     said = [*brief, *report.remarks, *(f"failed: {say(failure)}" for failure in report.failures)]
@@ -129,7 +154,9 @@ def latex(report: Report) -> str:
 
 
 def csv(report: Report) -> str:
-    """A line a setting."""
+    """A line a setting; of rankings a line a defense instead."""
+    if report.rankings:
+        return verdicts.as_csv(report.rankings)
     beside = {place: item for (place, model), item in report.beside.items() if model == PURIFY.model}
     return formats.as_csv(report.rows, beside)
 

@@ -24,6 +24,7 @@ from backdoorbench.config.groups import (
     UNKEYED,
     USUAL,
     Stage,
+    content_of,
     told_by,
     without_later,
 )
@@ -38,10 +39,11 @@ FIGURES = ("ca", "asr", "ra")  # of one model
 TITLES = {  # what tables call a figure
     "ca": "CA", "asr": "ASR", "ra": "RA", "der": "DER", "auroc": "AUROC", "tpr_1": "TPR@1", "tpr_5": "TPR@5", "tpr_10": "TPR@10",
     "tpr": "TPR", "fpr": "FPR", "precision": "precision", "anomaly_index": "index", "any_flagged": "flagged",
-    "target_flagged": "target",
+    "target_flagged": "target", "met": "met", "worst_asr": "worst ASR", "ca_loss": "CA loss", "front": "front",
 }  # fmt: skip
 RISES = {"ca": True, "asr": False, "ra": True, "der": True, "auroc": True, "tpr_1": True, "tpr_5": True, "tpr_10": True,
-         "tpr": True, "fpr": False, "precision": True}  # a figure -> whether more is better  # fmt: skip
+         "tpr": True, "fpr": False, "precision": True,
+         "met": True, "worst_asr": False, "ca_loss": False, "front": True}  # a figure -> whether more is better  # fmt: skip
 NUMBERS = ("anomaly_index",)  # figures that are no shares
 ANSWERS = ("any_flagged", "target_flagged")  # figures that are yes or no in one run
 
@@ -87,6 +89,8 @@ class Row:
     beside     a detector's figures -> Cell, where it judges the clean model of the same recipe (detect)
     collapsed  of the runs left out of `figures` the reason, by seed
     best       the figures in which it beats the other defenses on the same infections (purify)
+    runs       all of its runs, by seed (purify)
+    fragile    whether plain fine-tuning alone ends the backdoor of the same infections; None where none tells (`fragile.py`)
     """
 
     names: dict[str, str]
@@ -100,6 +104,8 @@ class Row:
     beside: dict[str, Cell] = field(default_factory=dict)
     collapsed: dict[int, str] = field(default_factory=dict)
     best: frozenset[str] = frozenset()
+    runs: tuple[Run, ...] = field(default=(), repr=False, compare=False)
+    fragile: bool | None = None
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
@@ -192,6 +198,7 @@ def _row(members: Sequence[Run], extra: Sequence[str]) -> Row:
         PURIFY,
         before={name: _cell(before, name) for name in FIGURES},
         collapsed=reasons,
+        runs=tuple(members),
     )
 
 
@@ -265,16 +272,54 @@ def _is_broken(run: Run) -> bool:
     return run.infection.status == "broken"
 
 
+def is_weak(run: Run) -> bool:
+    """Whether the infection is weak or broken, so that the figures of a defense mean little."""
+    return run.infection.status in ("weak", "broken")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run says of its defense: the figures of the model that it leaves, as fractions.
+
+    ca_loss    against the infected model; below 0 where CA rises
+    before     ASR and RA of the infected model
+    """
+
+    ca: float
+    asr: float
+    ra: float
+    ca_loss: float
+    der: float
+    before: tuple[float, float]
+    collapsed: bool
+
+
+def outcome(run: Run) -> Outcome | None:
+    """None where a model was not judged, or under no trigger."""
+    before, after, der = run.infected, run.purified, effectiveness(run)
+    if before is None or after is None or der is None:
+        return None
+    if before.asr is None or before.ra is None or after.asr is None or after.ra is None:
+        return None
+    judged = before.asr, before.ra
+    return Outcome(after.ca, after.asr, after.ra, before.ca - after.ca, der, judged, bool(collapse(run)))
+
+
+def by_infection(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows, those together that are about the same infections and the same holdout."""
+    settings: dict[str, list[Row]] = {}
+    identify, group = identifier(), PURIFY.group
+    for row in rows:
+        settings.setdefault(identify({**row.config, group: None, content_of(group): None}), []).append(row)
+    return list(settings.values())
+
+
 def _with_best(rows: Sequence[Row]) -> list[Row]:
     """The rows with their `best`: among the defenses on the same infections those with the best mean, as printed.
 
     Compared are defenses that finished every seed of the setting, none collapsed, on infections that took."""
-    settings: dict[str, list[Row]] = {}
-    identify = identifier()
-    for row in rows:
-        settings.setdefault(identify({**row.config, PURIFY.group: None}), []).append(row)
     best: dict[int, set[str]] = {}
-    for members in settings.values():
+    for members in by_infection(rows):
         seeds = {seed for row in members for seed in row.seeds}
         fit = [r for r in members if r.names[PURIFY.group] != "none" and not r.collapsed and not r.marks]
         fit = [row for row in fit if set(row.seeds) == seeds]

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from backdoorbench.reporting import published, report
+from backdoorbench.reporting import published, report, verdicts
 from backdoorbench.reporting.content import tell_apart_by_content
 from backdoorbench.reporting.grids import Grid, Item
 from backdoorbench.reporting.report import Report
@@ -32,10 +32,13 @@ def print_report(console: Console, runs: Sequence[Run]) -> None:
 
 
 def print_tables(console: Console, made: Report) -> None:
-    """A report: its tables, the best in bold and starred, published figures beside ours, failures with their logs."""
+    """A report: its tables, the best in bold and starred, verdicts, published figures beside ours, failures with their logs."""
     for grid in made.grids:
         print_grid(console, grid)
     _print_notes(console, made.notes)
+    for ranking in made.rankings:
+        print_grid(console, verdicts.as_grid(ranking))
+        _print_notes(console, verdicts.said(ranking))
     if made.beside:
         print_grid(console, published.as_grid(list(made.beside.values())))
         _print_notes(console, made.remarks)
