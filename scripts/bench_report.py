@@ -31,6 +31,7 @@ SECONDS, BYTES = 10.0, 1e9
 FORMATS = {
     "terminal": [],
     "terminal, attack by defense": ["--rows", "attack", "--columns", "defense", "--metric", "asr,der"],
+    "terminal, verdicts": ["--verdicts"],
     "csv": ["--format", "csv"],
     "runs-csv": ["--format", "runs-csv"],
     "md": ["--format", "md"],
@@ -93,7 +94,8 @@ def record(config: dict[str, Any], number: int) -> dict[str, Any]:
     error = "RuntimeError: made to fail\nwith two lines" if status == "failed" else None
     started = f"2026-01-01T00:00:{number % 60:02}+00:00"
     key = store.key("run", config)
-    return dataclasses.asdict(Run(key, status, "generated", config, [infect, purify], environment, started, error))
+    run = Run(key, status, "generated", config, [infect, purify], environment=environment, started=started, error=error)
+    return dataclasses.asdict(run)
 
 
 def measure(words: list[str], where: Path) -> tuple[float, float, float, int]:
