@@ -204,7 +204,7 @@ def test_what_is_missing_is_left_out_of_all_and_said() -> None:
     (ranking,) = ranked([*TWO_SEEDS, *more])
     assert lines(ranking) == lines(ranked(TWO_SEEDS)[0])
     assert ranking.notes == [
-        "left out of the verdicts, for missing runs: 1 defense: aft (1 of 7 runs). 1 cell: sig, 5 % (not all of fp). 1 seed: 2"
+        "left out of the verdicts, for missing runs: 1 defense: aft (1 of 7 runs). 1 cell: sig, 5 % (of fp). 1 seed: 2"
     ]
 
 

@@ -179,7 +179,7 @@ def _left_out(contest: _Contest, names: Sequence[str], cases: Sequence[Case], se
     lacking = []
     for case in (case for case in contest.cases if case not in cases):
         without = [name for name in names if any((case, seed) not in contest.runs[name] for seed in seeds)]
-        lacking.append(f"{_called(case)} (not all of {join_few(without)})")
+        lacking.append(f"{_called(case)} (of {join_words(without)})")
     others = sorted({seed for _, seed in every} - set(seeds))
     parts = [
         f"{len(found)} {noun}{'s' * (len(found) > 1)}: {join_few(found)}"
