@@ -204,6 +204,18 @@ def test_flags_may_stand_among_settings(capsys: pytest.CaptureFixture[str]) -> N
     assert "name: blended" in capsys.readouterr().out
 
 
+def test_a_part_that_is_not_there_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--cfg", "job", "--package", "nope"]) == 2
+    assert capsys.readouterr().err.startswith("bdx: --package is 'nope', which is no part of the configuration.")
+
+
+@pytest.mark.parametrize("words", [["attack=badnets"], ["show", "defense=fst"]])
+def test_a_mapping_may_have_numbers_for_names(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code = main([*words, "dataset.augment={1:2}"])
+    said = capsys.readouterr()
+    assert (code, said.err[:41]) == (2, "bdx: dataset.augment has no setting '1'. ") or "defense.alpha" in said.out
+
+
 def test_a_negative_seed_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[int] = []
 

@@ -1,11 +1,12 @@
 """What Hydra carries out, a run or a sweep: its errors as ours, its end as a table and an exit code."""
 
+import io
 import os
 import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     own = flags_among(rest)
     with Sweep(own) as swept:
         try:
-            launch(task, [*switches, *own, "--", *settings])  # Hydra wants its flags before the settings
+            with redirect_stderr(io.StringIO()) if chosen.package is not None else nullcontext():  # ours says it better
+                launch(task, [*switches, *own, "--", *settings])  # Hydra wants its flags before the settings
         except (BdxError, KeyboardInterrupt) as error:
             if swept.has_started():  # what was done until then is told
                 print_sweep(swept, INTERRUPT if isinstance(error, KeyboardInterrupt) else GAVE_UP)

@@ -121,5 +121,5 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Plain:
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value
+            found[f"{prefix}{name}"] = value  # a mapping that was typed may have numbers for names
     return found
