@@ -91,7 +91,7 @@ def test_the_default_composition_is_what_it_was() -> None:
         "target": 0, "sources": [], "poison_rate": 0.1, "rate_of": "all", "include_target_class": True, "cover_rate": 0.0,
         "mode": "replace", "abi": None, "pattern": "white3", "patch_file": None, "patch_size": 3, "position": None,
     }  # fmt: skip
-    assert resolved["holdout"]["rate"] == 0.05 and resolved["holdout"]["source"] == "withheld" and resolved["seed"] == 0
+    assert resolved["holdout"]["rate"] == 0.05 and resolved["holdout"]["kind"] == "reserved" and resolved["seed"] == 0
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_holdouts_images_are_part_of_a_key_and_their_place_is_not(tmp_path: Pa
     for folder, content in (("one", b"0"), ("two", b"0"), ("three", b"1")):
         (tmp_path / folder / "cat").mkdir(parents=True)
         (tmp_path / folder / "cat" / "0.png").write_bytes(content)
-        resolved = compose(["holdout.source=folder", f"holdout.root={tmp_path / folder}"])
+        resolved = compose(["holdout.kind=foreign", f"holdout.root={tmp_path / folder}"])
         keys.append(plan.run_settings(resolved, "digest"))
     assert keys[0] == keys[1] != keys[2]
 

@@ -38,6 +38,7 @@ def carry_out(
     """Purifies the infected model, whose predictions on the test set are `before`; the finding in the run."""
     finding = run.begin(PURIFY.name, made.defense.name)
     finding.details |= {"starts_from": made.defense.starts_from, "plain": made.defense.plain}
+    finding.details["holdout"] = {"kind": made.holdout.kind, **made.parts.describe()}
     with finding.timed("purify"):
         model = purify(made, infection, test, finding, announce)
     finding.seconds["purify"] = round(finding.seconds["purify"] - finding.seconds.get("curve", 0.0), 3)
