@@ -126,11 +126,12 @@ def as_keyed(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
     kept = without_later(group, node)
     if group == "holdout" and "kind" in kept:
         kind, split = kept.pop("kind"), kept.pop("split", "train")
-        kept["source"] = next(
+        named = (
             source
             for source, said in HOLDOUTS.items()
             if said["kind"] == kind and (kind != "reserved" or said["split"] == split)
         )
+        kept["source"] = next(named, kind)
     return kept
 
 
