@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from backdoorbench.attacks.base import Attack, Infection, Task
+from backdoorbench.attacks.base import Attack, Infection, Task, carry_out
 from backdoorbench.config import acts
 from backdoorbench.config import build as building
 from backdoorbench.config.compose import Plain, compose
@@ -94,7 +94,7 @@ def infect(attack: Attack, train: ImageSet, *settings: str, seed: int = 0) -> In
         clean: Infection = build("attack/none").infect(task, stream)
         return clean.model
 
-    return attack.infect(dataclasses.replace(task, surrogate=surrogate), stream)
+    return carry_out(attack, dataclasses.replace(task, surrogate=surrogate), stream)
 
 
 def purify(

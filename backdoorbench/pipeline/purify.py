@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from backdoorbench import device, metrics
-from backdoorbench.attacks.base import Infection
+from backdoorbench.attacks.base import Infection, check_counts
 from backdoorbench.config.groups import PURIFY
 from backdoorbench.data.images import ImageSet
 from backdoorbench.pipeline import evaluation, watch
@@ -92,5 +92,6 @@ def rebuilt(made: Plan, infection: Infection, finding: Finding) -> Infection:
     assert infection.trigger is not None
     clean, stream = made.parts.train.to(made.device), made.stream.child("rebuild")
     again = made.attack.rebuild(clean, infection.trigger, stream)
+    check_counts(made.attack, clean, again, "Nothing was purified")
     finding.notes["rebuilt_train"] = again.counts
     return dataclasses.replace(infection, train=again.train, poisoned=again.poisoned)
