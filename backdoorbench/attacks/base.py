@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NoReturn, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, get_args, get_type_hints, runtime_checkable
 
 import torch
 from torch import nn
@@ -365,10 +365,11 @@ class CleanLabelAttack(DataAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.labels == "clean" and self.mapping == "all_to_all":
+            can_relabel = "dirty" in get_args(get_type_hints(type(self))["labels"])
+            remedy = "all_to_one, or attack.labels=dirty" if can_relabel else "all_to_one or source_specific"
             raise ConfigError(
                 "attack.labels is clean with attack.mapping=all_to_all; a clean-label attack alters images of one class, "
-                "the target, and keeps their labels, so it cannot teach a target for each class. Set "
-                "attack.mapping=all_to_one, or attack.labels=dirty."
+                f"the target, and keeps their labels, so it cannot teach a target for each class. Set attack.mapping={remedy}."
             )
 
     def candidates(self, labels: Labels, target: Target) -> Rows:
