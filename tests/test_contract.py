@@ -416,3 +416,15 @@ def test_what_is_left_on_digits(row: Row, effect: Leaves, run: Callable[..., Job
     assert found.infected.asr >= 0.9  # there was something to remove
     assert found.purified.asr is not None and found.purified.asr <= effect.asr
     assert found.infected.ca - found.purified.ca <= effect.loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["badnets", "blended"])
+def test_all_to_all_takes_on_digits(name: str, run: Callable[..., Job]) -> None:
+    """At half of the rows; at a tenth a network of 460 steps learns no target for each class."""
+    words = ["attack.mapping=all_to_all", "attack.poison_rate=0.5", "defense=none", "control=off", "curve.every=0"]
+    found = run(f"attack={name}", *words).run
+    assert found.infection.status == "took" and found.infection.notes["target"] == "all to all"
+    assert found.infected is not None and found.infected.n_triggered == found.infected.n_clean == 360
+    assert found.infected.asr is not None and found.infected.ra is not None
+    assert found.infected.asr >= 0.8 and found.infected.asr + found.infected.ra <= 1

@@ -204,7 +204,7 @@ def _shipped(group: str, target: str, name: str) -> list[Plain]:
     own = [file for file in alike if file.stem == name]
     refined = [conf / kind / group / file.stem for file in own or alike for kind in REFINED]
     overlays = [path for folder in refined for path in sorted(folder.glob("*.yaml"))]
-    pinned = [file for kind in REFINED for file in sorted(conf.glob(f"{kind}/experiment/*/*.yaml"))]
+    pinned = [file for kind in REFINED for file in sorted(conf.glob(f"{kind}/experiment/*/*.yaml"))] if alike else []
     return [_read(file, group) for file in [*(own or alike), *overlays]] + [_read(file) for file in pinned]
 
 
