@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from backdoorbench.attacks.base import Attack, Infection, Task
+from backdoorbench.attacks.base import Attack, Infection, Task, carry_out
 from backdoorbench.config import acts
 from backdoorbench.config import build as building
 from backdoorbench.config.compose import Plain, compose
@@ -66,9 +66,14 @@ def load_dataset(name: str, device: str = "cpu", **changes: Any) -> tuple[ImageS
     return train, test
 
 
-def withhold(clean: ImageSet, rate: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """`clean` without a stratified share of `rate`, and that share: the victim's images, and the defender's."""
-    holdout = dataclasses.replace(build("holdout/standard"), rate=rate)
+def withhold(
+    clean: ImageSet, rate: float | None = None, seed: int = 0, *, per_class: int | None = None
+) -> tuple[ImageSet, ImageSet]:
+    """`clean` without some of its images, and these: the victim's images, and the defender's. They are a stratified share of
+    `rate`, or `per_class` images of each class."""
+    if (rate is None) == (per_class is None):
+        raise ValueError("expected either a rate or a per_class: a share of the images, or so many of each class")
+    holdout = dataclasses.replace(build("holdout/standard"), rate=rate or 0.0, per_class=per_class)
     parts = holdout.divide(clean, clean, Stream(seed).child("holdout"))
     if parts.holdout is None:
         raise ValueError("rate is 0: nothing is withheld")
@@ -89,7 +94,7 @@ def infect(attack: Attack, train: ImageSet, *settings: str, seed: int = 0) -> In
         clean: Infection = build("attack/none").infect(task, stream)
         return clean.model
 
-    return attack.infect(dataclasses.replace(task, surrogate=surrogate), stream)
+    return carry_out(attack, dataclasses.replace(task, surrogate=surrogate), stream)
 
 
 def purify(

@@ -168,7 +168,7 @@ def test_a_holdout_too_small_to_be_divided_is_refused() -> None:
         select().divide(few(11), Stream(0))
     assert str(caught.value) == (
         "defense.selection=holdout_drop judges by 10 of the 11 holdout images, at least one of each class; expected two others at "
-        "least to work on. Raise holdout.rate, lower defense.select_fraction, or set defense.selection=fixed."
+        "least to work on. Raise holdout.rate or holdout.per_class, lower defense.select_fraction, or set defense.selection=fixed."
     )
 
 

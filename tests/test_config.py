@@ -91,7 +91,7 @@ def test_the_default_composition_is_what_it_was() -> None:
         "target": 0, "sources": [], "poison_rate": 0.1, "rate_of": "all", "include_target_class": True, "cover_rate": 0.0,
         "mode": "replace", "abi": None, "pattern": "white3", "patch_file": None, "patch_size": 3, "position": None,
     }  # fmt: skip
-    assert resolved["holdout"]["rate"] == 0.05 and resolved["holdout"]["source"] == "withheld" and resolved["seed"] == 0
+    assert resolved["holdout"]["rate"] == 0.05 and resolved["holdout"]["kind"] == "reserved" and resolved["seed"] == 0
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_runtime_does_not_move_a_key_and_every_other_setting_does() -> None:
         return [p for k, v in node.items() for p in (changed(v, (*path, k)) if isinstance(v, dict) else [(*path, k)])]
 
     for path in changed(made):
-        if path in (("format",), ("dataset", "digest")):
+        if path in (("format",), ("dataset", "digest"), ("holdout", "source")):
             continue
         other = copy.deepcopy(resolved)
         node = other
@@ -176,6 +176,32 @@ def test_runtime_does_not_move_a_key_and_every_other_setting_does() -> None:
         if path[-1] == "_target_":
             node[path[-1]] = "backdoorbench.defenses.none.NoDefense"
         assert plan.run_settings(other, "digest") != made, path
+    for change in ({"kind": "seen"}, {"kind": "foreign"}, {"split": "test"}, {"per_class": 10}):
+        other = {**resolved, "holdout": {**resolved["holdout"], **change}}
+        assert plan.run_settings(other, "digest") != made, change
+
+
+def test_keys_hold_a_holdouts_kind_under_its_first_name() -> None:
+    """Infections and runs from before there were kinds are found again."""
+    for source, words in {
+        "withheld": [], "train_overlap": ["holdout.kind=seen"], "test": ["holdout.split=test"], "folder": ["holdout.kind=foreign"],
+    }.items():  # fmt: skip
+        resolved = compose(words)
+        made = plan.run_settings(resolved, "digest")["holdout"]
+        assert made["source"] == source and not made.keys() & {"kind", "split", "per_class"}
+        assert groups.as_called_now({"holdout": made})["holdout"] == {
+            key: value for key, value in resolved["holdout"].items() if key != "per_class"
+        }
+    keys = {
+        name: store.key("run", plan.run_settings(compose([f"holdout={name}", "train.precision=float32"]), "digest"))
+        for name in ("standard", "backdoorbench", "fst", "fmp")
+    }
+    assert keys == {
+        "standard": "852c2c8c9b94",
+        "backdoorbench": "d4d978de1fa3",
+        "fst": "3a5379699d73",
+        "fmp": "e2b2fdb4344f",
+    }
 
 
 def test_a_data_sets_place_is_no_part_of_a_key() -> None:
@@ -189,7 +215,7 @@ def test_a_holdouts_images_are_part_of_a_key_and_their_place_is_not(tmp_path: Pa
     for folder, content in (("one", b"0"), ("two", b"0"), ("three", b"1")):
         (tmp_path / folder / "cat").mkdir(parents=True)
         (tmp_path / folder / "cat" / "0.png").write_bytes(content)
-        resolved = compose(["holdout.source=folder", f"holdout.root={tmp_path / folder}"])
+        resolved = compose(["holdout.kind=foreign", f"holdout.root={tmp_path / folder}"])
         keys.append(plan.run_settings(resolved, "digest"))
     assert keys[0] == keys[1] != keys[2]
 

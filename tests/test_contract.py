@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from backdoorbench.attacks.base import DataAttack, Infection
 from backdoorbench.attacks.loop import ShareAttack
 from backdoorbench.config import groups
+from backdoorbench.config.build import build
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Verdict
-from backdoorbench.pipeline import detect, infect, plan, purify
+from backdoorbench.errors import ConfigError
+from backdoorbench.pipeline import detect, evaluation, infect, plan, purify
 from backdoorbench.pipeline.job import Job
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.storage.record import Finding
@@ -191,18 +193,63 @@ def test_its_trigger_stays_within_the_images_range(attack: Planned) -> None:
     assert shown.shape == images.shape and shown.dtype == images.dtype and 0 <= shown.min() and shown.max() <= 1
 
 
-def test_all_to_all(attack: Planned) -> None:
-    """Where the class allows it: poisoned rows are called one more than they are."""
-    kind = type(attack.made.attack)
+def all_to_all(kind: type) -> dict[str, Any] | None:
+    """The settings with which an attack shifts the labels of rows of every class; None where the types of its settings say that
+    it cannot."""
     allowed = {name: get_args(get_type_hints(kind).get(name)) for name in ("mapping", "labels")}
     changes = {"mapping": "all_to_all"} | ({"labels": "dirty"} if allowed["labels"] else {})
     if any(value not in allowed[name] for name, value in changes.items()):
-        pytest.skip("its settings allow no such mapping")
-    made = attack.untrained(**changes)
+        return None
+    return changes | ({"poison_rate": 0.3} if issubclass(kind, DataAttack | ShareAttack) else {})
+
+
+def test_all_to_all(attack: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every attack that relabels can call its rows one more than they are; those that cannot say why, and what they can."""
+    changes, settings, clean = (
+        all_to_all(type(attack.made.attack)),
+        attack.made.config["attack"],
+        attack.made.parts.train,
+    )
+    if changes is None:
+        refusals = "|".join(
+            (
+                r"attack.mapping is 'all_to_all'; expected source_specific\.",
+                r"attack.labels is clean with attack.mapping=all_to_all; .*\. Set attack.mapping=all_to_one or source_specific\.",
+                r"attack has no setting 'mapping'",  # a clean training
+            )
+        )
+        with pytest.raises(ConfigError, match=f"^({refusals})"):
+            build({**settings, "mapping": "all_to_all"}, "attack")
+        return
+    asked: list[Tensor] = []
+    shift = triggers.AllToAll.label
+
+    def label(self: triggers.AllToAll, true: Tensor) -> Tensor:
+        asked.append(true)
+        return shift(self, true)
+
+    monkeypatch.setattr(triggers.AllToAll, "label", label)
+    in_training = not attack.made.attack.leaves_train
+    made = attack.carry_out(**changes) if in_training else attack.untrained(**changes)
     assert made.target == triggers.AllToAll(10)
-    if made.poisoned is not None:
-        clean = attack.made.parts.train.labels[made.poisoned]
-        assert made.train is not None and torch.equal(made.train.labels[made.poisoned], (clean + 1) % 10)
+    assert len(torch.cat(asked).unique()) == 10 and sum(map(len, asked)) >= made.facts.get("poisoned", 1) > 0
+    train, poisoned = made.train, made.poisoned
+    if attack.made.attack.can_rebuild:
+        assert made.trigger is not None
+        again = replace(attack.made.attack, **changes).rebuild(clean, made.trigger, attack.made.stream)  # type: ignore[arg-type]
+        train, poisoned = again.train, again.poisoned
+    if train is not None and poisoned is not None:
+        assert torch.equal(train.labels[poisoned], (clean.labels[poisoned] + 1) % 10)
+        assert torch.equal(train.labels[~poisoned], clean.labels[~poisoned])
+    assert_counts_shifted(attack.made, made)
+
+
+def assert_counts_shifted(made: Plan, infection: Infection) -> None:
+    """ASR counts every triggered image against the next label, RA against its own."""
+    rows, true = made.parts.test_rows, made.splits.test.labels.cpu()
+    for triggered, asr, ra in (((true + 1) % 10, 1, 0), (true, 0, 1), ((true + 2) % 10, 0, 0)):
+        found = evaluation.judge(evaluation.Predictions(true, triggered), made.splits.test, infection.target, rows)
+        assert (found.asr, found.ra, found.n_triggered) == (asr, ra, len(rows))
 
 
 # ---- defenses -------------------------------------------------------------------------------------------------------
@@ -369,3 +416,15 @@ def test_what_is_left_on_digits(row: Row, effect: Leaves, run: Callable[..., Job
     assert found.infected.asr >= 0.9  # there was something to remove
     assert found.purified.asr is not None and found.purified.asr <= effect.asr
     assert found.infected.ca - found.purified.ca <= effect.loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["badnets", "blended"])
+def test_all_to_all_takes_on_digits(name: str, run: Callable[..., Job]) -> None:
+    """At half of the rows; at a tenth a network of 460 steps learns no target for each class."""
+    words = ["attack.mapping=all_to_all", "attack.poison_rate=0.5", "defense=none", "control=off", "curve.every=0"]
+    found = run(f"attack={name}", *words).run
+    assert found.infection.status == "took" and found.infection.notes["target"] == "all to all"
+    assert found.infected is not None and found.infected.n_triggered == found.infected.n_clean == 360
+    assert found.infected.asr is not None and found.infected.ra is not None
+    assert found.infected.asr >= 0.8 and found.infected.asr + found.infected.ra <= 1

@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +255,7 @@ def test_a_training_that_met_no_trigger_is_broken() -> None:
 
 
 def test_an_attack_that_poisons_other_rows_than_asked_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    poison = DataAttack.poison
+    train, poison = images_of([12] * 10), DataAttack.poison
 
     def fewer(self: DataAttack, *parts: Any) -> PoisonedSet:
         made = poison(self, *parts)
@@ -265,11 +265,113 @@ def test_an_attack_that_poisons_other_rows_than_asked_for_is_an_error(monkeypatc
 
     monkeypatch.setattr(DataAttack, "poison", fewer)
     with pytest.raises(TrainingError) as caught:
-        bb.infect(bb.build("attack/badnets"), images_of([12] * 10), *QUICK)
+        bb.infect(bb.build("attack/badnets"), train, *QUICK)
     assert str(caught.value) == (
-        "attack=badnets was to poison 12 rows, says 12 and poisoned 11; expected as many as asked for. Nothing was trained. "
-        "Correct its `choose` or `poison`."
+        "attack.poison_rate=0.1 asks for 12 poisoned rows, but attack=badnets made 11; expected as many, but for rounding, since "
+        "figures would be those of another rate. Nothing was trained. Correct the `choose`, `poison` or `infect` of its class, or "
+        "report it where the attack is one of ours."
     )
+
+
+def test_an_attack_that_misstates_its_rows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    poison = DataAttack.poison
+
+    def boast(self: DataAttack, *parts: Any) -> PoisonedSet:
+        made = poison(self, *parts)
+        return replace(made, counts=made.counts | {"poisoned": 13})
+
+    monkeypatch.setattr(DataAttack, "poison", boast)
+    with pytest.raises(
+        TrainingError, match="says that it was to poison 12 rows and poisoned 13, but 12 are marked; expected the same"
+    ):
+        bb.infect(bb.build("attack/badnets"), images_of([12] * 10), *QUICK)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": lambda self, labels: 6},
+        {"choose": lambda self, labels, target, stream: torch.arange(0)},
+        {"choose": lambda self, labels, target, stream: torch.zeros(12, dtype=torch.int64)},  # one row, twelve times
+    ],
+    ids=["count", "none", "one"],
+)
+def test_whatever_makes_other_rows_of_a_rate_is_refused_before_training(changes: dict[str, Any]) -> None:
+    """Of a class of somebody's own: half of what was asked for, no row at all, or one row many times."""
+    kind = type("Mine", (type(attack("badnets")),), changes)
+    given = attack("badnets")
+    mine = kind(**{field.name: getattr(given, field.name) for field in fields(given)})
+    with pytest.raises(
+        TrainingError, match=r"asks for 12 poisoned rows, but attack=badnets made \d; .* Nothing was trained"
+    ):
+        bb.infect(mine, images_of([12] * 10), *QUICK)
+
+
+def test_an_attack_with_a_training_of_its_own_is_counted_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    infect_, train = DataAttack.infect, images_of([12] * 10)
+
+    def fewer(self: DataAttack, *parts: Any) -> Any:
+        infection = infect_(self, *parts)
+        return replace(infection, poisoned=infection.poisoned & False)
+
+    monkeypatch.setattr(DataAttack, "infect", fewer)
+    with pytest.raises(
+        TrainingError, match=r"asks for 12 poisoned rows, but attack=badnets made 0; .* The model is not kept"
+    ):
+        bb.infect(bb.build("attack/badnets"), train, *QUICK, "train.epochs=0")
+
+
+@pytest.mark.parametrize(("batch_count", "allowed"), [("unbiased", "within 7"), ("floor", "within 5")])
+def test_rows_of_batches_are_counted_at_the_trainings_end(
+    batch_count: str, allowed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the share of every batch, where 4 batches of 30 round a rate by a few rows."""
+    train, words = images_of([12] * 10), [*QUICK, "train.epochs=1", "train.batch_size=30"]
+    bb.infect(bb.build("attack/wanet", poison_rate=0.4, cover_ratio=1.0, batch_count=batch_count), train, *words)
+    monkeypatch.setattr(ShareAttack, "count", lambda self, batch, stream: batch // 5)
+    with pytest.raises(TrainingError) as caught:
+        bb.infect(bb.build("attack/wanet", poison_rate=0.4, cover_ratio=1.0, batch_count=batch_count), train, *words)
+    assert str(caught.value).startswith(
+        f"attack.poison_rate=0.4 asks for 48 poisoned rows, but attack=wanet made 24; expected as many {allowed}, as rows are "
+        "drawn batch by batch, since figures would be those of another rate. The model is not kept. Correct"
+    )
+
+
+def test_a_capped_class_is_no_miscount() -> None:
+    """All of a target class that is smaller than the rate asks for, where that was wished; the record says how many it were."""
+    train = images_of([4, 60, 56])
+    facts = bb.infect(bb.build("attack/sig", poison_rate=0.5, cap=True), train, *QUICK, "train.epochs=0").facts
+    assert (facts["requested"], facts["poisoned"], facts["uncapped"]) == (4, 4, 60)
+
+
+@pytest.mark.parametrize(("mode", "made"), [("replace", 25), ("append", 26)])
+def test_half_a_row_is_rounding(mode: str, made: int) -> None:
+    facts = bb.infect(
+        attack("badnets", poison_rate=0.205, mode=mode), images_of([40] * 3), *QUICK, "train.epochs=0"
+    ).facts
+    assert facts["poisoned"] == facts["requested"] == (made if mode == "replace" else round(0.205 * 120 / 0.795))
+
+
+def test_a_miscounted_set_is_neither_exported_nor_handed_to_a_defense(
+    run: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "attack=wanet",
+        "reconstruct=true",
+        "defense=abl",
+        *QUICK,
+        "train.epochs=1",
+        "force=true",
+    ]
+    monkeypatch.setattr(ShareAttack, "asked", lambda self, rows: 19)
+    with pytest.raises(
+        TrainingError, match=r"asks for \d+ poisoned rows, but attack=wanet made 19; .* Nothing was purified"
+    ):
+        run(*words)
+    monkeypatch.setattr(DataAttack, "count", lambda self, labels: 3)
+    folder = tmp_path / "poisoned"
+    assert main(["export", "--to", str(folder), "attack=badnets", f"runtime.outputs={tmp_path}", *QUICK]) == 2
+    assert "made 3; expected as many" in " ".join(capsys.readouterr().err.split()) and not folder.exists()
 
 
 def test_the_counts_of_a_resumed_training_are_those_of_all_its_rows(tmp_path: Path) -> None:

@@ -182,10 +182,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "(bdx list defenses).",
     ),
     "holdout overlapping with the test set": (
-        ["dataset=folder", "dataset.root=tree", "dataset.size=32", "model=demo", "holdout.source=folder", "holdout.root=tree/test",
+        ["dataset=folder", "dataset.root=tree", "dataset.size=32", "model=demo", "holdout.kind=foreign", "holdout.root=tree/test",
          "dataset.train_size=null", "dataset.test_size=null", "defense=ft"],
         "4 of the 4 holdout images are also test images; a defense must not see what it is judged by. Remove them from holdout.root, "
-        "or take holdout.source=test, which removes them from the test set.",
+        "or take holdout.kind=reserved holdout.split=test, whose images leave the test set.",
     ),
     "data set missing": (
         ["dataset=folder", "dataset.root={tmp}/nowhere"],

@@ -651,7 +651,7 @@ def divided(root: Path, clean: Path, outputs: Path, *words: str) -> plan.Plan:
         "dataset.size=16",
         "runtime.device=cpu",
     ]
-    given += ["holdout.source=folder", f"holdout.root={clean}", f"runtime.outputs={outputs}", "attack=none"]
+    given += ["holdout.kind=foreign", f"holdout.root={clean}", f"runtime.outputs={outputs}", "attack=none"]
     return plan.plan(compose([*given, *words]))
 
 
@@ -697,7 +697,7 @@ def test_a_holdout_of_its_own_comes_to_its_size_as_the_data_set_does(tmp_path: P
     wide[:, 16:32] = 200
     Image.fromarray(wide).save(place)
     train = store.ImageSet(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("a",))
-    read = build({**compose([])["holdout"], "source": "folder", "root": str(tmp_path / "clean")}, "holdout").read
+    read = build({**compose([])["holdout"], "kind": "foreign", "root": str(tmp_path / "clean")}, "holdout").read
     assert read(train, Reading(store.centre, "white"))[0].images.unique().tolist() == [200]
     assert 0 in read(train, Reading(store.stretch, "white"))[0].images and 0 in read(train, None)[0].images
 
@@ -711,7 +711,7 @@ def test_how_a_holdout_of_its_own_is_read_is_part_of_its_key(tmp_path: Path) -> 
         name: divided(root, clean, tmp_path / "out", f"dataset.background={name}").key for name in ("white", "black")
     }
     assert keys["white"] != keys["black"]
-    given = compose(["dataset=folder", f"dataset.root={root}", "holdout.source=folder", f"holdout.root={clean}"])
+    given = compose(["dataset=folder", f"dataset.root={root}", "holdout.kind=foreign", f"holdout.root={clean}"])
     before = plan.run_settings(given, "digest")
     assert plan.run_settings(given, "digest", Reading(store.stretch, "white")) == before
     assert plan.run_settings(given, "digest", Reading(store.centre, "white"))["holdout"]["fit"] == "centre"

@@ -200,23 +200,27 @@ def test_the_control_stands_beside_an_infection(run: Callable[..., Job]) -> None
     assert cached.infection.control is not None and cached.infection.control.ca == trained.infection.control.ca
 
 
-@pytest.mark.parametrize("source", ["withheld", "train_overlap", "test"])
-def test_holdouts_are_disjoint_from_the_test_set(source: str, images: backdoorbench.data.images.ImageSet) -> None:  # type: ignore[name-defined]
+@pytest.mark.parametrize(("kind", "split"), [("reserved", "train"), ("seen", "train"), ("reserved", "test")])
+def test_holdouts_are_disjoint_from_the_test_set(
+    kind: str, split: str, images: backdoorbench.data.images.ImageSet
+) -> None:  # type: ignore[name-defined]
     from backdoorbench.data.holdout import Holdout
     from backdoorbench.streams import Stream
 
     for draw in ("stratified", "balanced", "uniform"):
-        holdout = Holdout("x", 0.25, source, draw, None)  # type: ignore[arg-type]
+        holdout = Holdout("x", kind, split, 0.25, None, draw, None)  # type: ignore[arg-type]
         parts = holdout.divide(images, images, Stream(0))
         assert parts.holdout is not None and len(parts.holdout) == 30
-        assert len(parts.train) == (90 if source == "withheld" else 120)
-        assert len(parts.test_rows) == (90 if source == "test" else 120)
+        assert len(parts.train) == (90 if (kind, split) == ("reserved", "train") else 120)
+        assert len(parts.test_rows) == (90 if split == "test" else 120)
         kept = {
             image.numpy().tobytes()
-            for image in (parts.train if source == "withheld" else images.subset(parts.test_rows)).images
+            for image in (
+                parts.train if (kind, split) == ("reserved", "train") else images.subset(parts.test_rows)
+            ).images
         }
         overlap = sum(image.numpy().tobytes() in kept for image in parts.holdout.images)
-        assert overlap == (30 if source == "train_overlap" else 0)
+        assert overlap == (30 if kind == "seen" else 0)
         again = holdout.divide(images, images, Stream(0)).holdout
         assert again is not None and torch.equal(again.images, parts.holdout.images)
 

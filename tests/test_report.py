@@ -69,6 +69,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 NOTES = """\
 mean ± sample standard deviation over seeds; seeds 0, 1; a CPU
+holdout: 5 %, reserved (the infected model never saw it)
 †collapsed and left out of the means: 1 run: fst on badnets (constant predictor, seed 1)
 CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the attacker's label. \
 RA: the same images called by their true label. Percent.
@@ -85,6 +86,7 @@ def test_on_a_terminal(outputs: Path, capsys: pytest.CaptureFixture[str]) -> Non
         " badnets  ft                      2  94.00 ± 0.00  99.00 ± 0.00  1.00 ± 0.00  93.00 ± 0.00  85.00 ± 7.07  5.00 ± 7.07",
         " badnets  fst (1 of 2 collapsed)  1  94.00 ± 0.00  99.00 ± 0.00  1.00 ± 0.00         93.00          2.00        88.00",
         "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
+        "  holdout: 5 %, reserved (the infected model never saw it)",
         "  collapsed and left out of the means: 1 run: fst on badnets (constant predictor, seed 1)",
         "  CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the attacker's label. RA: the",
         "  same images called by their true label. Percent.",
@@ -243,6 +245,7 @@ def test_tables_of_detectors_follow() -> None:
         " attack   detector  n  index  flagged  target",
         " badnets  nc        1   3.50   100.00  100.00",
         "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
+        "  holdout: 5 %, reserved (the infected model never saw it)",
         "  CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the attacker's label. RA: the",
         "  same images called by their true label. Percent.",
         "  Detectors of inputs or training rows: AUROC: how often a triggered (poisoned) one is more suspicious than a clean one. TPR@k: share of",

@@ -130,7 +130,7 @@ MISTAKES: dict[str, list[tuple[list[str], str]]] = {
         (["runtime.data_root=null"], "runtime.data_root is None; expected a path as a text."),
         (["model.checkpoint=5"], "model.checkpoint is 5; expected a path as a text"),
         (["dataset=folder", "dataset.root=''"], "dataset.root is ''; expected a path of printable characters."),
-        (["holdout.source=folder", f"holdout.root={'a' * 300}"], "holdout.root is "),
+        (["holdout.kind=foreign", f"holdout.root={'a' * 300}"], "holdout.root is "),
     ],
     "folders": [
         (["dataset=folder", "dataset.root=one", "dataset.size=16", "holdout.rate=0.4"], "folder has one class, 'a'; a classifier needs two"),

@@ -400,8 +400,8 @@ def test_5_a_holdout_that_overlaps_is_refused_before_any_training(outputs: Any) 
     with pytest.raises(PairingError) as caught:
         plan.plan(compose([f"runtime.outputs={outputs}", *settings]))
     assert str(caught.value) == (
-        "trap_and_replace needs clean images that the training set lacks, but holdout.source is train_overlap, which leaves them in "
-        "it; set holdout.source=withheld, as holdout=standard has it."
+        "trap_and_replace needs clean images that the training set lacks, but holdout.kind is seen, which leaves them in it; "
+        "set holdout.kind=reserved, as holdout=standard has it."
     )
 
 

@@ -4,13 +4,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NoReturn, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, get_args, get_type_hints, runtime_checkable
 
 import torch
 from torch import nn
 
 from backdoorbench.config.acts import Acts, Either, Only, Unless
-from backdoorbench.data.images import ImageSet
+from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import ConfigError, TrainingError, check_range
 from backdoorbench.models.lipschitz import even_out
 from backdoorbench.models.surgery import conv_norm_pairs
@@ -114,9 +114,17 @@ class Attack(ABC):
         """Whether `infect` asks for `task.surrogate`, so that a sweep knows which trainings its jobs share."""
         return False
 
+    def asked_of(self, labels: Labels) -> float | None:
+        """How many of rows with these labels the poison rate asks for, before rounding; None where there is no rate."""
+        return None
+
+    def rounding(self, batches: int) -> float:
+        """By less than how many rows a training of so many batches may miss what its rate asks for."""
+        return 1
+
     @abstractmethod
     def infect(self, task: Task, stream: Stream) -> Infection:
-        """The infected model with its trigger and target."""
+        """The infected model with its trigger and target. Whoever wants one calls `carry_out`, which counts its rows."""
 
     def check(self, train: ImageSet) -> None:
         """Raises ConfigError where the settings do not fit the victim's clean training set; called before any work."""
@@ -224,6 +232,10 @@ class DataAttack(Attack):
         return len(labels) if self.rate_of == "all" else int((labels == self.target).sum())
 
     def count(self, labels: Labels) -> int:
+        """How many rows are to be poisoned."""
+        return round(self.asked_of(labels))
+
+    def asked_of(self, labels: Labels) -> float:
         """How many rows the poison rate asks for: a share of the set the victim sees, or of the target class."""
         total = self.rate_counts(labels)
         if self.mode == "append":
@@ -232,8 +244,8 @@ class DataAttack(Attack):
                     "attack.poison_rate is 1 with attack.mode=append; appended rows can never be the whole set. Lower the "
                     "rate or set attack.mode=replace."
                 )
-            return round(self.poison_rate * total / (1 - self.poison_rate))
-        return round(self.poison_rate * total)
+            return self.poison_rate * total / (1 - self.poison_rate)
+        return self.poison_rate * total
 
     def candidates(self, labels: Labels, target: Target) -> Rows:
         """Rows that may be poisoned: all of them, or those whose label would change; sources where there are any."""
@@ -301,7 +313,7 @@ class DataAttack(Attack):
 
     def infect(self, task: Task, stream: Stream) -> Infection:
         trigger, made = self.plant(task, stream)
-        check_counts(self.name, made)
+        check_counts(self, task.train, made, "Nothing was trained")
         model = task.build(stream.child("init"))
         history, facts = self.train(model, made.train, made.poisoned, task, stream.child("train"))
         target, facts = self.make_target(len(made.train.classes)), {**made.counts, **self.facts(), **facts}
@@ -353,10 +365,11 @@ class CleanLabelAttack(DataAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.labels == "clean" and self.mapping == "all_to_all":
+            can_relabel = "dirty" in get_args(get_type_hints(type(self))["labels"])
+            remedy = "all_to_one, or attack.labels=dirty" if can_relabel else "all_to_one or source_specific"
             raise ConfigError(
                 "attack.labels is clean with attack.mapping=all_to_all; a clean-label attack alters images of one class, "
-                "the target, and keeps their labels, so it cannot teach a target for each class. Set "
-                "attack.mapping=all_to_one, or attack.labels=dirty."
+                f"the target, and keeps their labels, so it cannot teach a target for each class. Set attack.mapping={remedy}."
             )
 
     def candidates(self, labels: Labels, target: Target) -> Rows:
@@ -364,13 +377,13 @@ class CleanLabelAttack(DataAttack):
             return super().candidates(labels, target)
         return (labels == self.target).nonzero()[:, 0]
 
-    def count(self, labels: Labels) -> int:
-        count = super().count(labels)
-        return min(count, int((labels == self.target).sum())) if self.labels == "clean" and self.cap else count
+    def asked_of(self, labels: Labels) -> float:
+        asked = super().asked_of(labels)
+        return min(asked, int((labels == self.target).sum())) if self.labels == "clean" and self.cap else asked
 
     def poison(self, clean: ImageSet, trigger: Stored, stream: Stream) -> PoisonedSet:
         made = super().poison(clean, trigger, stream)
-        return replace(made, counts=made.counts | {"uncapped": super().count(clean.labels)})
+        return replace(made, counts=made.counts | {"uncapped": round(super().asked_of(clean.labels))})
 
     def choose(self, labels: Labels, target: Target, stream: Stream) -> Rows:
         own, count = int((labels == self.target).sum()), self.count(labels)
@@ -421,13 +434,48 @@ def rounded_down(rate: float) -> float:
     return float(f"{math.floor(rate / unit + 1e-9) * unit:.10g}")
 
 
-def check_counts(name: str, made: PoisonedSet) -> None:
-    """Raises TrainingError where other rows are poisoned than were asked for: figures would be those of another attack."""
-    asked, found = made.counts["requested"], int(made.poisoned.sum())
-    if not asked == made.counts["poisoned"] == found:
+def carry_out(attack: Attack, task: Task, stream: Stream) -> Infection:
+    """What `attack.infect` leaves; TrainingError where its rate asks for other rows than it made."""
+    infection = attack.infect(task, stream)
+    labels = task.train.labels
+    asked = attack.asked_of(labels)
+    if asked is None:
+        return infection
+    if infection.poisoned is not None:
+        refuse_miscount(attack, asked, int(infection.poisoned.sum()), 1, "The model is not kept")
+    elif (passed := infection.facts.get("passed")) is not None:  # rows of all epochs
+        batches = task.recipe.epochs * len(spans(len(labels), task.recipe.batch_size))
+        made = infection.facts.get("poisoned", 0)
+        refuse_miscount(attack, asked * passed / len(labels), made, attack.rounding(batches), "The model is not kept")
+    return infection
+
+
+def check_counts(attack: Attack, clean: ImageSet, made: PoisonedSet, left: str) -> None:
+    """Raises TrainingError where other rows of a training set are poisoned than the rate asks for, or than the attack says:
+    figures would be those of another attack.
+
+    clean  what it was made of; left: what has become of the run"""
+    asked, found = attack.asked_of(clean.labels), int(made.poisoned.sum())
+    if asked is not None:
+        refuse_miscount(attack, asked, found, 1, left)
+    if not made.counts["requested"] == made.counts["poisoned"] == found:
         raise TrainingError(
-            f"attack={name} was to poison {asked:,} rows, says {made.counts['poisoned']:,} and poisoned {found:,}; expected as "
-            f"many as asked for. Nothing was trained. Correct its `choose` or `poison`."
+            f"attack={attack.name} says that it was to poison {made.counts['requested']:,} rows and poisoned "
+            f"{made.counts['poisoned']:,}, but {found:,} are marked; expected the same number three times. {left}. {MENDING}"
+        )
+
+
+MENDING = "Correct the `choose`, `poison` or `infect` of its class, or report it where the attack is one of ours."
+
+
+def refuse_miscount(attack: Attack, asked: float, made: int, rounding: float, left: str) -> None:
+    """Raises TrainingError where the rows made miss those asked for by `rounding` or more; left: what has become of the run."""
+    if abs(made - asked) > rounding - 1e-6:
+        rate = getattr(attack, "poison_rate", math.nan)
+        allowed = "" if rounding == 1 else f" within {rounding:.0f}, as rows are drawn batch by batch"
+        raise TrainingError(
+            f"attack.poison_rate={rate:g} asks for {asked:,.6g} poisoned rows, but attack={attack.name} made {made:,}; expected "
+            f"as many{allowed or ', but for rounding'}, since figures would be those of another rate. {left}. {MENDING}"
         )
 
 

@@ -84,6 +84,13 @@ class ShareAttack(LoopAttack):
                 "attack=none for a clean model",
             )  # fmt: skip
 
+    def asked_of(self, labels: Labels) -> float:
+        return self.poison_rate * len(labels)
+
+    def rounding(self, batches: int) -> float:
+        # six standard deviations of as many draws of one row or none, or a row a batch
+        return 1 + 3 * math.sqrt(batches) if self.batch_count == "unbiased" else 1 + batches
+
     def asked(self, rows: int) -> int:
         """How many of `rows` that pass in training are to be triggered."""
         return round(self.poison_rate * rows)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backdoorbench.config import catalog
-from backdoorbench.config.groups import NAMES, SETTING_NAMES
+from backdoorbench.config.groups import NAMES, RENAMED, SETTING_NAMES
 from backdoorbench.errors import BdxError, ConfigError, did_you_mean, first_line, join_words, shown
 
 PLUGINS = {
@@ -84,6 +84,8 @@ def explained(error: Exception, words: Sequence[str], folders: Sequence[str] = (
                 f"give {where} whole, as '{where}={{{key}: …, …}}'; bdx --cfg job prints what it holds."
             )
         place = where or "the configuration"
+        if (now := RENAMED.get(str(cause.full_key))) is not None:
+            return ConfigError(f"{cause.full_key} is now called {now}. Say so.")
         inside = f"; it knows {join_words(sorted(known))}" if where and known else ""
         inside = inside if where else "; bdx --cfg job prints the whole configuration"
         return ConfigError(f"{place} has no setting '{key}'.{did_you_mean(key, known)} Correct the name{inside}.")

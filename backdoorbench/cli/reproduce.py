@@ -47,7 +47,7 @@ def carry_out(words: Sequence[str]) -> int:
 def show(jobs: Sequence[Left], paper: str, scale: str) -> int:
     """Prints the comparison of a sweep's finished jobs and writes it to `outputs/reproduce/<paper>-<scale>.md`."""
     from backdoorbench import screen
-    from backdoorbench.reporting import formats, notes, published, rows
+    from backdoorbench.reporting import formats, holdouts, notes, published, rows
     from backdoorbench.storage import record, store
     from backdoorbench.storage.outputs import Outputs
 
@@ -59,7 +59,8 @@ def show(jobs: Sequence[Left], paper: str, scale: str) -> int:
     settings = published.departures((run.config for run in runs), paper)
     said.append(f"settings other than the experiment's: {'; '.join(settings) or 'none'}")
     said += notes.rebuilt(runs)
-    said.append(notes.footer(rows.aggregate(runs), runs))
+    made = rows.aggregate(runs)
+    said += [*holdouts.note(made), notes.footer(made, runs)]
     header, cells = published.grid(found)
     print_comparison(screen.make_console(), f"{paper}, scale {scale}", header, cells, said)
     outputs = Outputs(Path(runs[0].config["runtime"]["outputs"]).expanduser())

@@ -190,8 +190,8 @@ def _resolved(value: str, resolved: Plain) -> Any:
 @functools.cache
 def _shipped(group: str, target: str, name: str) -> list[Plain]:
     """The settings of a group, by full dotted key, of each of our files that has some for the option: its own, and what others
-    set for it. Of one that is not ours, with a class of ours, those of all our options of that class. Without a class the group
-    is one of settings, which config.yaml has and scales and experiments set."""
+    set for it, experiments on a data set among them. Of one that is not ours, with a class of ours, those of all our options of
+    that class. Without a class the group is one of settings, which config.yaml has and scales and experiments set."""
     conf = conf_dir()
     if not target:
         files = [conf / "config.yaml", *sorted(conf.glob("scale/*.yaml")), *sorted(conf.glob("experiment/*.yaml"))]
@@ -204,7 +204,8 @@ def _shipped(group: str, target: str, name: str) -> list[Plain]:
     own = [file for file in alike if file.stem == name]
     refined = [conf / kind / group / file.stem for file in own or alike for kind in REFINED]
     overlays = [path for folder in refined for path in sorted(folder.glob("*.yaml"))]
-    return [_read(file, group) for file in [*(own or alike), *overlays]]
+    pinned = [file for kind in REFINED for file in sorted(conf.glob(f"{kind}/experiment/*/*.yaml"))] if alike else []
+    return [_read(file, group) for file in [*(own or alike), *overlays]] + [_read(file) for file in pinned]
 
 
 def _read(file: Path, group: str = "") -> Plain:

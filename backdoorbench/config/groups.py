@@ -95,9 +95,22 @@ SETTINGS = (
 # settings alone. USUAL: those of them that tell rows apart, unless they are this, as in records from before there were any.
 UNKEYED = ("root", "download", "order", "background", "target", "tuning")
 USUAL = {"order": "numeric", "background": "white"}
-LATER: dict[str, dict[str, Any]] = {
-    "attack": {"abi": None}
-}  # group -> settings that keys and records once did not have, as they were
+LATER: dict[str, dict[str, Any]] = {  # group -> settings that keys and records once did not have, as they were
+    "attack": {"abi": None},
+    "holdout": {"per_class": None},
+}
+HOLDOUTS = {  # what keys and old records call `source` of a holdout -> what settings call it
+    "withheld": {"kind": "reserved", "split": "train"},
+    "test": {"kind": "reserved", "split": "test"},
+    "train_overlap": {"kind": "seen", "split": "train"},
+    "folder": {"kind": "foreign", "split": "train"},
+}
+
+
+RENAMED = {  # a setting's former name -> what stands for it now
+    "holdout.source": "holdout.kind: withheld is holdout.kind=reserved, train_overlap is holdout.kind=seen, test is "
+    "holdout.kind=reserved holdout.split=test, and folder is holdout.kind=foreign"
+}
 
 
 def without_later(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,6 +118,30 @@ def without_later(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
     apart."""
     usual = LATER.get(group, {})
     return {key: value for key, value in node.items() if key not in usual or value != usual[key]}
+
+
+def as_keyed(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """An option's settings as keys have them: without those that came later, and renamed ones under their first names, so that
+    keys stand."""
+    kept = without_later(group, node)
+    if group == "holdout" and "kind" in kept:
+        kind, split = kept.pop("kind"), kept.pop("split", "train")
+        named = (
+            source
+            for source, said in HOLDOUTS.items()
+            if said["kind"] == kind and (kind != "reserved" or said["split"] == split)
+        )
+        kept["source"] = next(named, kind)
+    return kept
+
+
+def as_called_now(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of old, or one in the words of keys, in today's."""
+    node = config.get("holdout")
+    if not isinstance(node, Mapping) or node.get("source") not in HOLDOUTS:
+        return {**config}
+    rest = {key: value for key, value in node.items() if key != "source"}
+    return {**config, "holdout": {**rest, **HOLDOUTS[node["source"]]}}
 
 
 def content_of(group: str) -> str:

@@ -1,7 +1,8 @@
 """The defender's small clean set: how it is drawn, and what it may never touch.
 
-One draw per (data set, size, seed), shared by every defense of a table. Its size is a share of the training set,
-also where it is drawn elsewhere.
+One draw per (data set, size, seed), shared by every defense of a table. Its size is so many images a class, or a share of
+the training set, also where it is drawn elsewhere. Its kind bears on every figure: purifiers swing by whether its images were
+reserved, seen in training, or foreign (arXiv 2502.07231).
 """
 
 from collections.abc import Mapping
@@ -36,36 +37,58 @@ class Parts:
     test_rows: Rows
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def describe(self) -> dict[str, int]:
+        """How many images the defender has, of all classes, of the class with fewest and of that with most."""
+        if self.holdout is None:
+            return {"images": 0}
+        counts = self.holdout.labels.cpu().bincount(minlength=len(self.holdout.classes))
+        return {"images": len(self.holdout), "fewest": int(counts.min()), "most": int(counts.max())}
+
 
 @dataclass(frozen=True)
 class Holdout:
     """The draw.
 
-    rate    images, as a share of the training set
-    source  withheld: from the training set, and removed from it; train_overlap: from the training set, which keeps them
-            (BackdoorBench, FST, FMP); test: from the test set, which loses them; folder: `root`, one folder a class
-    draw    stratified: class shares as in the source; balanced: equal counts a class; uniform: over all images
+    kind       reserved: images that the infected model never sees; seen: of those that it is trained on too, in the training
+               set's clean version, so that the clean original of a poisoned row may be among them (BackdoorBench, FST, FMP);
+               foreign: images from elsewhere, all below `root`
+    split      of reserved images: the split that they are taken out of, train or test
+    rate       images, as a share of the training set
+    per_class  images of each class, in place of a share
+    draw       of a share: stratified: class shares as in the split; balanced: equal counts a class; uniform: over all images
+    root       of foreign images: a folder with one sub-folder for each class
     """
 
     acts: ClassVar[Acts] = {
-        "rate": Unless("source", "folder"),
-        "draw": Unless("source", "folder"),
-        "root": Only("source", "folder"),
+        "split": Only("kind", "reserved"),
+        "rate": (Unless("kind", "foreign"), Only("per_class", None)),
+        "per_class": Unless("kind", "foreign"),
+        "draw": (Unless("kind", "foreign"), Only("per_class", None)),
+        "root": Only("kind", "foreign"),
     }
 
     name: str
+    kind: Literal["reserved", "seen", "foreign"]
+    split: Literal["train", "test"]
     rate: float
-    source: Literal["withheld", "train_overlap", "test", "folder"]
+    per_class: int | None
     draw: Literal["stratified", "balanced", "uniform"]
     root: Folder | None
 
     def __post_init__(self) -> None:
         check_range("holdout.rate", self.rate, 0, 1)
+        if self.per_class is not None:
+            check_range("holdout.per_class", self.per_class, 1)
 
     @property
     def changes_training(self) -> bool:
         """Whether the victim's training set depends on this draw."""
-        return self.source == "withheld"
+        return self.kind == "reserved" and self.split == "train"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the defender gets no image."""
+        return self.kind != "foreign" and self.per_class is None and self.rate == 0
 
     def divide(self, train: ImageSet, test: ImageSet, stream: Stream, reading: Reading | None = None) -> Parts:
         """The three parts. Raises DataError where the holdout would hold less than one image a class, or would overlap with the
@@ -73,36 +96,66 @@ class Holdout:
 
         reading  how the data set's files were read: the holdout's own are read alike"""
         everything = torch.arange(len(test))
-        if self.source == "folder":
+        if self.kind == "foreign":
             holdout, facts = self.read(train, reading)
-            refuse_overlap(holdout, test)
+            refuse_overlap(holdout, train, test)
             return Parts(train, holdout, everything, facts)
-        source = test if self.source == "test" else train
-        if self.rate == 0:
+        if self.is_empty:
             return Parts(train, None, everything)
-        count = round(self.rate * len(train))
-        classes = len(train.classes)
-        if count < classes or count >= len(source):
-            raise DataError(
-                f"holdout.rate={self.rate:g} of {len(train):,} training images is {count}; expected at least one image for "
-                f"each of the {classes} classes and fewer than the {len(source):,} images they are drawn from. "
-                f"{fitting(classes, len(source) - 1, len(train))}"
-            )
-        rows = pick(source.labels.cpu(), count, classes, self.draw, stream)
+        is_of_test = self.kind == "reserved" and self.split == "test"
+        source = test if is_of_test else train
+        rows = self.choose(source, len(train), "test" if is_of_test else "training", stream)
         kept = torch.ones(len(source), dtype=torch.bool)
         kept[rows] = False
         rest = kept.nonzero()[:, 0]
-        if self.source == "withheld":
-            return Parts(train.subset(rest), train.subset(rows), everything)
-        if self.source == "train_overlap":
+        if self.kind == "seen":
             return Parts(train, train.subset(rows), everything)
-        return Parts(train, test.subset(rows), rest)
+        if is_of_test:
+            return Parts(train, test.subset(rows), rest)
+        return Parts(train.subset(rest), train.subset(rows), everything)
+
+    def choose(self, source: ImageSet, whole: int, called: str, stream: Stream) -> Rows:
+        """The rows of `source` that the defender gets, in ascending order; DataError where it has too few.
+
+        whole  images of the training set, of which the rate is a share; called: the split that `source` is"""
+        labels, classes = source.labels.cpu(), len(source.classes)
+        if self.per_class is not None:
+            self.refuse_small_classes(source, called)
+            return pick(labels, self.per_class * classes, classes, "balanced", stream)
+        count = round(self.rate * whole)
+        if count < classes or count >= len(source):
+            raise DataError(
+                f"holdout.rate={self.rate:g} of {whole:,} training images is {count}; expected at least one image for "
+                f"each of the {classes} classes and fewer than the {len(source):,} images they are drawn from. "
+                f"{fitting(classes, len(source) - 1, whole)}"
+            )
+        return pick(labels, count, classes, self.draw, stream)
+
+    def refuse_small_classes(self, source: ImageSet, called: str) -> None:
+        """Raises DataError where a class has too few images for `per_class`: reserved ones must leave one at least."""
+        assert self.per_class is not None
+        left = int(self.kind == "reserved")
+        counts = source.labels.cpu().bincount(minlength=len(source.classes))
+        least = int(counts.min())
+        if least < self.per_class + left:
+            label = int(counts.argmin())
+            few = int((counts < self.per_class + left).sum())
+            more = f", the fewest of {few} such classes" if few > 1 else ""
+            rest = ", of which one at least must be left" if left else ""
+            most = least - left
+            remedy = f"Set holdout.per_class={most} or less" if most >= 1 else "Leave holdout.per_class out"
+            raise DataError(
+                f"holdout.per_class={self.per_class} asks for {self.per_class:,} images of each class, but class {label} "
+                f"('{source.classes[label]}') has {least:,} {called} images{rest}{more}. {remedy}, say how many with "
+                f"holdout.rate, a share of all images, or give more images, with "
+                f"dataset.{'test' if called == 'test' else 'train'}_size."
+            )
 
     def read(self, train: ImageSet, reading: Reading | None) -> tuple[ImageSet, Mapping[str, Any]]:
         """The images below `root`, a folder for each class of the data set, named as its classes are; and their facts."""
         if self.root is None:
             raise DataError(
-                "holdout.source is folder, but holdout.root is null; expected a folder with one sub-folder of clean images "
+                "holdout.kind is foreign, but holdout.root is null; expected a folder with one sub-folder of clean images "
                 "for each class. Set holdout.root=DIR."
             )
         alike = reading._asdict() if reading is not None else {}
@@ -123,15 +176,28 @@ def pick(labels: Labels, count: int, classes: int, draw: str, stream: Stream) ->
     return torch.cat(rows).sort().values
 
 
-def refuse_overlap(holdout: ImageSet, test: ImageSet) -> None:
-    """Raises DataError where an image of the holdout is, byte for byte, an image of the test set."""
-    seen = {image.numpy().tobytes() for image in test.images.cpu()}
-    shared = sum(image.numpy().tobytes() in seen for image in holdout.images.cpu())
-    if shared:
+def refuse_overlap(holdout: ImageSet, train: ImageSet, test: ImageSet) -> None:
+    """Raises DataError where an image of a foreign holdout is, byte for byte, one that is evaluated or trained on."""
+    if shared := common(holdout, test):
         raise DataError(
             f"{shared} of the {len(holdout)} holdout images are also test images; a defense must not see what it is judged "
-            f"by. Remove them from holdout.root, or take holdout.source=test, which removes them from the test set."
+            f"by. Remove them from holdout.root, or take holdout.kind=reserved holdout.split=test, whose images leave the test "
+            f"set."
         )
+    if shared := common(holdout, train):
+        raise DataError(
+            f"{shared} of the {len(holdout)} holdout images are also training images, so that holdout.kind=foreign would be "
+            f"said of images that the infected model is trained on. Remove them from holdout.root, or take holdout.kind=seen, "
+            f"which draws from the training set."
+        )
+
+
+def common(holdout: ImageSet, other: ImageSet) -> int:
+    """How many of the holdout's images are, byte for byte, among those of another set."""
+    held = [image.numpy().tobytes() for image in holdout.images.cpu()]
+    wanted = set(held)
+    met = {data for image in other.images.cpu() if (data := image.numpy().tobytes()) in wanted}
+    return sum(data in met for data in held)
 
 
 def fitting(least: int, most: int, whole: int) -> str:

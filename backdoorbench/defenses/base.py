@@ -38,8 +38,8 @@ class Defense(ABC):
         check_needs(self.name, "defense", self.needs, offered, attack)
         if self.needs_disjoint and not offered["disjoint"]:
             raise PairingError(
-                f"{self.name} needs clean images that the training set lacks, but holdout.source is train_overlap, which leaves "
-                f"them in it; set holdout.source=withheld, as holdout=standard has it."
+                f"{self.name} needs clean images that the training set lacks, but holdout.kind is seen, which leaves them in it; "
+                f"set holdout.kind=reserved, as holdout=standard has it."
             )
 
     def check_recipe(self, recipe: Recipe) -> None:

@@ -58,7 +58,7 @@ class STRIP(Detector):
         if len(holdout) < 2:
             raise DataError(
                 f"strip lays clean images over each other, but the holdout has {len(holdout)}; expected at least 2. Raise "
-                f"holdout.rate."
+                f"holdout.rate, or holdout.per_class."
             )
         order = scenario.stream.child("split").permutation(len(holdout))
         laid, calibrating = order[len(holdout) // 2 :], order[: len(holdout) // 2]
@@ -78,7 +78,7 @@ class STRIP(Detector):
         if threshold == -math.inf:
             log.warning(
                 f"{self.name}: {len(clean)} clean images set no threshold that flags at most {self.fpr:g} of the clean "
-                f"inputs, so nothing is flagged; raise holdout.rate or detector.fpr"
+                f"inputs, so nothing is flagged; raise holdout.rate, holdout.per_class or detector.fpr"
             )
         scenario.note("calibration_images", len(clean))
         scenario.note("clean_entropy", float(expected.mean()))

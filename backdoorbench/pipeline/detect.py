@@ -56,6 +56,8 @@ def carry_out(made: Plan, infection: Infection, test: ImageSet, run: Run) -> dic
     verdict = obtain_verdict(made, case, made.infection_settings, finding)
     finding.figures = figures(verdict, case.positive, infection.target)
     finding.details["flagged"] = int(verdict.flagged.sum())
+    if "holdout" in made.detector.needs:
+        finding.details["holdout"] = {"kind": made.holdout.kind, **made.parts.describe()}
     if case.positive is not None:
         finding.details |= {"positives": int(case.positive.sum()), "negatives": int((~case.positive).sum())}
     else:

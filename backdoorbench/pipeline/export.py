@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backdoorbench.attacks.base import DataAttack, PoisonedSet
+from backdoorbench.attacks.base import DataAttack, PoisonedSet, check_counts
 from backdoorbench.errors import ConfigError, StorageError
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.pipeline.preview import find_trigger, task
@@ -35,11 +35,12 @@ def write(made: Plan, folder: Path, form: str) -> dict[str, int]:
         raise StorageError(
             f"'{folder}' is not empty; expected a new folder, so that nothing is overwritten. Name another."
         )
+    clean = made.parts.train.to(made.device)
     if isinstance(attack, DataAttack):
         found = attack.plant(task(made), made.stream.child("infect"))[1]
     else:
-        clean = made.parts.train.to(made.device)
         found = attack.rebuild(clean, find_trigger(made), made.stream.child("rebuild"))
+    check_counts(attack, clean, found, "Nothing was written")
     true = made.parts.train.labels.cpu()[found.source]
     with store.storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

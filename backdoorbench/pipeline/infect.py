@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from backdoorbench import device
+from backdoorbench.attacks import base as attacks
 from backdoorbench.attacks.base import Infection, Task, TriggerNetwork, no_surrogate
 from backdoorbench.config.groups import INFECT
 from backdoorbench.data.images import ImageSet
@@ -138,7 +139,7 @@ def infect(
     stream, train = made.stream.child("infect"), made.parts.train.to(made.device)
     task = Task(train, lambda inner: build_network(made, inner), made.recipe, snapshots, surrogate, network)
     with device.memory_errors("infect", {"train.batch_size": made.recipe.batch_size}):
-        return made.attack.infect(task, stream)
+        return attacks.carry_out(made.attack, task, stream)
 
 
 def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Predictions]:

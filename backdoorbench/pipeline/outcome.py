@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY
+from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.rows import DASH, FIGURES, heading, percent
 from backdoorbench.screen import clock
 from backdoorbench.storage.record import FILE, Run
@@ -34,7 +35,7 @@ def stage_line(run: Run, stage: str) -> str:
         found = run.detection
         cost = f"cached {found.key}" if found.cached else clock(found.seconds["detect"])
         return _line(stage, found.name, cost)
-    said = f"{run.config['defense']['name']}, holdout {100 * run.config['holdout']['rate']:g} %"
+    said = f"{run.config['defense']['name']}, {holdouts.short(run.config['holdout'])}"
     return _line(stage, said, clock(run.purification.seconds["purify"]))
 
 

@@ -167,8 +167,8 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
     offered = {
         "train": attack.leaves_train or (bool(resolved["reconstruct"]) and attack.can_rebuild),
         "rebuild": attack.can_rebuild,
-        "holdout": holdout.rate > 0 or holdout.source == "folder",
-        "disjoint": holdout.source != "train_overlap",
+        "holdout": not holdout.is_empty,
+        "disjoint": holdout.kind != "seen",
     }
     for method in (defense, detector):
         method.check(offered, attack.name)
@@ -218,7 +218,7 @@ def divide(made: Sketch) -> Parts:
         if not made.attack.make_target(len(classes)).is_eligible(tested).any():
             raise DataError(
                 f"none of the {len(tested):,} test images that the holdout leaves is of a class that {made.attack.name} turns "
-                f"into another, so there is no ASR. Lower holdout.rate, or take holdout.source=withheld."
+                f"into another, so there is no ASR. Lower holdout.rate or holdout.per_class, or take holdout.split=train."
             )
     made.spec.net(len(made.splits.train.classes), made.dataset.crop or made.dataset.size)
     return parts
@@ -253,7 +253,7 @@ def with_settings(resolved: Plain, named: Mapping[str, str], reading: Reading | 
         if group.run and not _is_silent(group, resolved):
             place = f"{group.name}."
             inside = {key.removeprefix(place): value for key, value in named.items() if key.startswith(place)}
-            kept[group.name] = with_content(groups.without_later(group.name, resolved[group.name]), inside)
+            kept[group.name] = with_content(groups.as_keyed(group.name, resolved[group.name]), inside)
     for setting in groups.SETTINGS:
         if setting.run and (not setting.part_of or setting.part_of in kept):
             kept[setting.name] = resolved[setting.name]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from backdoorbench import device, metrics
-from backdoorbench.attacks.base import Infection
+from backdoorbench.attacks.base import Infection, check_counts
 from backdoorbench.config.groups import PURIFY
 from backdoorbench.data.images import ImageSet
 from backdoorbench.pipeline import evaluation, watch
@@ -38,6 +38,7 @@ def carry_out(
     """Purifies the infected model, whose predictions on the test set are `before`; the finding in the run."""
     finding = run.begin(PURIFY.name, made.defense.name)
     finding.details |= {"starts_from": made.defense.starts_from, "plain": made.defense.plain}
+    finding.details["holdout"] = {"kind": made.holdout.kind, **made.parts.describe()}
     with finding.timed("purify"):
         model = purify(made, infection, test, finding, announce)
     finding.seconds["purify"] = round(finding.seconds["purify"] - finding.seconds.get("curve", 0.0), 3)
@@ -91,5 +92,6 @@ def rebuilt(made: Plan, infection: Infection, finding: Finding) -> Infection:
     assert infection.trigger is not None
     clean, stream = made.parts.train.to(made.device), made.stream.child("rebuild")
     again = made.attack.rebuild(clean, infection.trigger, stream)
+    check_counts(made.attack, clean, again, "Nothing was purified")
     finding.notes["rebuilt_train"] = again.counts
     return dataclasses.replace(infection, train=again.train, poisoned=again.poisoned)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.config.compose import Plain, flat, option
-from backdoorbench.config.groups import GROUPS, INFECT, PURIFY
+from backdoorbench.config.groups import GROUPS, INFECT, PURIFY, as_called_now
 from backdoorbench.errors import ConfigError, join_words
 from backdoorbench.reporting.ledger import Entry, shown
 from backdoorbench.reporting.rows import DASH
@@ -44,7 +44,8 @@ class Stored:
     @property
     def config(self) -> Plain:
         """Its settings in the shape of a run's, for tables."""
-        return self.settings | {"holdout": self.settings["holdout"] or {"name": "any"}, PURIFY.group: {"name": ""}}
+        named = {"holdout": self.settings["holdout"] or {"name": "any"}, PURIFY.group: {"name": ""}}
+        return as_called_now(self.settings | named)
 
 
 def infections(outputs: Path, runs: Sequence[Entry]) -> list[Stored]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from backdoorbench import metrics
 from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.config.implied import beyond
+from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.fragile import is_open, is_plain
 from backdoorbench.reporting.grids import FRAGILE, LEFT_OUT, WEAK, Grid, blocks, labels
 from backdoorbench.reporting.rows import DASH, Row, compared, differing, look_up
@@ -43,6 +44,7 @@ def below(
     limits  within which plain fine-tuning makes an infection fragile"""
     items = [item for grid in grids for line in grid.lines for item in line]
     said = [footer([*rows, *found], runs)] if rows or found else []
+    said += holdouts.note([*rows, *found])
     if any(item.best for item in items):
         said.append(
             "best: of the defenses that finished every seed of a setting, none collapsed, on infections that took"

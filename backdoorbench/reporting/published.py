@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from backdoorbench.config.compose import compose, conf_dir, flat
 from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.reporting.grids import Column, Grid, Item
+from backdoorbench.reporting.holdouts import share
 from backdoorbench.reporting.rows import (
     CHOICES,
     DASH,
@@ -183,12 +184,11 @@ def _names_ours(figure: Figure, row: Row, model: str) -> bool:
     """Whether whatever the figure's source says of its setting, beyond names, is ours."""
     config = row.config
     key, _, value = figure.setting.partition("=")
-    holdout = f"{100 * config['holdout'].get('rate', 0):g}"
     return (
         figure.rate in ("", row.names["rate"])
         and config["dataset"].get("train_size") is None
         and figure.target in ("", look_up(config, "attack.target"))
-        and (model == INFECT.model or figure.holdout in ("", holdout))
+        and (model == INFECT.model or figure.holdout in ("", share(config["holdout"])))
         and (not key or look_up(config, key) == value)
     )
 

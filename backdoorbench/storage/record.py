@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.config.compose import Plain
-from backdoorbench.config.groups import DETECT, GROUPS, INFECT, OPTIONAL, PURIFY
+from backdoorbench.config.groups import DETECT, GROUPS, INFECT, OPTIONAL, PURIFY, as_called_now
 from backdoorbench.errors import DataError
 from backdoorbench.metrics import Scores
 from backdoorbench.storage.outputs import NOT_RUNS, Outputs
@@ -314,8 +314,10 @@ OF_A_STAGE: dict[str, Any] = {
 
 
 def upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """A record's content in the shape of today: from before it had stages, and before some groups were there to choose from."""
-    content = {**content, "config": {**{group: {"name": "none"} for group in OPTIONAL}, **content["config"]}}
+    """A record's content in the shape of today: from before it had stages, before some groups were there to choose from, and
+    before some settings were called as they are."""
+    config = {**{group: {"name": "none"} for group in OPTIONAL}, **as_called_now(content["config"])}
+    content = {**content, "config": config}
     if "stages" in content:
         return content
     names = {stage.name: content["config"][stage.group]["name"] for stage in (INFECT, PURIFY)}

@@ -71,8 +71,8 @@ class Selection:
         if count > len(holdout) - 2:
             raise DataError(
                 f"defense.selection=holdout_drop judges by {count} of the {len(holdout)} holdout images, at least one of each "
-                f"class; expected two others at least to work on. Raise holdout.rate, lower defense.select_fraction, or set "
-                f"defense.selection=fixed."
+                f"class; expected two others at least to work on. Raise holdout.rate or holdout.per_class, lower "
+                f"defense.select_fraction, or set defense.selection=fixed."
             )
         is_judge = torch.zeros(len(holdout), dtype=torch.bool)
         is_judge[stratified(labels, count, stream)] = True
