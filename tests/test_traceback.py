@@ -12,7 +12,7 @@ import pytest
 from conftest import QUICK
 from PIL import Image
 
-from backdoorbench.cli import hydra_run
+from backdoorbench.cli import flags, hydra_run
 from backdoorbench.cli.main import main
 from backdoorbench.data.holdout import fitting
 from backdoorbench.errors import ConfigError, check_name, check_range, first_line, paragraph, shown
@@ -214,6 +214,11 @@ def test_a_mapping_may_have_numbers_for_names(words: list[str], capsys: pytest.C
     code = main([*words, "dataset.augment={1:2}"])
     said = capsys.readouterr()
     assert (code, said.err[:41]) == (2, "bdx: dataset.augment has no setting '1'. ") or "defense.alpha" in said.out
+
+
+def test_a_sweep_of_one_run_may_name_no_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flags.folders_among([]) == [] and main(["plan", "-m"]) == 0
+    assert "1 runs" in capsys.readouterr().out
 
 
 def test_a_negative_seed_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def folder(text: str) -> str:
 def folders_among(words: Sequence[str]) -> list[str]:
     """The folders of the words' `--config-dir DIR` or `--config-dir=DIR`."""
     found = [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
-    for flag, named in zip(words, [*words[1:], ""], strict=True):
+    for flag, named in zip(words, [*words, ""][1:], strict=True):
         if flag in FOLDER_FLAGS:
             found.append(named)
     return [folder(text) for text in found]
