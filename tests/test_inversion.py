@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from purifying import defense, few, network, purify, same, scenario, state
+from scenes import defense, few, network, purify, same, scenario, state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +24,7 @@ NETS = ("preact10", "resnet18", "vgg16_bn", "timm_resnet", "timm_efficientnet")
 
 def inverter(name: str = "preact10", notes: dict[str, Any] | None = None, **changes: Any) -> Inverter:
     chosen = defense("bti_dbf", **SMALL | changes)
-    return Inverter(scenario(chosen.needs, network(name), few(), notes=notes), chosen.inversion, "bti_dbf")
+    return Inverter(scenario(network(name), few(), chosen.needs, notes=notes), chosen.inversion, "bti_dbf")
 
 
 def images() -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ def test_the_halves_give_the_models_logits_under_a_mask_of_ones(name: str) -> No
 def test_a_transformer_is_refused_before_any_work() -> None:
     for name in ("bti_dbf", "pam"):
         with pytest.raises(ModelError, match="VisionTransformer has no stage that returns a convolutional"):
-            purify(defense(name, **SMALL), network("timm_vit"), few())
+            purify(network("timm_vit"), few(), defense(name, **SMALL))
 
 
 def test_the_mask_is_tanh_of_normal_numbers_within_0_and_1() -> None:
@@ -164,7 +164,7 @@ def test_unlearning_trains_the_network_and_never_the_generator(monkeypatch: pyte
     plain = bti_dbf.unlearning
     monkeypatch.setattr(bti_dbf, "unlearning", lambda inverter: (made.append((inverter, state(inverter.generator))), plain(inverter))[1])  # fmt: skip
     before = network()
-    after = purify(defense("bti_dbf", **SMALL), before, few())
+    after = purify(before, few(), defense("bti_dbf", **SMALL))
     assert len(made) == 2 and not same(state(after), state(before))
     assert same(made[1][1], state(made[1][0].generator))  # as the last inversion left it
 
@@ -211,14 +211,14 @@ def test_the_gradient_is_the_one_at_the_point_and_the_weights_stay() -> None:
 
 
 def test_rho_0_is_plain_unlearning_with_the_same_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = purify(defense("pam", **SMALL, rho=0.0), network(), few())
-    elsewhere = purify(defense("pam", **SMALL, rho=0.5), network(), few())
+    ours = purify(network(), few(), defense("pam", **SMALL, rho=0.0))
+    elsewhere = purify(network(), few(), defense("pam", **SMALL, rho=0.5))
 
     def plain(inverter: Inverter, infected: Any, rho: float) -> Any:
         return lambda model, pixels, labels: F.cross_entropy(model(inverter.mix(pixels)).float(), labels)
 
     monkeypatch.setattr(pam, "path_aware", plain)
-    assert same(state(ours), state(purify(defense("pam", **SMALL), network(), few())))
+    assert same(state(ours), state(purify(network(), few(), defense("pam", **SMALL))))
     assert not same(state(ours), state(elsewhere))
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from purifying import defense, few, network, purify, same, state
+from scenes import defense, few, network, purify, same, state
 from scipy.optimize import nnls
 from torch import Tensor
 from torch.nn import functional as F
@@ -74,11 +74,11 @@ def test_only_the_outlier_is_tuned_against(monkeypatch: pytest.MonkeyPatch) -> N
         latent_tac, "shifted", lambda model, shifts, weight: (seen.append(shifts), plain(model, shifts, weight))[1]
     )
     notes: dict[str, Any] = {}
-    after = purify(defense("latent_tac", **SMALL), network(), few(), notes=notes)
+    after = purify(network(), few(), defense("latent_tac", **SMALL), notes=notes)
     assert notes["flagged"] == [0] and torch.equal(seen[0], torch.arange(32.0)[None])
     assert not same(state(after), state(network()))
-    ft = purify(defense("ft", **SMALL), network(), few())
-    bare = purify(defense("latent_tac", **SMALL, shift_weight=0.0), network(), few())
+    ft = purify(network(), few(), defense("ft", **SMALL))
+    bare = purify(network(), few(), defense("latent_tac", **SMALL, shift_weight=0.0))
     for name, value in state(ft).items():
         torch.testing.assert_close(state(bare)[name], value)
 
@@ -86,7 +86,7 @@ def test_only_the_outlier_is_tuned_against(monkeypatch: pytest.MonkeyPatch) -> N
 def test_nothing_flagged_returns_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latent_tac, "latent_changes", lambda *_: (torch.ones(10, 32), torch.full((10,), 4.0)))
     notes: dict[str, Any] = {}
-    assert same(state(purify(defense("latent_tac", **SMALL), network(), few(), notes=notes)), state(network()))
+    assert same(state(purify(network(), few(), defense("latent_tac", **SMALL), notes=notes)), state(network()))
     assert notes == {"anomaly_index": None, "flagged": []}
 
 

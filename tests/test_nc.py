@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from purifying import defense, few, network, purify, same, state
+from scenes import defense, few, network, purify, same, state
 from torch import Tensor
 
 from backdoorbench.config.compose import option
@@ -52,7 +52,7 @@ def test_nothing_flagged_returns_the_model_as_it_was(
 ) -> None:
     monkeypatch.setattr(nc, "reverse", lambda *_, **__: found(torch.full((10,), 4.0)))
     model, notes = network(), dict[str, Any]()
-    assert same(state(purify(defense("nc", **SMALL), model, few(), notes=notes)), state(model))
+    assert same(state(purify(model, few(), defense("nc", **SMALL), notes=notes)), state(model))
     assert notes == {"anomaly_index": None, "flagged": []}
     assert "nc: no class is flagged, so the model is returned as it was" in caplog.text
 
@@ -66,7 +66,7 @@ def test_the_outlier_below_the_median_is_unlearnt_and_noted(monkeypatch: pytest.
         nc, "fit", lambda model, images, *rest, **named: (seen.append(images), fit(model, images, *rest, **named))
     )
     model, notes = network(), dict[str, Any]()
-    after = purify(defense("nc", **SMALL), model, few(), notes=notes)
+    after = purify(model, few(), defense("nc", **SMALL), notes=notes)
     assert notes["flagged"] == [3] and notes["anomaly_index"] > 2
     assert not same(state(after), state(model)) and len(seen[0]) == 24
 
@@ -75,8 +75,8 @@ def test_without_a_share_it_is_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> N
     norms = torch.tensor([10.0, 48, 49, 50, 50.5, 51, 52, 53, 54, 55])
     monkeypatch.setattr(nc, "reverse", lambda *_, **__: found(norms))
     model, holdout = network(), few()
-    bare = purify(defense("nc", **SMALL, share=0.0), model, holdout)
-    assert same(state(bare), state(purify(defense("ft", **SMALL), model, holdout)))
+    bare = purify(model, holdout, defense("nc", **SMALL, share=0.0))
+    assert same(state(bare), state(purify(model, holdout, defense("ft", **SMALL))))
 
 
 def test_a_setting_of_the_search_is_named_with_its_place() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from purifying import defense, few, network, purify, scenario, state
 from safetensors.torch import load_file, save_file
+from scenes import defense, few, network, purify, scenario, state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,7 +63,7 @@ def test_in_a_plain_network_it_stands_before_the_last_convolution() -> None:
 
 def test_a_transformer_is_refused_before_any_work() -> None:
     with pytest.raises(ModelError) as caught:
-        purify(defense("npd"), network("timm_vit"), few())
+        purify(network("timm_vit"), few(), defense("npd"))
     assert str(caught.value) == (
         "VisionTransformer has no convolution late enough to put a layer before it: it needs one that reads maps which earlier "
         "layers made (transformers pass tokens). Choose a convolutional network, such as preact_resnet18."
@@ -76,7 +76,7 @@ def test_a_transformer_is_refused_before_any_work() -> None:
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_only_the_layer_trains(name: str) -> None:
     model, notes = network(name), dict[str, Any]()
-    purified = purify(defense("npd", **SMALL), model, few(), notes=notes)
+    purified = purify(model, few(), defense("npd", **SMALL), notes=notes)
     place = notes["before"]
     before = {key.replace(f"{place}.", f"{place}.1."): value for key, value in state(model).items()}
     after = state(purified)
@@ -101,7 +101,7 @@ def test_the_warm_up_fills_statistics_which_then_stay(monkeypatch: pytest.Monkey
         return done
 
     monkeypatch.setattr(npd, "fit", watched)
-    purify(defense("npd", **SMALL), network(), few())
+    purify(network(), few(), defense("npd", **SMALL))
     assert seen == [(True, 3), (False, 0)]  # 24 images in batches of 8
 
 
@@ -172,7 +172,7 @@ def test_the_search_stops_once_enough_are_there() -> None:
 
 
 def test_saved_and_read_into_a_network_with_a_layer_it_is_the_same(tmp_path: Any) -> None:
-    purified = purify(defense("npd", **SMALL), network(), few())
+    purified = purify(network(), few(), defense("npd", **SMALL))
     save_file({key: value.contiguous() for key, value in purified.state_dict().items()}, tmp_path / "npd.safetensors")
     again, _ = with_layer()
     again.load_state_dict(load_file(tmp_path / "npd.safetensors"))
@@ -202,4 +202,4 @@ def test_a_setting_out_of_its_range_is_named() -> None:
 
 def test_it_needs_nothing_but_model_and_holdout() -> None:
     chosen = defense("npd", **SMALL)
-    assert isinstance(chosen.purify(scenario(frozenset({"model", "holdout"}), network(), few())), nn.Module)
+    assert isinstance(chosen.purify(scenario(network(), few(), frozenset({"model", "holdout"}))), nn.Module)

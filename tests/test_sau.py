@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from purifying import defense, few, network, purify, same, state
+from scenes import defense, few, network, purify, same, state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -128,11 +128,11 @@ def test_the_infected_model_stays_and_so_do_statistics_by_default(monkeypatch: p
     monkeypatch.setattr(sau.SAU, "unlearning", lambda self, infected: (kept.append(infected), plain(self, infected))[1])
     model = network()
     before = state(model)
-    after = state(purify(defense("sau", epochs=2, batch_size=8), model, few()))
+    after = state(purify(model, few(), defense("sau", epochs=2, batch_size=8)))
     assert same(state(kept[0]), before) and all(p.grad is None for p in kept[0].parameters())
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not any("running" in name or "num_batches" in name for name in moved)
-    moved_too = state(purify(defense("sau", epochs=2, batch_size=8, bn_mode="train"), model, few()))
+    moved_too = state(purify(model, few(), defense("sau", epochs=2, batch_size=8, bn_mode="train")))
     assert any("running" in name for name in before if not torch.equal(before[name], moved_too[name]))
 
 
