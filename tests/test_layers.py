@@ -38,7 +38,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
     "models": ("base", "surgery", "channels", "lipschitz", "unet", "checkpoint", "resnet"),
     "training": (
-        "recipe", "fit", "forward", "scenario", "adversarial", "statistics", "reversal", "suspicion", "pruning",
+        "recipe", "optimizers", "fit", "forward", "scenario", "adversarial", "statistics", "reversal", "suspicion", "pruning",
         "inversion", "latent",
     ),
     "triggers": ("base", "patch", "picture", "blend", "hidden"),

@@ -36,6 +36,7 @@ from backdoorbench.models.base import Classifier, evaluating
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.fit import cross_entropy, fit, set_rate
+from backdoorbench.training.optimizers import Adam
 from backdoorbench.training.recipe import Recipe
 from backdoorbench.triggers.base import Cover
 from backdoorbench.triggers.input_aware import MULTIPLE, InputAware, paste
@@ -232,7 +233,7 @@ def fresh(model: Classifier, stream: Stream) -> InputAware:
 def make_adam(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Adam with the paper's betas over a network."""
     fused = next(network.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.Adam(network.parameters(), lr=recipe.lr, betas=BETAS, fused=fused)
+    return Adam(network.parameters(), lr=recipe.lr, betas=BETAS, fused=fused)
 
 
 def check_side(size: int, setting: str) -> None:

@@ -37,6 +37,7 @@ from backdoorbench.models.base import Classifier
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.fit import Loss, cross_entropy, fit
+from backdoorbench.training.optimizers import Adam
 from backdoorbench.triggers.base import Target, Trigger
 from backdoorbench.triggers.lira import MULTIPLES, AdditiveNoise
 
@@ -153,7 +154,7 @@ class Learner:
     def __init__(self, leading: AdditiveNoise, lagging: AdditiveNoise, lr: float) -> None:
         self.leading, self.lagging = leading.train().requires_grad_(True), lagging
         self.parameters = list(leading.generator.parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
+        self.optimizer = Adam(self.parameters, lr=lr)
 
     def step(self, loss: Tensor) -> None:
         """One step of the leading generator down `loss`; nothing else gets a gradient."""

@@ -29,6 +29,7 @@ from backdoorbench.models.surgery import split_head
 from backdoorbench.shapes import Images, Rows
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import set_rate
+from backdoorbench.training.optimizers import Adam
 from backdoorbench.triggers.patch import GRID, Patch, solid
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class TrojanNN(DataAttack):
         `features`, (N, 3, H, W) -> (N, D) in eval mode."""
         size = mask.shape[-1]
         free = torch.randn(3, size, size, generator=stream.generator()).to(mask.device).requires_grad_()
-        optimizer = torch.optim.Adam([free], lr=self.lr)
+        optimizer = Adam([free], lr=self.lr)
         losses: list[Tensor] = []
         with torch.enable_grad():
             for step in range(self.steps):

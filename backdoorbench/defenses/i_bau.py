@@ -36,6 +36,7 @@ from backdoorbench.errors import TrainingError, check_range
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
 from backdoorbench.training.adversarial import within_l2
+from backdoorbench.training.optimizers import Adam
 
 Objective = Callable[[Tensor], Tensor]  # of a perturbation (1, 3, H, W) -> scalar
 
@@ -68,7 +69,7 @@ class IBAU(Defense):
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model, holdout = scenario.model, scenario.holdout
-        optimizer = torch.optim.Adam(model.parameters(), self.lr, fused=scenario.device.type in ("cpu", "cuda"))
+        optimizer = Adam(model.parameters(), self.lr, fused=scenario.device.type in ("cpu", "cuda"))
         order = scenario.stream.child("order")  # the same for every pass
         norms: list[float] = []
         steps = len(spans(len(holdout), self.batch_size))

@@ -35,6 +35,7 @@ from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import ModelError, check_range
 from backdoorbench.models.surgery import Prunable, prunable_channels
 from backdoorbench.shapes import Images, Logits
+from backdoorbench.training.optimizers import AdamW
 
 DECAY = 0.01  # of every AdamW here; torch's default, which the authors keep
 TINY = 1e-8  # below a logarithm
@@ -86,7 +87,7 @@ class IMS(Defense):
 
     def phase(self, scenario: Scenario, masks: Masks, name: str, most: int, penalty: float, before: int | None) -> int:
         """Moves the masks for up to `most` rounds; how many it took. before: rounds of other phases, None: it is the first."""
-        optimizer = torch.optim.AdamW([masks.mask, masks.selection], self.lr, weight_decay=DECAY)
+        optimizer = AdamW([masks.mask, masks.selection], self.lr, weight_decay=DECAY)
         best, idle, stream = float("inf"), 0, scenario.stream.child(name)
         with progress.task(f"{self.name} {name}", most, "round") as work:
             for turn in range(most):
@@ -121,7 +122,7 @@ class IMS(Defense):
     def perturbation(self, masks: Masks, images: Images) -> Tensor:
         """(N, 3, H, W): moves the whole network's answer, and to where the inverse follows."""
         moved = torch.zeros_like(images).requires_grad_()
-        optimizer = torch.optim.AdamW([moved], self.perturbation_lr, weight_decay=DECAY)
+        optimizer = AdamW([moved], self.perturbation_lr, weight_decay=DECAY)
         with torch.no_grad():
             clean = masks.whole(images)
         inverse = masks.filters(masks.kept(inverted=True).detach())

@@ -29,6 +29,7 @@ from backdoorbench.shapes import Images, Labels, Logits
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.adversarial import ascend
 from backdoorbench.training.fit import fit
+from backdoorbench.training.optimizers import Adam
 from backdoorbench.training.recipe import bare_recipe
 
 
@@ -73,7 +74,7 @@ class SAU(Defense):
                 recipe,
                 scenario.stream.child("tune"),
                 loss=self.unlearning(infected),
-                optimizer=torch.optim.Adam(model.parameters(), self.lr, amsgrad=True),
+                optimizer=Adam(model.parameters(), self.lr, amsgrad=True),
                 freeze_norms=self.bn_mode == "eval",
                 after_epoch=lambda epoch: scenario.probe(model, epoch),
             )

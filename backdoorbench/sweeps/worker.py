@@ -122,12 +122,8 @@ def child(wanted: dict[str, Any], descriptor: int) -> NoReturn:
 
 
 def warm_up() -> None:
-    """Imports what a job will, down to what torch itself puts off until the first optimiser."""
-    import torch
-
+    """Imports what a job will."""
     from backdoorbench.pipeline import job, outcome  # noqa: F401
-
-    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
 
 
 def serve(control: socket.socket) -> None:

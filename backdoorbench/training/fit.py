@@ -23,6 +23,7 @@ from backdoorbench.models.base import Classifier
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.storage import store
 from backdoorbench.streams import Stream
+from backdoorbench.training.optimizers import SGD, Adam, AdamW
 from backdoorbench.training.recipe import Companion, Precision, Recipe
 
 log = logging.getLogger(__name__)
@@ -129,9 +130,9 @@ def fit(
                 for step, (images, labels) in enumerate(islice(batches, steps)):
                     done = epoch * steps + step
                     set_rate(optimizer, recipe.rate(done, steps))
+                    optimizer.zero_grad(set_to_none=True)  # before the pass, which else holds them beside its maps
                     with autocast(recipe.precision, device):
                         value = objective(model, images.contiguous(memory_format=layout), labels)
-                    optimizer.zero_grad(set_to_none=True)
                     value.backward()  # type: ignore[no-untyped-call]
                     if clip_norm is not None:
                         nn.utils.clip_grad_norm_(moved, clip_norm)
@@ -198,7 +199,7 @@ def make_optimizer(
     """The recipe's optimiser over `parameters`, or groups of them, fused into one kernel where the device has it."""
     fused = device.type in ("cpu", "cuda")
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
+        return SGD(
             parameters,
             lr=recipe.lr,
             momentum=recipe.momentum,
@@ -206,7 +207,7 @@ def make_optimizer(
             weight_decay=recipe.weight_decay,
             fused=fused,
         )
-    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    kind = Adam if recipe.optimizer == "adam" else AdamW
     return kind(parameters, lr=recipe.lr, betas=(recipe.momentum, 0.999), weight_decay=recipe.weight_decay, fused=fused)
 
 

@@ -16,6 +16,7 @@ from backdoorbench.errors import check_range
 from backdoorbench.models.base import frozen
 from backdoorbench.shapes import Images, Mask
 from backdoorbench.streams import Stream
+from backdoorbench.training.optimizers import Adam
 
 EPSILON = 1e-7  # of tanh(v) / (2 + EPSILON) + 1/2
 PIXELS = {"cpu": 2**17, "other": 2**20}  # of images that pass through the network at once; more leave a CPU's caches
@@ -95,7 +96,7 @@ def reverse(
     layout = layout_of(device)
     targets = torch.tensor(classes, device=device)
     mask_v, pattern_v = (v.to(device).requires_grad_() for v in starts(classes, shape, stream))
-    optimizer = torch.optim.Adam([mask_v, pattern_v], lr, betas, fused=device.type in ("cpu", "cuda"))
+    optimizer = Adam([mask_v, pattern_v], lr, betas, fused=device.type in ("cpu", "cuda"))
     steps = len(spans(len(images), batch_size))
     at_once = max(1, PIXELS.get(device.type, PIXELS["other"]) // (min(batch_size, len(images)) * shape.numel()))
     masks, patterns = torch.zeros(count, 1, *shape), torch.zeros(count, 3, *shape)
