@@ -11,6 +11,7 @@ from backdoorbench.models.surgery import activations, classifier_name
 from backdoorbench.shapes import Images, Logits
 
 BATCH = 500  # images at a time, where only activations or logits are wanted
+ON_CPU = 125  # for logits: as quick there, and the maps of 500 would be what a run needs most memory for
 
 Alter = Callable[[Images, int], Images]  # a batch, given its number, as the model is to see it
 
@@ -19,7 +20,8 @@ Alter = Callable[[Images, int], Images]  # a batch, given its number, as the mod
 def logits(model: nn.Module, images: ImageSet) -> Logits:
     """(N, K): the model's answers to images that are not augmented, as the autocast gives them."""
     layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
-    return torch.cat([model(batch.contiguous(memory_format=layout)) for batch, _ in images.batches(BATCH)]).cpu()
+    size = ON_CPU if images.device.type == "cpu" else BATCH
+    return torch.cat([model(batch.contiguous(memory_format=layout)) for batch, _ in images.batches(size)]).cpu()
 
 
 def losses(model: nn.Module, images: ImageSet) -> Tensor:
