@@ -49,6 +49,7 @@ class Row:
     effect  what it does to the digits, as far as a bound is known; None: `why` says why not, or which test knows more
     smoke   it runs on the pretended device in the quick tier too; the others in a tier of their own
     beside  setting -> words with which it changes something, where the quick run is too short or too small for it to matter
+    values  setting -> what else it could be, where its type does not tell: names of layers
     """
 
     group: str
@@ -58,6 +59,7 @@ class Row:
     why: str = ""
     smoke: bool = False
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.effect is None) != bool(self.why):
@@ -128,7 +130,7 @@ ROWS = (  # one line each
     Row("defense", "bti_dbf", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1", "defense.batch_size=8", "defense.image_bound=1000"), why="test_inversion.py: its mask and its bounds; docs/baselines.md: what it leaves"),
     Row("defense", "d_br", quick=("defense.warmup_epochs=1", "defense.spread_epochs=1", "defense.epochs=1"), why="a finding: turned digits are other digits; of the rows that move most a quarter is poisoned, ASR stays"),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06, slow=True)),  # as lp and ft_init FST's ablation: what it removes is the finding
-    Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.p=4",), "lr_min": ("defense.epochs=2",)}),
+    Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.fraction=null", "defense.p=4"), "lr_min": ("defense.epochs=2",)}),
     Row("defense", "fp", quick=("defense.epochs=2",), effect=Leaves(0.6, 0.03, slow=True), beside={"share": ("defense.selection=fixed",), "max_drop": ("train.epochs=8", "holdout.rate=0.2")}),
     Row("defense", "fst", quick=("defense.epochs=2",), effect=Leaves(0.10, 0.06), smoke=True),
     Row("defense", "ft", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),  # a baseline: at this size it need not remove anything
@@ -149,11 +151,11 @@ ROWS = (  # one line each
     Row("defense", "sau", quick=("defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_sau.py: its ball and its shared set"),
     Row("defense", "ss", quick=("train.epochs=1",), why=FILTERED),
     Row("defense", "rnp", quick=("defense.unlearn_epochs=3", "defense.recover_epochs=3", "defense.selection=fixed", "defense.recover_lr=20.0"), why="test_mask_pruners.py", beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2")) | dict.fromkeys(("milestones", "decay"), ("defense.milestones=[1]", "defense.clean_accuracy=0.01"))),
-    Row("defense", "trap_and_replace", quick=("defense.stage1.epochs=1", "defense.stage2.epochs=1"), why="test_trap_and_replace.py: means over three seeds", beside={"stage1.schedule": ("defense.stage1.epochs=3",), "stage2.schedule": ("defense.stage2.epochs=3",)}),
+    Row("defense", "trap_and_replace", quick=("defense.stage1.epochs=1", "defense.stage2.epochs=1"), why="test_trap_and_replace.py: means over three seeds", values={"stem_until": ("net.layer2",)}, beside={"stage1.schedule": ("defense.stage1.epochs=3",), "stage2.schedule": ("defense.stage2.epochs=3",)}),
     Row("defense", "ulrl", quick=("defense.unlearning_epochs=2", "defense.epochs=1", "defense.threshold=0.1"), effect=Leaves(0.1, 0.06, slow=True), beside={"unlearnt_accuracy": ("defense.unlearning_epochs=20",), "schedule": ("defense.epochs=3",)}),
     Row("detector", "ac", quick=("train.epochs=1",), why=FOUND, beside={"min_samples": ("detector.min_samples=100",)}),
     Row("detector", "latent_tac", why="test_latent_tac.py: its shifts", beside={"threshold": ("detector.threshold=0.5",)}),
-    Row("detector", "nc", quick=("detector.units=4", "detector.success=0.2"), why=FOUND, beside=dict.fromkeys(("multiplier", "stop_patience", "stop_factor"), ("detector.units=16", "detector.patience=1", "detector.stop_patience=2"))),
+    Row("detector", "nc", quick=("detector.units=4", "detector.success=0.2"), why=FOUND, beside=dict.fromkeys(("multiplier", "stop_factor"), ("detector.units=16", "detector.patience=1", "detector.stop_patience=2")) | {"stop_patience": ("detector.units=40", "detector.patience=1", "detector.stop_patience=20")}),
     Row("detector", "none", why="it judges nothing"),
     Row("detector", "ss", why=FOUND),
     Row("detector", "strip", quick=("detector.overlays=5",), why=FOUND, smoke=True),

@@ -34,7 +34,7 @@ def others(hint: Any, value: Any, file: Path) -> list[Any]:
         return [str(file)] if arguments[1] == "file" else [str(file.parent)]
     if origin in (Union, types.UnionType):
         inner = [each for argument in arguments if argument is not type(None) for each in others(argument, value, file)]
-        return inner + ([None] if value is not None else [])
+        return inner + ([None] if value is not None and type(None) in arguments else [])
     if origin is Literal:
         return [choice for choice in arguments if choice != value]
     if hint is bool:
@@ -46,6 +46,7 @@ def others(hint: Any, value: Any, file: Path) -> list[Any]:
         base = value if isinstance(value, int | float) else 0.25
         return [guess for guess in (base / 2, base * 3, base + 0.1, 0.5, 1.0, 0.0) if guess != value]
     if origin is tuple:
+        value = None if isinstance(value, str) else value  # a word in place of the numbers
         shorter = [list(value[:-1])] if value and arguments[-1] is Ellipsis else []
         if value:
             return [[first, *value[1:]] for first in others(arguments[0], value[0], file)[:4]] + shorter

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -120,7 +120,8 @@ class Case:
     words    of a configuration in which it takes a second
     results  what to compare, the cheapest first: a setting acts where one of them differs
     beside   setting -> further words, under which it matters: in the configuration it is too small for it
-    unasked  settings left out"""
+    unasked  settings left out
+    values   setting -> what else it could be, where its type does not tell"""
 
     group: str
     words: tuple[str, ...]
@@ -128,6 +129,10 @@ class Case:
     beside: Mapping[str, tuple[str, ...]]
     file: Path
     unasked: frozenset[str] = frozenset()
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def others(self, key: str, value: Any) -> list[Any]:
+        return list(self.values.get(key, ())) or tried.others(self.leaves[key][0], value, self.file)
 
     @cached_property
     def base(self) -> Plain:
@@ -202,7 +207,7 @@ def silent(case: Case) -> list[str]:
             askers[words] = Asker(case, compose([*case.words, *words]) if words else case.base)
         asker, answers = askers[words], {}
         value = case.value(asker.config, key)
-        for other in tried.others(hint, value, case.file):
+        for other in case.others(key, value):
             answers[str(other)] = asker.says({key: other})
             if answers[str(other)] in ENOUGH and not tried.chooses(hint):
                 break
@@ -217,7 +222,6 @@ def silent(case: Case) -> list[str]:
 
 def misdeclared(case: Case, config: Plain, key: str, conditions: tuple[Condition, ...]) -> list[str]:
     """Whether a setting acts where its class says so, and on nothing where it does not, in one configuration of either kind."""
-    hint, _ = case.leaves[key]
     found = []
     for holds in (True, False):
         for context in contexts(case, conditions):
@@ -231,7 +235,7 @@ def misdeclared(case: Case, config: Plain, key: str, conditions: tuple[Condition
                 except BdxError:
                     continue
                 answers = []
-                for other in tried.others(hint, case.value(moved, key), case.file)[: None if holds else 2]:
+                for other in case.others(key, case.value(moved, key))[: None if holds else 2]:
                     answers.append(asker.says({key: other}))
                     if answers[-1] == "acts":
                         break
@@ -249,8 +253,8 @@ def contexts(case: Case, conditions: tuple[Condition, ...]) -> Iterator[Changes]
     for condition in conditions:
         for simple in condition.conditions if isinstance(condition, Either) else [condition]:
             if isinstance(simple, Only):
-                hint, value = case.leaves[simple.sibling]
-                choices = [*simple.values, *tried.others(hint, value, case.file)]
+                value = case.leaves[simple.sibling][1]
+                choices = [*simple.values, *case.others(simple.sibling, value)]
                 siblings.setdefault(simple.sibling, []).extend(choice for choice in choices if choice != value)
     single = [{sibling: choice} for sibling, choices in siblings.items() for choice in choices]
     yield {}
@@ -291,7 +295,7 @@ def some(names: list[str], *few: str) -> list[Any]:
 @pytest.mark.parametrize("row", rows())
 def test_every_setting_of_a_method_acts_or_is_refused(row: Row, outputs: Path, file: Path) -> None:
     short = ("train.epochs=1", "curve.every=0", f"runtime.outputs={outputs}")
-    case = Case(row.group, (*row.words, *short), RESULTS[row.group], row.beside, file)
+    case = Case(row.group, (*row.words, *short), RESULTS[row.group], row.beside, file, values=row.values)
     assert_none(silent(case))
 
 
@@ -321,7 +325,10 @@ def test_every_setting_of_a_recipe_acts_or_is_refused(name: str, outputs: Path, 
     falls = ("train.schedule=milestones", "train.milestones=[1]", "train.epochs=3")
     beside = {"milestones": falls, "decay": falls, "schedule": ("train.epochs=3",)}
     beside |= {"fixed_bias_epochs": ("model=airbench", f"train={name}", "train.fixed_bias_epochs=1")}
-    beside |= {f"lookahead.{part}": ("train.lookahead.from_epoch=0",) for part in ("every", "decay", "power")}
+    soon = ("train.lookahead.from_epoch=0",)
+    beside |= {"lookahead.every": soon} | dict.fromkeys(
+        ("lookahead.decay", "lookahead.power"), (*soon, "train.lookahead.every=1")
+    )
     assert_none(silent(Case("train", words, (trained,), beside, file, unasked("train"))))
 
 
