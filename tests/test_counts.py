@@ -544,6 +544,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_network_of_another_order_is_hinted_at(
     folders: Path, tmp_path: Path, run: Callable[..., Job], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,7 @@ def test_no_folder_of_hydra_hides_a_job(
     assert sorted(folder.name for folder in Path(here, "runs").iterdir()) == ["x_badnets_0", "x_badnets_2"]
 
 
+@pytest.mark.slow
 def test_shuffled_values_run_as_planned(bdx: Callable[..., Told]) -> None:
     assert bdx("-m", "seed=shuffle(range(0,20))")[0] == 0
     (sweep,) = sweeps()

@@ -187,6 +187,7 @@ def test_a_model_one_did_not_train_can_be_purified(run: Callable[..., Job]) -> N
     assert known.infected == given.run.infected
 
 
+@pytest.mark.slow
 def test_the_control_stands_beside_an_infection(run: Callable[..., Job]) -> None:
     quick = [*(setting for setting in QUICK if not setting.startswith("control")), "seed=17"]  # no other test's
     assert run("attack=badnets", "defense=none", *quick).run.infection.control is None  # none was cached

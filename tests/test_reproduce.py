@@ -34,7 +34,9 @@ def run(experiment: str, attack: str, defense: str, asr: float, *more: str, seed
 # ---- experiments ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", catalog.names("scale"))
+@pytest.mark.parametrize(
+    "scale", [pytest.param(name, marks=[] if name == "full" else [pytest.mark.slow]) for name in catalog.names("scale")]
+)
 @pytest.mark.parametrize("paper", reproduce.papers())
 def test_every_cell_of_every_experiment_composes_and_builds(paper: str, scale: str) -> None:
     for overrides in cells(paper, scale):

@@ -62,7 +62,9 @@ def test_jobs_compose_as_hydra_would(looked: Callable[..., list[forecast.Ahead]]
     for run in runs:
         assert run.config == compose(list(run.overrides))
     assert runs[0].config["train"]["augment"]["crop_padding"] == 1  # an interpolation of the data set's
-    assert str(runs[0].error) == ("holdout has no setting 'extra'. It knows draw, name, rate, root and source.")
+    assert str(runs[0].error) == (
+        "holdout has no setting 'extra'. It knows draw, kind, name, per_class, rate, root and split."
+    )
 
 
 def test_the_runs_of_an_experiment(looked: Callable[..., list[forecast.Ahead]], tmp_path: Path) -> None:
