@@ -54,7 +54,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
         "evaluation", "gates", "switches", "plan", "infections", "infect", "watch", "purify", "detect", "execute", "environment", "job",
         "preview",
     ),
-    "sweeps": ("sweep", "compose", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid"),
+    "sweeps": ("compose", "sweep", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid"),
     "cli": ("flags", "hydra_errors", "arguments", "listing", "hydra_run", "help"),
 }  # fmt: skip
 

@@ -20,6 +20,7 @@ from backdoorbench.storage.outputs import Outputs
 from backdoorbench.storage.record import Finding, Run
 from backdoorbench.sweeps import forecast, link, listing, schedule, sweep
 from backdoorbench.sweeps.board import Board, Row
+from backdoorbench.sweeps.compose import varying
 from backdoorbench.sweeps.schedule import Slot, Waiting
 
 NOWHERE = Path("nowhere")
@@ -363,8 +364,8 @@ def test_numbers_of_jobs_in_a_line() -> None:
 
 
 def test_what_varies() -> None:
-    assert sweep.varying([["a=1", "b=1"], ["a=1", "b=2"]]) == [["b=1"], ["b=2"]]
-    assert sweep.varying([["a=1"]]) == [["a=1"]]
+    assert varying([["a=1", "b=1"], ["a=1", "b=2"]]) == [["b=1"], ["b=2"]]
+    assert varying([["a=1"]]) == [["a=1"]]
 
 
 # ---- the pool's line and table --------------------------------------------------------------------------------------

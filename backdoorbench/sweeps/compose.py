@@ -102,3 +102,11 @@ def texts(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from texts(item)
+
+
+def varying(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Of each job's settings those that are not the same in all jobs; all, where there is only one job."""
+    if len(jobs) < 2:
+        return [list(job) for job in jobs]
+    common = set(jobs[0]).intersection(*map(set, jobs[1:]))
+    return [[setting for setting in job if setting not in common] for job in jobs]

@@ -18,7 +18,7 @@ from backdoorbench.pipeline.plan import Shared, Sketch
 from backdoorbench.storage import record, store
 from backdoorbench.storage.outputs import Outputs
 from backdoorbench.storage.record import FILE
-from backdoorbench.sweeps.sweep import varying
+from backdoorbench.sweeps.compose import varying
 
 MOST_RECORDS = 2000  # the newest, that estimates go by
 RECENT = 5  # of those alike, the newest; their median

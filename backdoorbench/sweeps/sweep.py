@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from backdoorbench.errors import BdxError, check_range
 from backdoorbench.storage import store
 from backdoorbench.storage.store import read_json
+from backdoorbench.sweeps.compose import varying
 
 if TYPE_CHECKING:
     from backdoorbench.sweeps.forecast import Ahead
@@ -245,14 +246,6 @@ def joined(jobs: Sequence[Sequence[str]]) -> list[str] | None:
     if any(len(job) != len(values) for job in jobs) or prod(map(len, values.values())) != len(set(map(tuple, jobs))):
         return None
     return [f"{key}={','.join(found)}" for key, found in values.items()]
-
-
-def varying(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Of each job's settings those that are not the same in all jobs; all, where there is only one job."""
-    if len(jobs) < 2:
-        return [list(job) for job in jobs]
-    common = set(jobs[0]).intersection(*map(set, jobs[1:]))
-    return [[setting for setting in job if setting not in common] for job in jobs]
 
 
 # ---- what is said of jobs -------------------------------------------------------------------------------------------
