@@ -28,7 +28,7 @@ demo: setup      ## plant a backdoor in a digit classifier, purify it, print the
 	$(BIN)/bdx attack=badnets defense=fst
 	@echo "next: $(BIN)/bdx list (what there is), bdx show defense=fst, bdx -m attack=badnets defense=ft,fst,aft; see README.md"
 
-reproduce-PAPER: ## aft, pbe, fmp, fst, tnr or backdoorbench: its table beside ours; SCALE=small SETTINGS="dataset.root=DIR"
+reproduce-PAPER: ## aft, pbe, fmp, fst, tnr or backdoorbench: its table beside ours; SCALE=small or cpu, SETTINGS="dataset.root=DIR"
 $(PAPERS:%=reproduce-%): reproduce-%: setup
 	$(BIN)/bdx reproduce $* --scale $(SCALE) $(SETTINGS)
 
