@@ -1,5 +1,6 @@
 """A given checkpoint: names that wrappers changed, counters that old versions lacked, values that are no numbers."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,24 @@ def test_a_checkpoint_is_read(kind: str, ending: str, tmp_path: Path) -> None:
     for name, value in ours.state_dict().items():
         wanted = theirs.state_dict()[name]
         assert torch.allclose(value, wanted, atol=1e-3 if kind == "half precision" else 0), name
+
+
+@pytest.mark.parametrize(("name", "averaged"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_a_trainers_file_is_read_and_its_averaged_weights_are_said(
+    name: str, averaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As timm's and torchvision's write it: options in a Namespace, and an average of the weights beside the last ones."""
+    last, average, file = network(1), network(2), tmp_path / "last.pth.tar"
+    content = {"epoch": 3, "arch": "tiny", "args": Namespace(lr=0.1, opt="sgd"), name: bare(last.state_dict())}
+    torch.save({**content, averaged: bare(average.state_dict())}, file)
+    ours = network(0)
+    checkpoint.load_given(ours, str(file), "tiny")
+    assert torch.equal(ours.state_dict()["net.head.weight"], last.state_dict()["net.head.weight"])
+    assert f"holds averaged weights ({averaged}) beside the last ones ({name}): the last ones are read" in caplog.text
+    caplog.clear()
+    torch.save(content, file)
+    checkpoint.load_given(network(0), str(file), "tiny")
+    assert not caplog.records
 
 
 def edited(head: str, name: str, value: Tensor | None) -> Callable[[Weights], Weights]:

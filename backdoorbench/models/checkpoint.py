@@ -1,6 +1,8 @@
 """Weights in files: safetensors written, safetensors or torch state dicts read, shapes compared before anything is loaded."""
 
 import json
+import logging
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from backdoorbench.storage import store
 
 Weights = dict[str, Tensor]
 
+log = logging.getLogger(__name__)
+
 DESCRIPTION = "bdx"  # the entry of metadata
+AVERAGED = {"state_dict": "state_dict_ema", "model": "model_ema"}  # as timm's trainer and torchvision's have them
 
 
 def save(model: nn.Module, file: Path, description: dict[str, Any] | None = None) -> None:
@@ -155,8 +160,16 @@ def read_weights(file: Path, path: str) -> Weights:
 
 
 def _torch_weights(file: Path) -> Any:
-    content = torch.load(file, map_location="cpu", weights_only=True)
+    """What the file holds, or the state dict that a training script has put into it beside its options (argparse's Namespace,
+    which runs nothing). Averaged weights beside it are left, and said to be."""
+    with torch.serialization.safe_globals([Namespace]):
+        content = torch.load(file, map_location="cpu", weights_only=True)
     for name in ("state_dict", "model", "net"):  # where training scripts usually put it
         if isinstance(content, dict) and isinstance(content.get(name), dict):
+            if (averaged := AVERAGED.get(name)) in content:
+                log.warning(
+                    f"{file.name} holds averaged weights ({averaged}) beside the last ones ({name}): the last ones are read. "
+                    f"Save the others alone to have them: safetensors.torch.save_file(torch.load(FILE)['{averaged}'], NEW)"
+                )
             return content[name]
     return content
