@@ -172,7 +172,7 @@ def test_ours_stand_beside_theirs() -> None:
     assert "–" in cells[1]
 
 
-def test_a_cell_that_a_source_has_for_several_networks_needs_the_same_network() -> None:
+def test_of_a_cell_for_several_networks_ours_is_taken_or_the_experiments_own() -> None:
     wanted = run("backdoorbench", "badnets", "ft", 0.02)
     other = run("backdoorbench", "badnets", "ft", 0.02, "model=resnet18")
     vgg = run("backdoorbench", "badnets", "ft", 0.02, "model=vgg19_bn")
@@ -180,7 +180,10 @@ def test_a_cell_that_a_source_has_for_several_networks_needs_the_same_network() 
         published.compare([wanted], "backdoorbench")[1].published
         != published.compare([vgg], "backdoorbench")[1].published
     )
-    assert published.compare([other], "backdoorbench")[1].published is None
+    assert (
+        published.compare([other], "backdoorbench")[1].published
+        == published.compare([wanted], "backdoorbench")[1].published
+    )
 
 
 def test_a_mean_over_attacks_is_compared_with_the_mean_of_ours() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from backdoorbench.config.compose import compose, conf_dir, flat
+from backdoorbench.config.compose import choices, compose, conf_dir, flat
 from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.holdouts import share
@@ -314,8 +314,8 @@ def _comparison(row: Row, defense: str, setting: str, ours: dict[str, Cell], kno
 
 
 def _find(known: Sequence[Figure], names: dict[str, str], defense: str, setting: str) -> Figure | None:
-    """The figure for a cell: data set, rate and setting as far as the source names them. The network may be another, unless
-    the source has the cell for several, as BackdoorBench does."""
+    """The figure for a cell: data set, rate and setting as far as the source names them. The network may be another. Where the
+    source has several, as BackdoorBench does, it is then the experiment's own; what differs is said below a comparison."""
     pairs = [
         figure
         for figure in known
@@ -327,7 +327,13 @@ def _find(known: Sequence[Figure], names: dict[str, str], defense: str, setting:
     exact = [figure for figure in pairs if figure.model == names["model"]]
     if exact or len({figure.model for figure in pairs}) == 1:
         return (exact or pairs)[0]
-    return None
+    return next((figure for figure in pairs if figure.model == _own_network(figure.experiment)), None)
+
+
+def _own_network(experiment: str) -> str:
+    """The network that an experiment's yaml chooses."""
+    text = (conf_dir() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    return dict(choices(text)).get("model", "")
 
 
 def _mean(rows: Sequence[Row], figure: Figure) -> Comparison | None:
