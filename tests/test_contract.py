@@ -232,7 +232,8 @@ def test_all_to_all(attack: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     in_training = not attack.made.attack.leaves_train
     made = attack.carry_out(**changes) if in_training else attack.untrained(**changes)
     assert made.target == triggers.AllToAll(10)
-    assert len(torch.cat(asked).unique()) == 10 and sum(map(len, asked)) >= made.facts.get("poisoned", 1) > 0
+    if attack.made.attack.plants:
+        assert len(torch.cat(asked).unique()) == 10 and sum(map(len, asked)) >= made.facts.get("poisoned", 1) > 0
     train, poisoned = made.train, made.poisoned
     if attack.made.attack.can_rebuild:
         assert made.trigger is not None

@@ -104,6 +104,7 @@ class Attack(ABC):
     """Full control: owns the training loop. `name` as tables and keys print it."""
 
     leaves_train: ClassVar[bool] = False  # whether a training set that a defense may see remains
+    plants: ClassVar[bool] = True  # whether it infects the model, so that a clean one of the same recipe is another
     can_rebuild: ClassVar[bool] = False  # whether `rebuild` makes one where none remains
     training: ClassVar[str] = ""  # what it does to the training, in a few words, where it has no poison rate
 
@@ -113,6 +114,10 @@ class Attack(ABC):
     def needs_surrogate(self) -> bool:
         """Whether `infect` asks for `task.surrogate`, so that a sweep knows which trainings its jobs share."""
         return False
+
+    def make_target(self, classes: int) -> Target | None:
+        """The rule from true label to the attacker's, on a data set of so many classes; None where there is no attacker."""
+        return None
 
     def asked_of(self, labels: Labels) -> float | None:
         """How many of rows with these labels the poison rate asks for, before rounding; None where there is no rate."""

@@ -1,6 +1,7 @@
 """From settings to objects: the class that a `_target_` names, its fields compared with the keys, its types with the values."""
 
 import dataclasses
+import functools
 import importlib
 import math
 import os
@@ -17,6 +18,7 @@ NOT_FIELDS = ("_target_", "version")  # keys that choose the class and its meani
 File = Annotated[str, "file"]  # a setting that is the path of a file: a key holds the file's content, whatever its name
 Folder = Annotated[str, "folder"]  # likewise of a folder
 Place = Annotated[str, "place"]  # a path that no key holds, neither it nor what lies there
+Function = Annotated[str, "function"]  # package.module:function of a plugin: a key holds the plugin's source
 PATHS = ("file", "folder", "place")
 LONGEST_PART = 255  # bytes, of a name between two slashes, as file systems have it
 
@@ -34,6 +36,9 @@ def build(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> A
     kind = target(node, where, plugins)
     if "version" in node:
         convert(node["version"], int, f"{where}.version")
+    for key, what in paths(kind, node).items():
+        if what == "function":
+            check_function(at(node, key), f"{where}.{key}", plugins)
     return construct(kind, node, where)
 
 
@@ -67,6 +72,30 @@ def target(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> 
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ConfigError(f"{where}._target_ is '{path}', which is no dataclass; methods here are frozen dataclasses.")
     return found
+
+
+def at(node: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key."""
+    return functools.reduce(lambda inner, name: inner[name], key.split("."), node)
+
+
+def check_function(path: str, where: str, plugins: Sequence[str]) -> None:
+    """Raises ConfigError unless `path` is package.module:function of one of `plugins`: code that the user trusts."""
+    module, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in [*module.split("."), name]):
+        raise ConfigError(
+            f"{where} is {shown(path)}; expected package.module:function, as mypackage.triggers:stamp. Change {where}."
+        )
+    if not any(module == package or module.startswith(f"{package}.") for package in plugins):
+        raise ConfigError(
+            f"{where} is '{path}', outside plugins={list(plugins)}; only code of these packages is run. If you trust it, add "
+            f"plugins=[{module.split('.')[0]}]."
+        )
+
+
+def dotted(function: str) -> str:
+    """`package.module:function` with dots alone, as a class is named."""
+    return function.replace(":", ".")
 
 
 def construct(kind: type, node: Mapping[str, Any], where: str) -> Any:
@@ -192,7 +221,7 @@ def describe(hint: Any) -> str:
 
 
 def paths(kind: type, node: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted key -> `file` or `folder` of the settings in `node` that are paths, as the fields of `kind` declare them."""
+    """Dotted key -> `file`, `folder` or `function` of the settings in `node` that name one, as the fields of `kind` declare."""
     found: dict[str, str] = {}
     for key, hint in settings(kind).items():
         value = node.get(key)

@@ -13,10 +13,9 @@ import torch
 
 from backdoorbench import device
 from backdoorbench.attacks.base import Attack, DataAttack
-from backdoorbench.attacks.loop import LoopAttack
 from backdoorbench.config import groups, plugins
 from backdoorbench.config.acts import idle, refuse_idle
-from backdoorbench.config.build import build, paths, target
+from backdoorbench.config.build import at, build, dotted, paths, target
 from backdoorbench.config.compose import Plain, flat, option
 from backdoorbench.data.base import Dataset, Reading, Splits
 from backdoorbench.data.holdout import Holdout, Parts
@@ -85,7 +84,7 @@ class Sketch:
     def plugins(self) -> list[str]:
         """Those of the configuration's `plugins` that an option of this run comes from."""
         named = self.config["plugins"]
-        used = {plugins.of(self.config[group]["_target_"], named) for group in groups.BUILT}
+        used = {plugins.of(path, named) for group in groups.BUILT for path in code_of(group, self.config[group], named)}
         return [package for package in named if package in used]
 
     @property
@@ -213,9 +212,9 @@ def divide(made: Sketch) -> Parts:
     parts = made.holdout.divide(made.splits.train, made.splits.test, stream, made.splits.reading)
     made.attack.check(parts.train)
     made.attack.check_recipe(made.recipe, len(parts.train))
-    if isinstance(made.attack, DataAttack | LoopAttack):
+    if (target := made.attack.make_target(len(classes))) is not None:
         tested = made.splits.test.labels[parts.test_rows]
-        if not made.attack.make_target(len(classes)).is_eligible(tested).any():
+        if not target.is_eligible(tested).any():
             raise DataError(
                 f"none of the {len(tested):,} test images that the holdout leaves is of a class that {made.attack.name} turns "
                 f"into another, so there is no ASR. Lower holdout.rate or holdout.per_class, or take holdout.split=train."
@@ -284,7 +283,10 @@ def digested(group: str, node: Plain, packages: Sequence[str]) -> dict[str, str]
     package = plugins.of(node["_target_"], packages)
     found = {SOURCE: plugins.digest(package)} if package else {}
     for key, what in paths(target(node, group, packages), node).items():
-        said: Any = functools.reduce(lambda inner, name: inner[name], key.split("."), node)
+        said = at(node, key)
+        if what == "function":
+            found[key] = f"{said} of {plugins.digest(plugins.of(dotted(said), packages))}"
+            continue
         path = Path(said).expanduser()
         if what == "file" and not path.is_file():
             raise ConfigError(f"{group}.{key} is '{said}', which is no file; expected the path of an existing one.")
@@ -300,6 +302,12 @@ def digested(group: str, node: Plain, packages: Sequence[str]) -> dict[str, str]
                 f"by the content. Name one of which every file is readable, and which nothing else writes to."
             ) from None
     return found
+
+
+def code_of(group: str, node: Plain, packages: Sequence[str]) -> list[str]:
+    """The dotted paths of the class that an option describes and of the functions that its settings name."""
+    named = paths(target(node, group, packages), node)
+    return [node["_target_"], *(dotted(at(node, key)) for key, what in named.items() if what == "function")]
 
 
 def with_content(node: Plain, digests: Mapping[str, str]) -> Plain:
@@ -330,14 +338,20 @@ def clean_plan(made: Made) -> Made:
 
 
 def has_control(made: Sketch) -> bool:
-    """Whether the clean model of the same recipe is another network than the victim; a given one that nobody trains is not."""
-    return made.spec.checkpoint is None or made.recipe.epochs > 0
+    """Whether the clean model of the same recipe is another network than the victim; a given one that nobody trains is not, nor
+    that of an attack that plants nothing."""
+    return made.attack.plants and (made.spec.checkpoint is None or made.recipe.epochs > 0)
 
 
 def refuse_control(made: Sketch) -> None:
     """Raises ConfigError where a clean control is to be trained that would be the given network itself."""
     is_attack = made.infection_key != clean_plan(made).infection_key
     if made.config["control"] == "train" and is_attack and not has_control(made):
+        if not made.attack.plants:
+            raise ConfigError(
+                f"control=train asks for a clean model of the same recipe, but attack={made.attack.name} plants nothing: it "
+                f"would be the same network, which is no control. Set control=off."
+            )
         raise ConfigError(
             "control=train asks for a clean model of the same recipe, but with model.checkpoint and train.epochs=0 nothing is "
             "trained: it would be the given network itself, which is no control. Set control=off, or train.epochs=1 or more."

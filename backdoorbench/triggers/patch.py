@@ -135,3 +135,23 @@ def paste(patch: Tensor, alpha: Tensor, corner: tuple[int, int], size: int) -> P
         enlarged = torch.nn.functional.interpolate(values[None], shape, mode="nearest-exact")[0]
         canvas[:, y : y + shape[0], x : x + shape[1]] = enlarged
     return Patch(pattern, mask)
+
+
+def place(pattern: Tensor, mask: Tensor, corner: tuple[int, int], size: int) -> tuple[Tensor, Tensor]:
+    """A pattern (3, h, w) and its mask (1, h, w) on images of `size` pixels a side, unscaled: (3, size, size) and
+    (1, size, size), 0 around them.
+
+    corner  (row, column) of the upper left pixel; negative counts from the bottom or right edge
+
+    Raises ConfigError where they leave the image."""
+    height, width = pattern.shape[-2:]
+    top, left = (start + size if start < 0 else start for start in corner)
+    if not (0 <= top <= size - height and 0 <= left <= size - width):
+        raise ConfigError(
+            f"a trigger of {height}x{width} pixels at row {corner[0]}, column {corner[1]} leaves images of {size}x{size} pixels. "
+            f"Change attack.position, or set it to null, which scales the trigger to the image."
+        )
+    placed = tuple(torch.zeros(len(part), size, size) for part in (pattern, mask))
+    for canvas, part in zip(placed, (pattern, mask), strict=True):
+        canvas[:, top : top + height, left : left + width] = part
+    return placed[0], placed[1]

@@ -1,12 +1,13 @@
-"""A user's own image file as a trigger's pattern."""
+"""A user's own image file, or array, as a trigger's pattern."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import ConfigError, first_line
 
 
 def read_picture(path: str, size: tuple[int, int] | None, setting: str) -> Tensor:
@@ -30,3 +31,54 @@ def read_picture(path: str, size: tuple[int, int] | None, setting: str) -> Tenso
     if size is not None and picture.size != size[::-1]:
         picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255
+
+
+def read_values(path: str, side: int | None, setting: str) -> Tensor:
+    """A picture, or an array in a .npy file, as (4, H, W) float32: red, green, blue, opacity; scaled to (side, side), or as large
+    as it is. A picture's values lie in [0, 1], an array's are bytes, taken to [0, 1], or floats within [-1, 1].
+
+    Raises ConfigError, naming `setting`, where the file holds neither."""
+    if Path(path).suffix != ".npy":
+        return read_picture(path, (side, side) if side is not None else None, setting)
+    values = read_array(path, setting)
+    if side is not None and values.shape[1:] != (side, side):
+        values = F.interpolate(values[None], (side, side), mode="bilinear", antialias=True)[0]
+    return torch.cat([values, torch.ones(1, *values.shape[1:])])
+
+
+def read_mask(path: str, shape: tuple[int, int], setting: str) -> Tensor:
+    """(1, H, W) in [0, 1]: the brightness of a picture, or the values of an array, which must be of this shape.
+
+    Raises ConfigError, naming `setting`, where the file holds neither, or one of another shape."""
+    values = read_values(path, None, setting)
+    if values.shape[1:] != shape:
+        raise ConfigError(
+            f"{setting} is '{path}', of {values.shape[1]}x{values.shape[2]} pixels, and the trigger has {shape[0]}x{shape[1]}; "
+            f"expected as many. Scale one of them."
+        )
+    return (values[:3].mean(0, keepdim=True) * values[3:]).clamp(0, 1)
+
+
+def read_array(path: str, setting: str) -> Tensor:
+    """(3, H, W) float32 from a .npy file: bytes taken to [0, 1], or floats within [-1, 1] as they are; grey ones thrice."""
+    try:
+        found = np.load(Path(path).expanduser(), allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{setting} is '{path}', which cannot be read as an array ({first_line(error)}).") from None
+    values = torch.from_numpy(np.ascontiguousarray(found)) if found.dtype.kind in "uf" else None
+    if values is not None and values.dim() == 3 and values.shape[0] != 3 and values.shape[2] in (1, 3):
+        values = values.permute(2, 0, 1)
+    if values is not None and values.dim() == 2:
+        values = values[None]
+    if values is None or values.dim() != 3 or values.shape[0] not in (1, 3) or 0 in values.shape:
+        raise ConfigError(
+            f"{setting} is '{path}', an array {found.shape} of {found.dtype}; expected (H, W), (H, W, 3) or (3, H, W), of bytes "
+            f"or floats. Save it again with numpy.save."
+        )
+    values = values.float() / 255 if values.dtype == torch.uint8 else values.float()
+    if not bool((values.abs() <= 1).all()):
+        raise ConfigError(
+            f"{setting} is '{path}', whose floats reach {float(values.abs().max()):g}; expected them within [-1, 1], 1 being the "
+            f"whole range of a pixel. Divide by 255, or save it as bytes."
+        )
+    return values.expand(3, -1, -1).clone()
