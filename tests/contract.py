@@ -158,6 +158,7 @@ ROWS = (  # one line each
     Row("detector", "latent_tac", why="test_latent_tac.py: its shifts", beside={"threshold": ("detector.threshold=0.5",)}),
     Row("detector", "nc", quick=("detector.units=4", "detector.success=0.2"), why=FOUND, beside=dict.fromkeys(("multiplier", "stop_factor"), ("detector.units=16", "detector.patience=1", "detector.stop_patience=2")) | {"stop_patience": ("detector.units=40", "detector.patience=1", "detector.stop_patience=20")}),
     Row("detector", "none", why="it judges nothing"),
+    Row("detector", "signature", why="test_detectors.py: the mean that stands out", beside={"threshold": ("detector.threshold=0.5",)}),
     Row("detector", "ss", why=FOUND),
     Row("detector", "strip", quick=("detector.overlays=5",), why=FOUND, smoke=True),
 )

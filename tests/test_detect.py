@@ -16,7 +16,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Verdict
 from backdoorbench.detectors.none import NoDetector
 from backdoorbench.errors import PairingError
-from backdoorbench.pipeline import detect, plan
+from backdoorbench.pipeline import detect, outcome, plan
 from backdoorbench.pipeline.job import Job
 from backdoorbench.storage import record
 from backdoorbench.triggers.base import AllToAll, AllToOne
@@ -171,3 +171,21 @@ def test_a_models_figures_ask_for_the_target() -> None:
     assert detect.figures(verdict, None, AllToOne(3))["target_flagged"] == 1.0
     assert detect.figures(verdict, None, AllToOne(4))["target_flagged"] == 0.0
     assert detect.figures(verdict, None, AllToAll(10))["target_flagged"] is None
+
+
+def test_the_reversed_trigger_of_the_most_suspicious_class_is_tried_before_and_after(run: Callable[..., Job]) -> None:
+    nc = ("detector=nc", "detector.units=4", "detector.success=0.2")
+    done = run("attack=badnets", *nc, "defense=ft", "defense.epochs=1", *QUICK).run
+    tried = done.detection.details["reversed"]
+    scores = torch.tensor(done.detection.details["scores"])
+    norms = done.detection.notes["mask_norms"]
+    there = torch.tensor([norm is not None for norm in norms])
+    assert tried["class"] == int(scores.where(there, -torch.inf).argmax())
+    assert tried["pixels"] == pytest.approx(norms[tried["class"]], abs=0.01)
+    assert 0 < tried["images"] < 120 and 0 <= tried["before"] <= 1 and 0 <= tried["after"] <= 1
+    again = run("attack=badnets", *nc, "defense=none", *QUICK).run.detection
+    assert again.cached and again.details["reversed"]["before"] == again.details["reversed"]["after"] == tried["before"]
+    said = outcome.detection_lines(done)[-1]
+    assert said.startswith(
+        f"  reversed   a trigger of {tried['pixels']:g} pixels towards class {tried['class']} moves "
+    )

@@ -741,3 +741,19 @@ def test_detectors_find_a_backdoor_on_digits(infected: tuple[nn.Module, ImageSet
         verdict = examine(name, **({"overlays": 20} if name == "strip" else {}))
         area = auc(verdict.scores, positive)
         assert area is not None and area > least, (name, area)
+
+
+def test_the_class_whose_last_weights_are_largest_on_average_has_the_signature() -> None:
+    model = small_net()
+    head = model.net[-1]
+    with torch.no_grad():
+        head.weight[:] = torch.linspace(-0.01, 0.01, 10)[:, None] + torch.linspace(-1, 1, head.weight.shape[1])
+        head.weight[7] += 0.5
+        head.bias[3] = 9.0  # biases are left out
+    notes: dict[str, Any] = {}
+    found = make("signature").examine(scenario(frozenset({"model"}), model, notes=notes))
+    assert found.flagged.nonzero()[:, 0].tolist() == [7] and int(found.scores.argmax()) == 7
+    assert found.figures["anomaly_index"] == pytest.approx(float(found.scores[7])) and len(notes["means"]) == 10
+    with torch.no_grad():
+        head.weight[7] -= 1.0  # a mean far below the others' is no target's
+    assert not make("signature").examine(scenario(frozenset({"model"}), model)).flagged.any()

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -16,6 +16,17 @@ from backdoorbench.training.scenario import check_needs
 Judges = Literal["model", "rows", "inputs"]
 
 
+class Reversed(NamedTuple):
+    """A trigger towards each class, on the CPU: x (1 - m) + p m.
+
+    masks     (K, 1, H, W) in [0, 1]; 0 where none was found
+    patterns  (K, 3, H, W) in [0, 1]
+    """
+
+    masks: Tensor
+    patterns: Images
+
+
 @dataclass(frozen=True, eq=False)
 class Verdict:
     """What a detector says of the M things that it judges: training rows, inputs, or a model's K classes as targets.
@@ -24,12 +35,14 @@ class Verdict:
     flagged   (M,) bool on the CPU: what the detector's own rule calls poisoned, triggered, or a backdoor's target
     figures   name -> number, of the whole: an anomaly index
     pictures  name -> (n, 3, H, W) in [0, 1] on the CPU, for the run's folder: reversed triggers
+    reversed  the triggers themselves, where the detector finds some: what they do to the purified model is measured, too
     """
 
     scores: Tensor
     flagged: Mask
     figures: dict[str, float | None] = field(default_factory=dict)
     pictures: dict[str, Images] = field(default_factory=dict)
+    reversed: Reversed | None = None
 
 
 @dataclass(frozen=True)

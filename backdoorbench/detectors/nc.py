@@ -30,7 +30,7 @@ from typing import Annotated, ClassVar
 import torch
 
 from backdoorbench.config.build import BESIDE
-from backdoorbench.detectors.base import Detector, Judges, Scenario, Verdict
+from backdoorbench.detectors.base import Detector, Judges, Reversed, Scenario, Verdict
 from backdoorbench.errors import check_range
 from backdoorbench.training.reversal import Search, anomaly, layout_of, reverse
 
@@ -76,4 +76,5 @@ class NC(Detector):
             "flagged_classes": float(flagged.sum()),
         }
         grey = torch.full_like(found.patterns, 0.5)
-        return Verdict(scores, flagged, figures, {"reversed_triggers": torch.lerp(grey, found.patterns, found.masks)})
+        pictures = {"reversed_triggers": torch.lerp(grey, found.patterns, found.masks)}
+        return Verdict(scores, flagged, figures, pictures, Reversed(found.masks, found.patterns))

@@ -19,7 +19,8 @@ from backdoorbench.attacks.base import Infection
 from backdoorbench.config.groups import DETECT, INFECT
 from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
-from backdoorbench.detectors.base import Verdict
+from backdoorbench.detectors.base import Reversed, Verdict
+from backdoorbench.pipeline import evaluation
 from backdoorbench.pipeline.infect import fresh_network, obtain
 from backdoorbench.pipeline.infections import description
 from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_control
@@ -29,10 +30,14 @@ from backdoorbench.storage import store
 from backdoorbench.storage.record import Finding, Run
 from backdoorbench.training.scenario import Scenario
 from backdoorbench.triggers.base import Target, Trigger
+from backdoorbench.triggers.patch import Patch
 
 BATCH = 500  # test images that are triggered at a time
 STARTED = time.time()  # a rerun asks a detector again, but this process does so once
-PICTURE = "picture."  # before the name of what a detector drew, in a verdict's file
+PICTURE, REVERSED = (
+    "picture.",
+    "reversed.",
+)  # in a verdict's file, before the names of what a detector drew, or reversed
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class Case:
     positive: Mask | None
 
 
-def carry_out(made: Plan, infection: Infection, test: ImageSet, run: Run) -> dict[str, Images]:
-    """Asks the detector about the infected model, and about a clean one; its finding in the run. What it drew, by name."""
+def carry_out(made: Plan, infection: Infection, test: ImageSet, run: Run) -> Verdict:
+    """Asks the detector about the infected model, and about a clean one; its finding in the run. What it says of the former."""
     finding = run.begin(DETECT.name, made.detector.name)
     case = present(made, infection, infection.trigger, infection.target, test, finding)
     verdict = obtain_verdict(made, case, made.infection_settings, finding)
@@ -62,6 +67,7 @@ def carry_out(made: Plan, infection: Infection, test: ImageSet, run: Run) -> dic
         finding.details |= {"positives": int(case.positive.sum()), "negatives": int((~case.positive).sum())}
     else:
         finding.details["scores"] = [round(float(score), 4) for score in verdict.scores]
+        finding.details["flagged_classes"] = verdict.flagged.nonzero()[:, 0].tolist()
     clean = clean_plan(made)
     wanted = made.config["control"]
     is_there = wanted == "train" or (wanted == "cached" and clean.infection_folder.is_dir())
@@ -74,7 +80,31 @@ def carry_out(made: Plan, infection: Infection, test: ImageSet, run: Run) -> dic
         said = obtain_verdict(made, other, clean.infection_settings, beside)
         finding.beside = figures(said, other.positive, infection.target)
         finding.seconds["control"] = beside.seconds.get("detect", 0.0)
-    return verdict.pictures
+    return verdict
+
+
+def try_reversed(made: Plan, said: Verdict, before: nn.Module, after: nn.Module, test: ImageSet, run: Run) -> None:
+    """What the reversed trigger of the most suspicious class does to the infected and to the purified model, into the detector's
+    finding: the share of test images of other classes that each calls that class. It needs no trigger to be known."""
+    if said.reversed is None or not (found := said.reversed.masks.flatten(1).any(1)).any():
+        return
+    label = int(said.scores.where(found, -torch.inf).argmax())
+    trigger = Patch(said.reversed.patterns[label], said.reversed.masks[label]).to(made.device)
+    rows = made.parts.test_rows[test.labels[made.parts.test_rows.to(test.device)].cpu() != label]
+    others = test.subset(rows)
+    shares = []
+    for model in (before, after):
+        calls = evaluation.predict(model, others, trigger, made.recipe.precision).triggered
+        assert calls is not None
+        shares.append(metrics.share(calls == label))
+    finding = run.detection
+    finding.details["reversed"] = {
+        "class": label,
+        "pixels": round(float(said.reversed.masks[label].sum()), 2),
+        "before": shares[0],
+        "after": shares[1],
+        "images": len(rows),
+    }
 
 
 def figures(verdict: Verdict, positive: Mask | None, target: Target | None) -> dict[str, float | None]:
@@ -147,6 +177,8 @@ def obtain_verdict(made: Plan, case: Case, infection: dict[str, Any], finding: F
             said = examine(made, case, notes.__setitem__)
         kept = {"scores": said.scores, "flagged": said.flagged.to(torch.uint8)}
         pictures = {f"{PICTURE}{name}": images for name, images in said.pictures.items()}
+        if said.reversed is not None:
+            kept |= {f"{REVERSED}{name}": value for name, value in said.reversed._asdict().items()}
         store.write_tensors(partial / "verdict.safetensors", kept | pictures)
         cost = finding.seconds["detect"]
         store.write_json(
@@ -157,7 +189,9 @@ def obtain_verdict(made: Plan, case: Case, infection: dict[str, Any], finding: F
         with store.reading(folder):
             described, tensors = description(folder, "verdict.json"), store.read_tensors(folder / "verdict.safetensors")
             drawn = {name.removeprefix(PICTURE): images for name, images in tensors.items() if name.startswith(PICTURE)}
-            verdict = Verdict(tensors["scores"], tensors["flagged"].bool(), described["figures"], drawn)
+            parts = {name: tensors[REVERSED + name] for name in Reversed._fields if REVERSED + name in tensors}
+            found = Reversed(**parts) if parts else None
+            verdict = Verdict(tensors["scores"], tensors["flagged"].bool(), described["figures"], drawn, found)
             return verdict, described["notes"], described["seconds"]
 
     waiting = f"another process asks {made.detector.name} about this model ({key}); waiting for it"

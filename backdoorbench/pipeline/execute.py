@@ -39,11 +39,13 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
     infection, before = infect.carry_out(made, test, run)
     announce(INFECT.name)
     infect.refuse_broken(made, run.infection)
-    pictures: dict[str, Images] = {}
+    verdict = None
     if made.detects:
-        pictures = detect.carry_out(made, infection, test, run)
+        verdict = detect.carry_out(made, infection, test, run)
         announce(DETECT.name)
     after = purify.carry_out(made, infection, before, test, run, announce)
+    if verdict is not None:
+        detect.try_reversed(made, verdict, infection.model, after.model, test, run)
     announce(PURIFY.name)
     gallery = None
     if infection.trigger is not None:
@@ -51,7 +53,7 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
         images = next(iter(shown.batches(8)))[0]
         gallery = (images.cpu(), infection.trigger(images).cpu())
     calls = stored_predictions([before, after.predictions], len(test.classes))
-    return Outcome(after.model, after.is_new, calls, gallery, pictures)
+    return Outcome(after.model, after.is_new, calls, gallery, verdict.pictures if verdict is not None else {})
 
 
 def stored_predictions(judged: list[Predictions], classes: int) -> dict[str, torch.Tensor]:

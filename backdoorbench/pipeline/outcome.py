@@ -1,6 +1,7 @@
 """What a single run prints: a line a stage, at its end the table, whatever must be said about it, and where the record lies."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -64,7 +65,19 @@ def detection_lines(run: Run) -> list[str]:
     if not found.name:
         return []
     lines = [f"  {found.name:<10} {_told(found.figures)}"]
-    return lines + ([f"  {'clean model':<10} {_told(found.beside)}"] if found.beside else [])
+    if found.beside:
+        lines.append(f"  {'clean model':<10} {_told(found.beside)}")
+    if tried := found.details.get("reversed"):
+        lines.append(f"  {'reversed':<10} {reversed_line(tried)}")
+    return lines
+
+
+def reversed_line(tried: dict[str, Any]) -> str:
+    """What the reversed trigger of the most suspicious class does before and after."""
+    return (
+        f"a trigger of {tried['pixels']:g} pixels towards class {tried['class']} moves {percent(tried['before'])} % of the "
+        f"others' images before, {percent(tried['after'])} % after"
+    )
 
 
 def _told(figures: dict[str, float | None]) -> str:
