@@ -97,6 +97,7 @@ UNKEYED = ("root", "download", "order", "background", "target", "tuning")
 USUAL = {"order": "numeric", "background": "white"}
 LATER: dict[str, dict[str, Any]] = {  # group -> settings that keys and records once did not have, as they were
     "attack": {"abi": None},
+    "detector": {"images": None},
     "holdout": {"per_class": None},
 }
 HOLDOUTS = {  # what keys and old records call `source` of a holdout -> what settings call it

@@ -122,12 +122,13 @@ class Holdout:
         if self.per_class is not None:
             self.refuse_small_classes(source, called)
             return pick(labels, self.per_class * classes, classes, "balanced", stream)
-        count = round(self.rate * whole)
-        if count < classes or count >= len(source):
+        count, most = round(self.rate * whole), len(source) - (self.kind == "reserved")
+        if not classes <= count <= most:
+            bound = "fewer than" if self.kind == "reserved" else "at most"
             raise DataError(
                 f"holdout.rate={self.rate:g} of {whole:,} training images is {count}; expected at least one image for "
-                f"each of the {classes} classes and fewer than the {len(source):,} images they are drawn from. "
-                f"{fitting(classes, len(source) - 1, whole)}"
+                f"each of the {classes} classes and {bound} the {len(source):,} images they are drawn from. "
+                f"{fitting(classes, most, whole)}"
             )
         return pick(labels, count, classes, self.draw, stream)
 

@@ -30,6 +30,7 @@ from typing import Annotated, ClassVar
 import torch
 
 from backdoorbench.config.build import BESIDE
+from backdoorbench.data.store import stratified
 from backdoorbench.detectors.base import Detector, Judges, Reversed, Scenario, Verdict
 from backdoorbench.errors import check_range
 from backdoorbench.training.reversal import Search, anomaly, layout_of, reverse
@@ -48,14 +49,20 @@ class NC(Detector):
     needs: ClassVar[frozenset[str]] = frozenset({"model", "holdout"})
 
     search: Annotated[Search, BESIDE]
+    images: int | None
     threshold: float
 
     def __post_init__(self) -> None:
         self.search.check("detector")
+        if self.images is not None:
+            check_range("detector.images", self.images, 1)
         check_range("detector.threshold", self.threshold, 0)
 
     def examine(self, scenario: Scenario) -> Verdict:
         model, holdout = scenario.model, scenario.holdout
+        count = max(self.images or len(holdout), len(holdout.classes))
+        if count < len(holdout):
+            holdout = holdout.subset(stratified(holdout.labels.cpu(), count, scenario.stream.child("images")))
         model.to(memory_format=layout_of(scenario.device))
         classes = range(len(holdout.classes))
         found = reverse(model, holdout, classes, scenario.stream, **vars(self.search), autocast=scenario.autocast)

@@ -1,0 +1,154 @@
+"""What `bdx inspect` and `bdx clean` share: a model that somebody else trained, as the words of a run."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from backdoorbench.cli.arguments import Parser, words_of
+from backdoorbench.errors import ConfigError, ModelError, join_words
+
+if TYPE_CHECKING:  # torch is imported only when work starts
+    from backdoorbench.pipeline.job import Job
+    from backdoorbench.storage.record import Run
+
+IMAGES = 5000  # of the training split, at most, that the defender takes: more cost hours and tell nothing new
+PROBED = 32  # picture files that are looked at to tell how large they are
+
+
+def add_arguments(parser: Parser) -> None:
+    """The model, its images and further settings."""
+    parser.add_argument("model", metavar="MODEL", help="a file of weights: safetensors, .pt, .pth, .pth.tar, ...")
+    parser.add_argument("--data", metavar="DIR", help="clean images that it should know, as dataset=folder reads them")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="as for a run: model=wrn_16_1 dataset.size=32; what is left out is found out, or said to be missing",
+    )
+
+
+def words(chosen: Namespace) -> list[str]:
+    """The words of a run that judges the model as it is. ConfigError or ModelError where something is missing."""
+    given = list(chosen.settings)
+    named = {word.partition("=")[0].lstrip("+") for word in given}
+    if not Path(chosen.model).expanduser().is_file():
+        raise ModelError(f"'{chosen.model}' is no file; expected the weights of a network. Name another.")
+    if refused := sorted(named & {"experiment", "model.checkpoint", "train.epochs", "attack"}):
+        raise ConfigError(
+            f"{refused[0]} is set by this command: it takes a model as it is. Leave it out, or describe the run yourself, as "
+            f"bdx experiment=given model.checkpoint=FILE dataset.root=DIR."
+        )
+    found = ["experiment=given", f"model.checkpoint={quoted(chosen.model)}"]
+    if chosen.data is not None:
+        found.append(f"dataset.root={quoted(chosen.data)}")
+        if not named & {"dataset", "dataset.size"} and (side := common_side(Path(chosen.data).expanduser())):
+            found.append(f"dataset.size={side}")
+    return found
+
+
+def quoted(path: str) -> str:
+    """A path as a setting's value: Hydra reads some characters otherwise."""
+    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def common_side(folder: Path) -> int | None:
+    """The side that the pictures below a folder have in common, where they are squares; None where there is no such side."""
+    from PIL import Image, UnidentifiedImageError
+
+    from backdoorbench.data.pictures import IMAGES as ENDINGS
+
+    sides: set[tuple[int, int]] = set()
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+    for _, file in zip(range(PROBED), files, strict=False):
+        try:
+            with Image.open(file) as picture:
+                sides.add(picture.size)
+        except (UnidentifiedImageError, OSError):
+            continue  # the reader of the data set says what is wrong with it
+    width, height = sides.pop() if len(sides) == 1 else (0, 1)
+    return width if width == height else None
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model as a run takes it.
+
+    words     that describe the run, without attack, defense and detector
+    has_data  whether they name images"""
+
+    words: list[str]
+    has_data: bool
+
+
+def describe(chosen: Namespace, out: Console) -> Described:
+    """Says what the file is, and finds out what the user left out."""
+    found = words(chosen)
+    given = list(chosen.settings)
+    has_data = chosen.data is not None or any(word.startswith(("dataset=", "dataset.root=")) for word in given)
+    if chosen.data is not None:
+        found += share_of([*found, *given], chosen.config_dirs)
+    return Described([*found, *given], has_data)
+
+
+def share_of(found: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """The word that bounds how many training images the defender takes, where there are more than IMAGES and nothing else is said."""
+    from backdoorbench.cli.arguments import composed
+    from backdoorbench.config.build import build
+    from backdoorbench.storage.outputs import Outputs
+
+    if any(word.startswith("holdout") for word in found):
+        return []
+    resolved = composed(found, folders)
+    dataset = build(resolved["dataset"], "dataset", resolved["plugins"])
+    count = len(dataset.load(Outputs(Path(resolved["runtime"]["outputs"]).expanduser()).cache).train)
+    return [f"holdout.rate={IMAGES / count:.6g}"] if count > IMAGES else []
+
+
+def run(found: Sequence[str], chosen: Namespace, out: Console) -> "Job":
+    """Carries out a run of these words, or finds it done; its stages in lines."""
+    from backdoorbench.cli.arguments import composed
+    from backdoorbench.sweeps import job
+
+    return job.carry_out(composed(found, chosen.config_dirs))
+
+
+def detectors_of(text: str | None, folders: Sequence[str]) -> list[str]:
+    """The detectors that judge a model, or those of a list; ConfigError for one that does not."""
+    from backdoorbench.config import catalog
+    from backdoorbench.config.build import target
+    from backdoorbench.config.compose import option
+
+    fit = [
+        name
+        for name in catalog.names("detector")
+        if getattr(target(option("detector", name), "detector"), "judges", "") == "model" and name != "none"
+    ]
+    wanted = words_of(text) or fit
+    for name in wanted:
+        if name not in fit:
+            raise ConfigError(
+                f"--detectors names '{name}'; expected some of {join_words(fit)}, which judge a model. Change --detectors."
+            )
+    return wanted
+
+
+def known_runs(config: dict[str, Any]) -> list["Run"]:
+    """The finished runs of the outputs folder that a configuration names."""
+    from backdoorbench.storage import record
+
+    return [
+        each
+        for each in record.collect([Path(config["runtime"]["outputs"]).expanduser()]).values()
+        if each.status == "done"
+    ]
+
+
+def say(out: Console, what: str, text: str) -> None:
+    """A line, what it is about in front."""
+    out.print(Padding(Text(f"{what:<12}{text}"), (0, 0, 0, 2)), soft_wrap=True)
