@@ -94,6 +94,12 @@ def join_words(words: list[str], last: str = "and") -> str:
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def few(words: Iterable[str], most: int = 3) -> str:
+    """`a, b, c and 5 more`."""
+    listed = list(words)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
 def check_range(setting: str, value: float, low: float, high: float = math.inf) -> None:
     """Raises ConfigError unless low <= value <= high."""
     if not low <= value <= high:

@@ -36,7 +36,10 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment",),
     "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
-    "models": ("base", "surgery", "channels", "lipschitz", "unet", "checkpoint", "resnet"),
+    "models": (
+        "base", "surgery", "channels", "lipschitz", "unet", "unpickling", "formats", "reading", "by_names", "by_order",
+        "matching", "checkpoint", "resnet",
+    ),
     "training": (
         "recipe", "optimizers", "fit", "forward", "scenario", "adversarial", "statistics", "reversal", "suspicion", "pruning",
         "inversion", "latent",

@@ -226,8 +226,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "checkpoint that is no state dict": (
         ["model.checkpoint=text.pt"],
-        "model.checkpoint=text.pt is not a plain state dict (Weights only load failed); files that run code when loaded are refused. "
-        "Save the network again with safetensors.torch.save_file(model.state_dict(), FILE).",
+        "model.checkpoint=text.pt holds no weights that bdx can read (at position 0, opcode b'n' unknown); expected a safetensors "
+        "file, or a state dict as torch.save writes it. Save the network again with torch.save(model.state_dict(), FILE).",
     ),
     "device absent": (
         ["runtime.device=tpu"],
