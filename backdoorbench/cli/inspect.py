@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.cli import theirs
-from backdoorbench.cli.arguments import Parser, composed
+from backdoorbench.cli.arguments import Parser
 
 
 def carry_out(words: Sequence[str]) -> int:
@@ -20,12 +20,10 @@ def carry_out(words: Sequence[str]) -> int:
     out = screen.make_console()
     described = theirs.describe(chosen, out)
     if chosen.data is None and not described.has_data:
-        theirs.print_weights_alone(described, out)
+        theirs.print_weights_alone(chosen.model, out)
         return 0
     names = theirs.detectors_of(chosen.detectors, chosen.config_dirs)
-    runs = [
-        theirs.run([*described.words, "attack=none", "defense=none", f"detector={name}"], chosen, out) for name in names
-    ]
+    runs = [theirs.run([*described.words, "attack=none", "defense=none", f"detector={name}"], chosen) for name in names]
     known = theirs.known_runs(runs[0].run.config)
     out.print()
     theirs.say(out, "accuracy", inspection.accuracy(runs[0].run))

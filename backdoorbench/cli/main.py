@@ -23,7 +23,21 @@ from backdoorbench.errors import (
 )
 from backdoorbench.progress import forgive_terminals, logging_on, outlasting_readers
 
-VERBS = ("list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan", "check")
+VERBS = (
+    "list",
+    "show",
+    "report",
+    "plot",
+    "preview",
+    "export",
+    "reproduce",
+    "runs",
+    "cache",
+    "plan",
+    "check",
+    "inspect",
+    "clean",
+)
 HELP = ("-h", "--help")
 
 

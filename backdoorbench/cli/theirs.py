@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from backdoorbench.cli.arguments import Parser, words_of
 from backdoorbench.errors import ConfigError, ModelError, join_words
 
 if TYPE_CHECKING:  # torch is imported only when work starts
+    from torch import Tensor
+
     from backdoorbench.pipeline.job import Job
     from backdoorbench.storage.record import Run
 
 IMAGES = 5000  # of the training split, at most, that the defender takes: more cost hours and tell nothing new
+HEADS = ("fc", "linear", "head", "classifier", "output", "logits")  # what last layers are called
+OUTLIER = 2.0  # as Neural Cleanse has it
 PROBED = 32  # picture files that are looked at to tell how large they are
 
 
@@ -97,7 +101,7 @@ def describe(chosen: Namespace, out: Console) -> Described:
 
 
 def share_of(found: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """The word that bounds how many training images the defender takes, where there are more than IMAGES and nothing else is said."""
+    """The word that bounds how many training images the defender takes: IMAGES, unless there are fewer or the words say it."""
     from backdoorbench.cli.arguments import composed
     from backdoorbench.config.build import build
     from backdoorbench.storage.outputs import Outputs
@@ -110,7 +114,7 @@ def share_of(found: Sequence[str], folders: Sequence[str]) -> list[str]:
     return [f"holdout.rate={IMAGES / count:.6g}"] if count > IMAGES else []
 
 
-def run(found: Sequence[str], chosen: Namespace, out: Console) -> "Job":
+def run(found: Sequence[str], chosen: Namespace) -> "Job":
     """Carries out a run of these words, or finds it done; its stages in lines."""
     from backdoorbench.cli.arguments import composed
     from backdoorbench.sweeps import job
@@ -149,6 +153,52 @@ def known_runs(config: dict[str, Any]) -> list["Run"]:
     ]
 
 
+def print_weights_alone(model: str, out: Console) -> None:
+    """What a file of weights says by itself, without an image: what it holds, and whether a row of its last layer stands out."""
+    from backdoorbench.models import reading
+    from backdoorbench.training.reversal import anomaly
+
+    found = reading.read(model)
+    say(out, "file", f"{found.format}, {join_words([f'{name} {value}' for name, value in found.beside.items()][:8])}")
+    for state in found.states[:1]:
+        count = sum(value.numel() for value in state.weights.values())
+        say(
+            out,
+            "weights",
+            f"{count:,} numbers in {len(state.weights)} tensors{f', under {state.name}' if state.name else ''}",
+        )
+        name, head = last_layer(state.weights)
+        if head is None:
+            say(out, "last layer", "no matrix: nothing can be said without images and the network")
+            continue
+        index = anomaly(-head.double().mean(1).float())
+        label = int(index.argmax())
+        looks = "stands out" if float(index[label]) > OUTLIER else "does not stand out"
+        say(out, "last layer", f"{name}, {head.shape[0]} classes of {head.shape[1]} features")
+        say(
+            out,
+            "signature",
+            f"class {label} has the largest mean weight, and {looks}: anomaly index {float(index[label]):.2f}",
+        )
+    say(
+        out,
+        "",
+        "Weights alone tell little: a sign of a backdoor at best, and no proof that there is none. Add --data DIR.",
+    )
+
+
+def last_layer(weights: "dict[str, Tensor]") -> "tuple[str, Tensor | None]":
+    """The matrix whose rows are the classes: the last one of a file, or the one that is called as such layers are."""
+    matrices = {name: value for name, value in weights.items() if value.dim() == 2 and value.is_floating_point()}
+    called = [name for name in matrices if name.rsplit(".", 2)[-2:-1] and name.rsplit(".", 2)[-2] in HEADS]
+    name = (called or list(matrices) or [""])[-1]
+    return name, matrices.get(name)
+
+
 def say(out: Console, what: str, text: str) -> None:
-    """A line, what it is about in front."""
-    out.print(Padding(Text(f"{what:<12}{text}"), (0, 0, 0, 2)), soft_wrap=True)
+    """A paragraph, what it is about in front."""
+    laid = Table.grid(padding=(0, 2))
+    laid.add_column(min_width=12)
+    laid.add_column(overflow="fold")
+    laid.add_row(Text(f"  {what}"), Text(text))
+    out.print(laid)

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from backdoorbench.storage.record import Finding, Run
 
 LIMITS = (
-    "These look for one trigger that sends images of all classes to one class. Triggers of source classes only, several triggers, "
-    "all-to-all mappings and triggers that differ from image to image may escape all of them, and clean models are flagged, too: "
-    "a class that few features tell apart looks like a target. Suspicion is a reason to clean or to look closer; none is no proof."
+    "These look for one trigger that sends images of all classes to one class. Triggers of source classes only, several "
+    "triggers, all-to-all mappings and triggers that differ from image to image may escape all of them; and clean models are "
+    "flagged, too, since a class that few features tell apart looks like a target. Suspicion is a reason to clean or to look "
+    "closer; none is no proof."
 )
 FEW = 5  # clean models from which on their spread says something
 
