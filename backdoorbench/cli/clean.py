@@ -29,12 +29,11 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench import screen
     from backdoorbench.pipeline import cleaned
 
-    out = screen.make_console()
-    described = theirs.describe(chosen, out)
-    if not described.has_data:
+    if not theirs.has_data(chosen):
         raise ConfigError("a model is cleaned by images that it should know. Add --data DIR, a folder of clean images.")
     detector = ["detector=none"] if chosen.no_reversal else []
-    done = theirs.run([*described.words, *trigger_words(chosen), f"defense={chosen.defense}", *detector], chosen)
+    done = theirs.run(chosen, [*trigger_words(chosen), f"defense={chosen.defense}", *detector])
+    out = screen.make_console()
     file = Path(chosen.to) if chosen.to is not None else done.folder / cleaned.name_of(Path(chosen.model))
     left = cleaned.write(done.run, done.folder, file)
     theirs.say(out, "agreement", f"{100 * left.agreement:.2f} % of the test images are called as before")

@@ -18,12 +18,11 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.reporting import inspection
 
     out = screen.make_console()
-    described = theirs.describe(chosen, out)
-    if chosen.data is None and not described.has_data:
+    if not theirs.has_data(chosen):
         theirs.print_weights_alone(chosen.model, out)
         return 0
-    names = theirs.detectors_of(chosen.detectors, chosen.config_dirs)
-    runs = [theirs.run([*described.words, "attack=none", "defense=none", f"detector={name}"], chosen) for name in names]
+    names = theirs.detectors_of(chosen.detectors)
+    runs = [theirs.run(chosen, ["attack=none", "defense=none", f"detector={name}"]) for name in names]
     known = theirs.known_runs(runs[0].run.config)
     out.print()
     theirs.say(out, "accuracy", inspection.accuracy(runs[0].run))

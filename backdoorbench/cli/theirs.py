@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,25 +78,15 @@ def common_side(folder: Path) -> int | None:
     return width if width == height else None
 
 
-@dataclass(frozen=True)
-class Described:
-    """A model as a run takes it.
-
-    words     that describe the run, without attack, defense and detector
-    has_data  whether they name images"""
-
-    words: list[str]
-    has_data: bool
+def has_data(chosen: Namespace) -> bool:
+    """Whether the words name images."""
+    return chosen.data is not None or any(word.startswith(("dataset=", "dataset.root=")) for word in chosen.settings)
 
 
-def describe(chosen: Namespace, out: Console) -> Described:
-    """Says what the file is, and finds out what the user left out."""
-    found = words(chosen)
-    given = list(chosen.settings)
-    has_data = chosen.data is not None or any(word.startswith(("dataset=", "dataset.root=")) for word in given)
-    if chosen.data is not None:
-        found += share_of([*found, *given], chosen.config_dirs)
-    return Described([*found, *given], has_data)
+def described(chosen: Namespace, methods: Sequence[str]) -> list[str]:
+    """The words of the run that these methods make of the model; what the user left out is found out."""
+    found = [*words(chosen), *methods, *chosen.settings]
+    return [*found, *share_of(found, chosen.config_dirs)]
 
 
 def share_of(found: Sequence[str], folders: Sequence[str]) -> list[str]:
@@ -114,15 +103,15 @@ def share_of(found: Sequence[str], folders: Sequence[str]) -> list[str]:
     return [f"holdout.rate={IMAGES / count:.6g}"] if count > IMAGES else []
 
 
-def run(found: Sequence[str], chosen: Namespace) -> "Job":
-    """Carries out a run of these words, or finds it done; its stages in lines."""
+def run(chosen: Namespace, methods: Sequence[str]) -> "Job":
+    """Carries out the run that these methods make of the model, or finds it done; its stages in lines."""
     from backdoorbench.cli.arguments import composed
     from backdoorbench.sweeps import job
 
-    return job.carry_out(composed(found, chosen.config_dirs))
+    return job.carry_out(composed(described(chosen, methods), chosen.config_dirs))
 
 
-def detectors_of(text: str | None, folders: Sequence[str]) -> list[str]:
+def detectors_of(text: str | None) -> list[str]:
     """The detectors that judge a model, or those of a list; ConfigError for one that does not."""
     from backdoorbench.config import catalog
     from backdoorbench.config.build import target
