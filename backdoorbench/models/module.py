@@ -10,7 +10,8 @@ from torch import nn
 
 from backdoorbench.config.build import Function, dotted
 from backdoorbench.errors import ModelError, first_line, shown
-from backdoorbench.models.outputs import ForeignSpec
+from backdoorbench.models.base import Classifier, ModelSpec
+from backdoorbench.models.outputs import choose_logits, undo_softmax
 
 CLASSES = (
     "classes",
@@ -25,14 +26,22 @@ CHANNELS = ("channels", "in_channels", "in_chans", "num_channels", "input_channe
 
 
 @dataclass(frozen=True)
-class ModuleSpec(ForeignSpec):
+class ModuleSpec(ModelSpec):
     """target   package.module:factory, a class or function that returns the network
     options  what it is called with, by name; the number of classes, the side in pixels and the channels of the images are added
              under the usual names, where it has parameters of these
+    output   which of its results are the logits, by place or by name; null where only one can be
     """
 
     target: Function | None
     options: Any
+    output: int | str | None
+
+    def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
+        model = super().classifier(classes, size, mean, std)
+        choose_logits(model, classes, self.output, self.name)
+        undo_softmax(model, self.name)
+        return model
 
     def net(self, classes: int, size: int) -> nn.Module:
         facts = {CLASSES: classes, SIZES: size, CHANNELS: self.reads.channels}

@@ -9,34 +9,19 @@ prediction sees.
 import functools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from backdoorbench.errors import ModelError, first_line, join_words, shown
-from backdoorbench.models.base import Classifier, ModelSpec, evaluating
+from backdoorbench.models.base import Classifier, evaluating
 from backdoorbench.models.surgery import trace
 
 log = logging.getLogger(__name__)
 
 PROBES = 4  # random images that tell what a network returns
 SLACK = 1e-3  # by which the sum of probabilities may miss 1
-
-
-@dataclass(frozen=True)
-class ForeignSpec(ModelSpec):
-    """A network that somebody else wrote. output: which of its results are the logits, by place or by name; null where only one
-    can be."""
-
-    output: int | str | None
-
-    def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
-        model = super().classifier(classes, size, mean, std)
-        choose_logits(model, classes, self.output, self.name)
-        undo_softmax(model, self.name)
-        return model
 
 
 class Part:

@@ -13,19 +13,24 @@ from typing import Any, Literal
 from torch import nn
 
 from backdoorbench.errors import ModelError, did_you_mean, first_line
-from backdoorbench.models.base import LARGE
-from backdoorbench.models.outputs import ForeignSpec
+from backdoorbench.models.base import LARGE, Classifier, ModelSpec
+from backdoorbench.models.outputs import choose_logits
 from backdoorbench.models.stems import shrink_stem
 
 
 @dataclass(frozen=True)
-class TorchvisionSpec(ForeignSpec):
+class TorchvisionSpec(ModelSpec):
     """architecture  as torchvision.models.list_models() prints it
     stem          see the head of this file
     """
 
     architecture: str
     stem: Literal["auto", "as_is", "small"]
+
+    def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
+        model = super().classifier(classes, size, mean, std)
+        choose_logits(model, classes, None, self.name)  # which runs it: some do not read small images
+        return model
 
     def net(self, classes: int, size: int) -> nn.Module:
         from torchvision import models
