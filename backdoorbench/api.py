@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import ConfigError, ModelError
 from backdoorbench.models import checkpoint
-from backdoorbench.models.base import Classifier
+from backdoorbench.models.base import ModelSpec
 from backdoorbench.pipeline import job
 from backdoorbench.pipeline.evaluation import evaluate
 from backdoorbench.reporting import frame
@@ -126,15 +126,15 @@ def _victim(images: ImageSet, settings: tuple[str, ...]) -> tuple[Callable[[Stre
     """What builds the network that the settings name, for these images, and the recipe that trains it."""
     resolved = compose(settings)
     resolved["train"]["precision"] = resolve_precision(resolved["train"]["precision"], images.device)
-    spec = building.build(resolved["model"], "model")
+    spec: ModelSpec = building.build(resolved["model"], "model", resolved["plugins"])
     dataset = resolved["dataset"]
     _check_images(images, dataset)
     size = dataset["crop"] or images.size
 
     def fresh(stream: Stream) -> nn.Module:
         with seeded(stream):
-            net = spec.net(len(images.classes), size)
-        return Classifier(net, size, dataset["mean"], dataset["std"]).to(images.device)
+            model = spec.classifier(len(images.classes), size, dataset["mean"], dataset["std"])
+        return model.to(images.device)
 
     return fresh, building.build(resolved["train"], "train")
 
@@ -153,17 +153,19 @@ def _check_images(images: ImageSet, dataset: Plain) -> None:
         )
 
 
-def load_model(folder: str | Path) -> nn.Module:
-    """The purified model of a run's folder (or its `purified.safetensors`), in eval mode: [0, 1] pixels in, logits out."""
+def load_model(folder: str | Path, plugins: Sequence[str] = ()) -> nn.Module:
+    """The purified model of a run's folder (or its `purified.safetensors`), in eval mode: [0, 1] pixels in, logits out.
+
+    plugins  packages beside this one whose code may build the network, as the run named them"""
     file = Path(folder) / "purified.safetensors" if Path(folder).is_dir() else Path(folder)
     said = checkpoint.description(file)
     if said is None:
         raise ModelError(
             f"'{file}' does not say what network its weights belong to; expected a run's folder, or its weights. Name another."
         )
-    spec = building.build({**said["model"], "checkpoint": None}, "model")
+    spec: ModelSpec = building.build({**said["model"], "checkpoint": None}, "model", plugins)
     size, normal = said["size"], said["normalize"]
-    model = Classifier(spec.net(len(said["classes"]), size), size, normal["mean"], normal["std"])
+    model = spec.classifier(len(said["classes"]), size, normal["mean"], normal["std"])
     checkpoint.restore(model, file)
     return model.eval()
 

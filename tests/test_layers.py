@@ -37,8 +37,8 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "tensors": ("augment",),
     "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
     "models": (
-        "base", "surgery", "channels", "lipschitz", "unet", "unpickling", "formats", "reading", "by_names", "by_order",
-        "matching", "checkpoint", "resnet",
+        "inputs", "base", "surgery", "channels", "lipschitz", "unet", "unpickling", "formats", "reading", "by_names", "by_order",
+        "matching", "checkpoint", "outputs", "stems", "resnet",
     ),
     "training": (
         "recipe", "optimizers", "fit", "forward", "scenario", "adversarial", "statistics", "reversal", "suspicion", "pruning",

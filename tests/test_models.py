@@ -16,7 +16,8 @@ from backdoorbench.models.base import Classifier, GlobalAverage, ModelSpec
 from backdoorbench.models.timm import TimmSpec, make_classifier_linear, patch, shrink_stem
 from backdoorbench.models.wide_resnet import WideResNetSpec
 
-OURS = sorted(file.stem for file in (conf_dir() / "model").glob("*.yaml") if file.stem != "timm")
+OTHERS = ("timm", "torchvision", "module")  # whose networks are somebody else's
+OURS = sorted(file.stem for file in (conf_dir() / "model").glob("*.yaml") if file.stem not in OTHERS)
 
 
 def spec(name: str, **changes: Any) -> ModelSpec:

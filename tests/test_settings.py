@@ -129,7 +129,7 @@ class Case:
     beside: Mapping[str, tuple[str, ...]]
     file: Path
     unasked: frozenset[str] = frozenset()
-    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def others(self, key: str, value: Any) -> list[Any]:
         return list(self.values.get(key, ())) or tried.others(self.leaves[key][0], value, self.file)
@@ -306,6 +306,7 @@ UNASKED = {
     "train.compile": "compiling takes a minute; it is in the key since kernels round otherwise",
     "model.pretrained": "fetches weights from the network",
     "model.timm_name": "any of a thousand",
+    "model.architecture": "any of a hundred",
     "dataset.root": "where the data lie; their digest stands for it",
 }
 
@@ -333,9 +334,38 @@ def test_every_setting_of_a_recipe_acts_or_is_refused(name: str, outputs: Path, 
 
 
 @pytest.mark.parametrize("name", some(options("model"), "demo"))
-def test_every_setting_of_a_network_acts_or_is_refused(name: str, outputs: Path, file: Path) -> None:
+def test_every_setting_of_a_network_acts_or_is_refused(
+    name: str, outputs: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = (f"model={name}", *(word for word in QUICKER if not word.startswith("model")), f"runtime.outputs={outputs}")
-    assert_none(silent(Case("model", words, (read,), {"stem": ("model.stem=as_is",)}, file, unasked("model"))))
+    (tmp_path / "asked_about.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    words += ("plugins=[asked_about]", "model.target=asked_about:Two", "model.output=0") if name == "module" else ()
+    values: dict[str, tuple[Any, ...]] = {
+        "target": ("asked_about:Other",),
+        "options": ({"scale": 3},),
+        "output": (1, None),
+    }
+    case = Case("model", words, (read,), {"stem": ("model.stem=as_is",)}, file, unasked("model"), values)
+    assert_none(silent(case))
+
+
+NETWORK = """
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self, classes, channels=3, scale=1):
+        super().__init__()
+        self.conv, self.fc, self.scale = nn.Conv2d(channels, 4, 3), nn.Linear(4, classes), scale
+
+    def forward(self, x):
+        logits = self.fc(self.conv(x).mean((2, 3)))
+        return self.scale * logits, -logits
+
+class Other(Two):
+    def forward(self, x):
+        return super().forward(x)[::-1]
+"""
 
 
 @pytest.mark.parametrize("name", some(catalog.names("holdout"), "standard"))

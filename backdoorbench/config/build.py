@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
+from backdoorbench.config.groups import LATER
 from backdoorbench.config.plugins import OWN_PACKAGE
 from backdoorbench.errors import ConfigError, did_you_mean, join_words, shown
 
@@ -39,7 +40,10 @@ def build(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> A
     for key, what in paths(kind, node).items():
         if what == "function":
             check_function(at(node, key), f"{where}.{key}", plugins)
-    return construct(kind, node, where)
+    later = {
+        key: value for key, value in LATER.get(where, {}).items() if key in settings(kind)
+    }  # absent from older files
+    return construct(kind, {**later, **node}, where)
 
 
 def target(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> type:

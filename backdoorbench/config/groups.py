@@ -99,6 +99,7 @@ LATER: dict[str, dict[str, Any]] = {  # group -> settings that keys and records 
     "attack": {"abi": None},
     "detector": {"images": None},
     "holdout": {"per_class": None},
+    "model": {"mean": None, "std": None, "range": 1, "channels": 3},
 }
 HOLDOUTS = {  # what keys and old records call `source` of a holdout -> what settings call it
     "withheld": {"kind": "reserved", "split": "train"},

@@ -161,10 +161,11 @@ def module_weights(module: Foreign) -> Iterator[tuple[str, Tensor]]:
             continue
         seen.add(id(value))
         inside = value.inside
-        passing = inside.get("_non_persistent_buffers_set") or ()
+        passing = inside.get("_non_persistent_buffers_set")
         for kind in ("_parameters", "_buffers"):
             for name, part in inside[kind].items():
-                if isinstance(part, Tensor) and not (kind == "_buffers" and name in passing):
+                passes = kind == "_buffers" and isinstance(passing, list) and name in passing
+                if isinstance(part, Tensor) and not passes:
                     yield f"{prefix}{name}", part
         todo += reversed([(f"{prefix}{name}.", part) for name, part in inside["_modules"].items()])
 

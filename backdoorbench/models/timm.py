@@ -24,6 +24,7 @@ from torch import nn
 from backdoorbench.config.acts import Acts, Only
 from backdoorbench.errors import ModelError, did_you_mean
 from backdoorbench.models.base import LARGE, ModelSpec
+from backdoorbench.models.stems import shrink_stem
 
 RESNETS = ["resnet", "resnetv2"]  # families are timm's modules, since names alone do not tell them apart
 TRANSFORMERS = ["vision_transformer", "deit", "swin_transformer", "swin_transformer_v2"]
@@ -115,27 +116,6 @@ def patch(size: int) -> int:
     [1, 2, 4, 8, 12]
     """
     return max((side for side in range(1, size // 8 + 1) if size % side == 0), default=1)
-
-
-def shrink_stem(net: Any) -> None:
-    """Turns the stem of timm's ResNet or ResNetV2 into a 3x3 convolution of stride 1 without pooling, in place.
-
-    A stem of three 3x3 convolutions keeps them and its weights; only the stride of the first goes.
-    """
-    stem: Any = getattr(net, "stem", net)  # ResNetV2 keeps its stem in a module of that name
-    name = "conv1" if hasattr(stem, "conv1") else "conv"
-    first: Any = getattr(stem, name)
-    if isinstance(first, nn.Sequential):  # the deep stem of a ResNet
-        first = next(first.children())
-    if first.kernel_size == (3, 3):
-        first.stride = (1, 1)
-    else:
-        conv = type(first)(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        setattr(stem, name, conv)
-    for name in ("maxpool", "pad", "pool"):
-        if hasattr(stem, name):
-            setattr(stem, name, nn.Identity())
 
 
 def make_classifier_linear(net: Any) -> None:

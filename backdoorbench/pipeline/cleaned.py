@@ -1,6 +1,7 @@
 """A purified model of somebody else, handed back: its weights as their file had them, and a card that says what was done."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from backdoorbench import metrics
 from backdoorbench.config.build import build
 from backdoorbench.errors import ModelError
 from backdoorbench.models import checkpoint, matching, reading
-from backdoorbench.models.base import Classifier
+from backdoorbench.models.base import Classifier, ModelSpec
 from backdoorbench.reporting.rows import FIGURES, percent
 from backdoorbench.storage import store
 from backdoorbench.storage.record import FILE, Run
@@ -39,7 +40,7 @@ def write(run: Run, folder: Path, file: Path) -> Left:
     source = Path(run.config["model"]["checkpoint"]).expanduser()
     if file.exists() and file.samefile(source):
         raise ModelError(f"--to is '{file}', the model that was read. Name another file: it is not overwritten.")
-    model = network(folder / "purified.safetensors")
+    model = network(folder / "purified.safetensors", run.config["plugins"])
     logging.getLogger(matching.__name__).setLevel(logging.ERROR)  # all that it says was said when the run began
     found = matching.fit(model, reading.read(source), run.config["model"]["name"])
     checkpoint.save_as(found, model, file)
@@ -50,12 +51,12 @@ def write(run: Run, folder: Path, file: Path) -> Left:
     return Left(card, agreement)
 
 
-def network(file: Path) -> Classifier:
-    """The model whose weights, and what they belong to, a file of ours holds."""
+def network(file: Path, plugins: Sequence[str]) -> Classifier:
+    """The model whose weights, and what they belong to, a file of ours holds. plugins: packages that may build it."""
     said = checkpoint.description(file)
     assert said is not None  # every run's file says it
-    spec = build({**said["model"], "checkpoint": None}, "model")
-    model = Classifier(spec.net(len(said["classes"]), said["size"]), said["size"], **said["normalize"])
+    spec: ModelSpec = build({**said["model"], "checkpoint": None}, "model", plugins)
+    model = spec.classifier(len(said["classes"]), said["size"], **said["normalize"])
     checkpoint.restore(model, file)
     return model.eval()
 

@@ -17,7 +17,6 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import TrainingError
 from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
-from backdoorbench.models.base import Classifier
 from backdoorbench.pipeline import evaluation, gates
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infections import (
@@ -123,8 +122,7 @@ def fresh_network(made: Plan, stream: Stream) -> nn.Module:
     """A network of the plan's kind on its device, its starting weights drawn from `stream`."""
     size = made.dataset.crop or made.dataset.size
     with seeded(stream):
-        net = made.spec.net(len(made.splits.train.classes), size)
-    model = Classifier(net, size, made.dataset.mean, made.dataset.std)
+        model = made.spec.classifier(len(made.splits.train.classes), size, made.dataset.mean, made.dataset.std)
     layout = torch.channels_last if made.device.type in ("cpu", "cuda") else torch.contiguous_format
     return model.to(made.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 

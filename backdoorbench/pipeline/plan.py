@@ -219,7 +219,8 @@ def divide(made: Sketch) -> Parts:
                 f"none of the {len(tested):,} test images that the holdout leaves is of a class that {made.attack.name} turns "
                 f"into another, so there is no ASR. Lower holdout.rate or holdout.per_class, or take holdout.split=train."
             )
-    made.spec.net(len(made.splits.train.classes), made.dataset.crop or made.dataset.size)
+    size = made.dataset.crop or made.dataset.size
+    made.spec.classifier(len(classes), size, made.dataset.mean, made.dataset.std)
     return parts
 
 
