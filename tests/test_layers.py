@@ -35,7 +35,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "config": ("plugins", "groups", "compose", "build", "catalog", "yamls", "acts", "implied", "origins"),
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment",),
-    "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
+    "data": ("images", "base", "pictures", "raw", "spread", "store", "layouts", "archive", "holdout"),
     "models": ("base", "surgery", "channels", "lipschitz", "unet", "checkpoint", "resnet"),
     "training": (
         "recipe", "optimizers", "fit", "forward", "scenario", "adversarial", "statistics", "reversal", "suspicion", "pruning",

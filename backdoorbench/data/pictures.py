@@ -4,6 +4,7 @@ Pillow's own convert("RGB") cuts 16-bit grey off at 255, forgets alpha and leave
 (8-bit grey or RGB, nothing beside the pixels) goes straight through; for anything else `kinds` says what was done.
 """
 
+import io
 import re
 import sys
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 Background: TypeAlias = Literal["white", "black", "refuse"]
+Source: TypeAlias = str | bytes  # of a picture: a file's path, or its content
 Values: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"  # (H, W, C) integers: grey or RGB, with or without alpha
 
 IMAGES = (
@@ -41,6 +43,7 @@ NAMES = {
     "RGBX": "",
 }
 SHADES = {"L;2": 85, "L;4": 17}  # what a PNG's grey of few bits is multiplied by, so that white is 255
+TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how their files start
 TOP8, TOP12, TOP16 = 255, 4095, 65535
 
 
@@ -59,13 +62,14 @@ class UnfitError(Exception):
         self.what, self.remedy, self.detail = what, remedy, detail
 
 
-def open_image(path: str, background: Background) -> Picture:
+def open_image(path: Source, background: Background) -> Picture:
     """The picture in a file. Raises UnfitError, or whatever Pillow raises over a broken file.
 
+    path        of the file, or its content
     background  what lies behind transparent pixels
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(readable(path)) as image:
             packing = packing_of(image)
             several = getattr(image, "is_animated", False)
             if image.mode in ("RGB", "L") and ";16" not in packing and not several and image.format != "TIFF":
@@ -90,7 +94,11 @@ def open_image(path: str, background: Background) -> Picture:
         ) from None
 
 
-def convert(image: Image.Image, path: str, packing: str, several: bool, background: Background) -> Picture:
+def readable(path: Source) -> Any:
+    return io.BytesIO(path) if isinstance(path, bytes) else path
+
+
+def convert(image: Image.Image, path: Source, packing: str, several: bool, background: Background) -> Picture:
     """The picture in an opened file that is not plain. packing: how its pixels lie there; several: whether it has frames."""
     kinds = ["first of several frames"] if several else []
     tags = getattr(image, "tag_v2", {})  # of a TIFF
@@ -130,9 +138,11 @@ def convert(image: Image.Image, path: str, packing: str, several: bool, backgrou
     return Picture(result, (*kinds, "turned as EXIF says") if turned else tuple(kinds))
 
 
-def is_tiff(path: str) -> bool:
+def is_tiff(path: Source) -> bool:
+    if isinstance(path, bytes):
+        return path[:4] in TIFFS
     with open(path, "rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+        return file.read(4) in TIFFS
 
 
 def packing_of(image: Image.Image) -> str:
@@ -222,7 +232,7 @@ def low_of(packing: str) -> str:
     return f"{kind};16{'L' if big else 'B'}"
 
 
-def wide(path: str, packing: str) -> Values:
+def wide(path: Source, packing: str) -> Values:
     """All 16 bits of RGB, RGBA or LA, of which Pillow keeps the higher eight: unpacked twice."""
     if packing == "LA;16B":  # both bytes of both channels, as the four of a pixel
         four = unpack(path, "RGBA")
@@ -230,9 +240,9 @@ def wide(path: str, packing: str) -> Values:
     return unpack(path, packing) * 256 + unpack(path, low_of(packing))
 
 
-def unpack(path: str, packing: str) -> Values:
+def unpack(path: Source, packing: str) -> Values:
     """The file's pixels, decoded as if they lay there so."""
-    with Image.open(path) as image:
+    with Image.open(readable(path)) as image:
         opened: Any = image
         opened.tile = [
             tile._replace(args=packing if isinstance(tile.args, str) else (packing, *tile.args[1:]))
