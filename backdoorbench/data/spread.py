@@ -21,7 +21,7 @@ from backdoorbench.errors import DataError
 
 Said = TypeVar("Said")
 
-LEAST = 4  # pieces from which processes are worth their start
+LEAST = 24  # pieces from which processes are worth their start
 
 
 def shared(shape: tuple[int, ...]) -> Pixels:
@@ -53,44 +53,64 @@ def by_threads(work: Callable[[int], Said], pieces: Sequence[int], cores: int) -
 
 
 def by_processes(work: Callable[[int], Said], pieces: Sequence[int], cores: int) -> Iterator[tuple[int, Said]]:
+    """This process works too; the others report to it."""
     context = multiprocessing.get_context("fork")
-    turn = context.Value("l", 0)
+    turns = Turns(context.Value("l", 0), len(pieces))
     running: dict[Any, Any] = {}
     try:
-        for _ in range(cores):
+        for _ in range(cores - 1):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=report, args=(work, pieces, turn, theirs), daemon=True)
+            process = context.Process(target=report, args=(work, pieces, turns, theirs), daemon=True)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the fork never touches
+                warnings.simplefilter("ignore", DeprecationWarning)  # of other threads, none of which the fork needs
                 process.start()
             theirs.close()  # so that the line ends when the process does
             running[ours] = process
+        for number in turns:
+            yield number, work(pieces[number])
+            yield from heard(running, 0)
         while running:
-            for line in connection.wait(list(running)):
-                assert isinstance(line, connection.Connection)
-                try:
-                    yield line.recv()
-                except EOFError:
-                    ended = running.pop(line)
-                    ended.join()
-                    refuse_end(ended.exitcode)
+            yield from heard(running, None)
     finally:
         for process in running.values():
             process.kill()
             process.join()
 
 
-def report(work: Callable[[int], Said], pieces: Sequence[int], turn: Any, line: connection.Connection) -> None:
-    """Carries out pieces, the next one that nobody has, and says so; ends when nobody listens."""
+class Turns:
+    """The numbers of pieces, each of which one process gets."""
+
+    def __init__(self, counter: Any, count: int) -> None:
+        self.counter, self.count = counter, count
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            with self.counter.get_lock():
+                number = self.counter.value
+                self.counter.value = number + 1
+            if number >= self.count:
+                return
+            yield number
+
+
+def heard(running: dict[Any, Any], timeout: float | None) -> Iterator[Any]:
+    """What processes have reported; those that have ended are taken out. timeout: seconds to wait; None: until one does"""
+    for line in connection.wait(list(running), timeout):
+        assert isinstance(line, connection.Connection)
+        try:
+            yield line.recv()
+        except EOFError:
+            ended = running.pop(line)
+            ended.join()
+            refuse_end(ended.exitcode)
+
+
+def report(work: Callable[[int], Said], pieces: Sequence[int], turns: Turns, line: connection.Connection) -> None:
+    """Carries out pieces and says what came of each; ends when nobody listens."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the one who forked
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        while True:
-            with turn.get_lock():
-                number = turn.value
-                turn.value = number + 1
-            if number >= len(pieces):
-                return
+        for number in turns:
             line.send((number, work(pieces[number])))
     except BrokenPipeError:
         return

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 FORMAT = 2  # rises when the same raw data would be decoded to other bytes
 SPLITS = ("train", "test")
 POISONED = "poisoned.npy"  # beside the images: rows that somebody poisoned, as he says
-CHUNK = 256  # images decoded at a time
+CHUNK = 64  # images decoded at a time
 DAMAGED = ("cannot be decoded", "Copy them again from the original, or remove them.")
 
 Fit: TypeAlias = Callable[[Image.Image, int], Image.Image]
