@@ -79,8 +79,9 @@ def recognised(root: Path) -> str:
     """The layout at `root`; DataError where it may be several."""
     found = fitting(root)
     if len(found) > 1 and found[0] not in SURE:
+        choices = [f"dataset.layout={name}" for name in found]
         raise DataError(
             f"dataset.root is {root}, which may be {join_words([LAYOUTS[name].SAYS for name in found], 'or')}. Say which "
-            f"it is with dataset.layout={join_words(found, 'or dataset.layout=')}."
+            f"it is with {join_words(choices, 'or')}."
         )
     return found[0]

@@ -5,7 +5,8 @@ Images are (N, H, W), (N, H, W, C) or (N, C, H, W), grey or RGB: bytes, unsigned
 
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -91,10 +92,12 @@ def recognised(keys: Sequence[str], file: Path) -> Names:
     )
 
 
-def opened(file: Path) -> Any:
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
     try:
-        return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with file.open("rb") as content, np.load(content, allow_pickle=False) as archive:
+            yield archive
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:  # a TypeError over a lone .npy
         raise DataError(
             f"{file} is no .npz archive ({first_line(error)}). Save it with numpy.savez, or copy it again."
         ) from None

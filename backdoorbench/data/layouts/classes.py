@@ -1,6 +1,7 @@
 """One folder with a folder of images a class and no splits."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from backdoorbench.data.base import Dataset
@@ -33,5 +34,6 @@ def holds_images(folder: Path) -> bool:
 def read(dataset: Dataset, root: Path, order: Order) -> Raw:
     names = in_order(folders(root), order, str(root))
     found = labelled(root, "", names)
-    left_out = found.left_out + beside(root, names)
+    loose = "images in no class folder"
+    left_out = found.left_out + Counter({loose: beside(root, ())[loose]})
     return from_files(names, found.rows, [], left_out, found.nested, is_whole=True)

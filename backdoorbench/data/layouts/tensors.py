@@ -7,6 +7,7 @@ with what a method says, and no method sees them. cover_indices stays unread: it
 
 import os
 import pickle
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,9 @@ def poisoned_rows(folder: Path, count: int) -> list[int]:
 def loaded(file: Path) -> Any:
     """What torch.save wrote, of tensors and plain values; anything else is never built."""
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, over pickles that it then refuses
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise DataError(
             f"{file} is no file of torch.save that holds tensors and plain values alone ({first_line(error)}); nothing else "
