@@ -32,7 +32,8 @@ from backdoorbench.errors import BdxError, ConfigError, DataError, StorageError
 from backdoorbench.streams import Stream
 
 ENDINGS = ".jpg, .jpeg, .jfif, .png, .ppm, .pgm, .pbm, .pnm, .bmp, .gif, .webp, .tif, .tiff"
-LAYOUT = "train/ and test/ with a folder of images a class"
+TREE = "train/ and test/ with a folder of images a class"
+LAYOUT = f"{TREE}, or another layout of docs/data.md"
 REMEDY = "Unpack the data there, or correct dataset.root."
 
 
@@ -305,7 +306,7 @@ def test_root_missing_empty_or_null(tmp_path: Path, cache: Path) -> None:
         f"dataset.root is {nowhere}, which does not exist. folder needs there {LAYOUT}. {REMEDY}"
     )
     assert complaint(DataError, dataset("folder", file), cache) == (
-        f"dataset.root is {file}, a file, not a folder. folder needs there {LAYOUT}. {REMEDY}"
+        f"dataset.root is {file}, a file of no kind that is read. folder needs there {LAYOUT}. {REMEDY}"
     )
     assert complaint(DataError, dataset("folder", empty), cache) == (
         f"dataset.root is {empty}, an empty folder. folder needs there {LAYOUT}. {REMEDY}"
@@ -337,14 +338,16 @@ def test_root_a_level_off(tmp_path: Path, cache: Path) -> None:
 def test_split_missing(tmp_path: Path, cache: Path) -> None:
     root = plant(tmp_path / "raw", "ab")
     (root / "test").rename(root / "aside")
-    rest = (
-        "folder needs a training and a test split, each with a folder of images a class. Add the missing one, or "
-        "correct dataset.root."
+    needs = "folder needs a training and a test split, each with a folder of images a class. Add the missing one, or"
+    assert complaint(DataError, dataset("folder", root), cache) == (
+        f"{root} has train/ but no test/ or val/. {needs} set dataset.root={root / 'train'}, of whose images "
+        f"dataset.test_share are then drawn for testing."
     )
-    assert complaint(DataError, dataset("folder", root), cache) == (f"{root} has train/ but no test/ or val/. {rest}")
     (root / "aside").rename(root / "test")
     (root / "train").rename(root / "aside")
-    assert complaint(DataError, dataset("folder", root), cache) == f"{root} has test/ but no train/. {rest}"
+    assert complaint(DataError, dataset("folder", root), cache) == (
+        f"{root} has test/ but no train/. {needs} correct dataset.root."
+    )
 
 
 def test_class_empty_or_unknown(tmp_path: Path, cache: Path) -> None:
@@ -513,14 +516,14 @@ def test_cifar10_download(tmp_path: Path, cache: Path, monkeypatch: pytest.Monke
         f"empty folder."
     )
     assert complaint(DataError, dataset("cifar10", root, download=False), cache) == (
-        f"dataset.root is {root}, which does not exist. cifar10 needs there cifar-10-batches-py/, or {LAYOUT}. {remedy}"
+        f"dataset.root is {root}, which does not exist. cifar10 needs there cifar-10-batches-py/, or {TREE}. {remedy}"
     )
     assert len(dataset("cifar10", root).load(cache).train) == 50
     assert [path.name for path in root.iterdir() if not path.name.startswith(".")] == ["cifar-10-batches-py"]
     assert not (root / ".download").exists()
     (root / "cifar-10-batches-py").rename(root / "something")
     assert complaint(DataError, dataset("cifar10", root), cache) == (
-        f"dataset.root is {root}, which holds 'something'. cifar10 needs there cifar-10-batches-py/, or {LAYOUT}. "
+        f"dataset.root is {root}, which holds 'something'. cifar10 needs there cifar-10-batches-py/, or {TREE}. "
         f"{remedy}"
     )
 

@@ -35,7 +35,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "config": ("plugins", "groups", "compose", "build", "catalog", "yamls", "acts", "implied", "origins"),
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment",),
-    "data": ("images", "base", "pictures", "raw", "store", "archive", "holdout"),
+    "data": ("images", "base", "pictures", "raw", "spread", "store", "layouts", "archive", "holdout"),
     "models": (
         "inputs", "base", "surgery", "channels", "lipschitz", "unet", "unpickling", "formats", "reading", "by_names", "by_order",
         "matching", "checkpoint", "outputs", "stems", "resnet",

@@ -93,10 +93,11 @@ SETTINGS = (
 
 # Of a data set: where it lies and how its files are read, which its digest makes up for; and what acts through other groups'
 # settings alone. USUAL: those of them that tell rows apart, unless they are this, as in records from before there were any.
-UNKEYED = ("root", "download", "order", "background", "target", "tuning")
-USUAL = {"order": "numeric", "background": "white"}
+UNKEYED = ("root", "download", "order", "background", "layout", "class_names", "test_share", "target", "tuning")
+USUAL = {"order": "numeric", "background": "white", "layout": "auto", "class_names": None, "test_share": 0.2}
 LATER: dict[str, dict[str, Any]] = {  # group -> settings that keys and records once did not have, as they were
     "attack": {"abi": None},
+    "dataset": {"roi": "whole"},
     "detector": {"images": None},
     "holdout": {"per_class": None},
     "model": {"mean": None, "std": None, "range": 1, "channels": 3},

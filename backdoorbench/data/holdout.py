@@ -18,7 +18,7 @@ from backdoorbench.data.base import Reading
 from backdoorbench.data.images import ImageSet
 from backdoorbench.data.store import read_class_folders, stratified
 from backdoorbench.errors import DataError, check_range
-from backdoorbench.shapes import Labels, Rows
+from backdoorbench.shapes import Labels, Mask, Rows
 from backdoorbench.streams import Stream
 
 
@@ -30,12 +30,14 @@ class Parts:
     holdout    what the defender gets; None where the share is 0
     test_rows  (M,) rows of the test split that are evaluated (all of them, unless the holdout was drawn there)
     facts      of a holdout of files of its own, as those of a data set
+    poisoned   (N,) bool over `train`, of a data set that says which rows somebody poisoned; None where it does not
     """
 
     train: ImageSet
     holdout: ImageSet | None
     test_rows: Rows
     facts: Mapping[str, Any] = field(default_factory=dict)
+    poisoned: Mask | None = None
 
     def describe(self) -> dict[str, int]:
         """How many images the defender has, of all classes, of the class with fewest and of that with most."""
@@ -90,29 +92,42 @@ class Holdout:
         """Whether the defender gets no image."""
         return self.kind != "foreign" and self.per_class is None and self.rate == 0
 
-    def divide(self, train: ImageSet, test: ImageSet, stream: Stream, reading: Reading | None = None) -> Parts:
+    def divide(
+        self,
+        train: ImageSet,
+        test: ImageSet,
+        stream: Stream,
+        reading: Reading | None = None,
+        poisoned: Mask | None = None,
+    ) -> Parts:
         """The three parts. Raises DataError where the holdout would hold less than one image a class, or would overlap with the
         images that are evaluated.
 
-        reading  how the data set's files were read: the holdout's own are read alike"""
+        reading   how the data set's files were read: the holdout's own are read alike
+        poisoned  (N,) bool: training rows that are known to be poisoned, none of which is drawn: a holdout is clean"""
         everything = torch.arange(len(test))
         if self.kind == "foreign":
             holdout, facts = self.read(train, reading)
             refuse_overlap(holdout, train, test)
-            return Parts(train, holdout, everything, facts)
+            return Parts(train, holdout, everything, facts, poisoned)
         if self.is_empty:
-            return Parts(train, None, everything)
+            return Parts(train, None, everything, poisoned=poisoned)
         is_of_test = self.kind == "reserved" and self.split == "test"
         source = test if is_of_test else train
-        rows = self.choose(source, len(train), "test" if is_of_test else "training", stream)
+        if poisoned is None or is_of_test:
+            rows = self.choose(source, len(train), "test" if is_of_test else "training", stream)
+        else:
+            clean = (~poisoned).nonzero()[:, 0]
+            rows = clean[self.choose(clean_part(train, clean), len(train), "clean training", stream)]
         kept = torch.ones(len(source), dtype=torch.bool)
         kept[rows] = False
         rest = kept.nonzero()[:, 0]
         if self.kind == "seen":
-            return Parts(train, train.subset(rows), everything)
+            return Parts(train, train.subset(rows), everything, poisoned=poisoned)
         if is_of_test:
-            return Parts(train, test.subset(rows), rest)
-        return Parts(train.subset(rest), train.subset(rows), everything)
+            return Parts(train, test.subset(rows), rest, poisoned=poisoned)
+        left = None if poisoned is None else poisoned[rest]
+        return Parts(train.subset(rest), train.subset(rows), everything, poisoned=left)
 
     def choose(self, source: ImageSet, whole: int, called: str, stream: Stream) -> Rows:
         """The rows of `source` that the defender gets, in ascending order; DataError where it has too few.
@@ -161,6 +176,18 @@ class Holdout:
             )
         alike = reading._asdict() if reading is not None else {}
         return read_class_folders(Path(self.root).expanduser(), train.classes, train.size, **alike)
+
+
+def clean_part(train: ImageSet, clean: Rows) -> ImageSet:
+    """The images at `clean` (M,), which are those that nobody poisoned; DataError where a class has none."""
+    part = train.subset(clean)
+    if (bare := part.counts().cpu() == 0).any():
+        name = train.classes[int(bare.int().argmax())]
+        raise DataError(
+            f"all training images of '{name}' are poisoned, as the data set says; a holdout is clean and has one image of each "
+            f"class at least. Take holdout.kind=foreign or holdout.split=test."
+        )
+    return part
 
 
 def pick(labels: Labels, count: int, classes: int, draw: str, stream: Stream) -> Rows:

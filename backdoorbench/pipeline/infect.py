@@ -44,6 +44,8 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
     the configuration forces it."""
     finding = run.begin(INFECT.name, made.attack.name)
     infection, before = obtain(made, test, finding)
+    if made.parts.poisoned is not None and infection.train is not None:
+        infection = dataclasses.replace(infection, poisoned=made.parts.poisoned)
     rows = made.parts.test_rows
     scores = finding.scores = evaluation.judge(before, test, infection.target, rows)
     finding.details = evaluation.details(before, test, infection.target, rows)
@@ -56,6 +58,8 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
     finding.notes = (
         infection.facts | told | target_note(infection.target.describe() if infection.target is not None else None)
     )
+    if made.parts.poisoned is not None:
+        finding.notes["poisoned_by_others"] = int(made.parts.poisoned.sum())
     if is_given:
         finding.notes |= given_notes(made, infection, finding.control)
         finding.notes |= order_note(made, before, test)
@@ -88,7 +92,9 @@ def order_note(made: Plan, before: Predictions, test: ImageSet) -> dict[str, str
     order, now, then = found
     named = order if isinstance(order, str) else "[" + ",".join(order) + "]"
     setting = f"dataset.order={named}"
-    if "order" not in made.config["dataset"]:
+    if made.config["dataset"].get("class_names"):
+        setting = f"that order in {made.config['dataset']['class_names']}"
+    elif "order" not in made.config["dataset"]:
         setting = f"dataset=folder, whose setting {setting} says so, or reorder the rows of its last layer"
     return {
         "order": f"the network seems to know these classes in another order: CA is {now:.3f}, and {then:.3f} if its outputs mean "

@@ -21,7 +21,7 @@ from backdoorbench.data.base import Dataset, Reading, Splits
 from backdoorbench.data.holdout import Holdout, Parts
 from backdoorbench.defenses.base import Defense
 from backdoorbench.detectors.base import Detector
-from backdoorbench.errors import ConfigError, DataError, check_name
+from backdoorbench.errors import ConfigError, DataError, PairingError, check_name
 from backdoorbench.models.base import ModelSpec
 from backdoorbench.pipeline import switches
 from backdoorbench.pipeline.gates import Gates
@@ -209,7 +209,9 @@ def divide(made: Sketch) -> Parts:
             "that it turns into another. Add a folder of images for each further class."
         )
     stream = Stream(made.seed).child("holdout")
-    parts = made.holdout.divide(made.splits.train, made.splits.test, stream, made.splits.reading)
+    refuse_two_poisonings(made)
+    splits = made.splits
+    parts = made.holdout.divide(splits.train, splits.test, stream, splits.reading, splits.poisoned)
     made.attack.check(parts.train)
     made.attack.check_recipe(made.recipe, len(parts.train))
     if (target := made.attack.make_target(len(classes))) is not None:
@@ -222,6 +224,17 @@ def divide(made: Sketch) -> Parts:
     size = made.dataset.crop or made.dataset.size
     made.spec.classifier(len(classes), size, made.dataset.mean, made.dataset.std)
     return parts
+
+
+def refuse_two_poisonings(made: Sketch) -> None:
+    """Raises PairingError where an attack would poison a training set of which rows are poisoned already: no figure would say
+    which of the two it is about."""
+    if made.splits.poisoned is not None and isinstance(made.attack, DataAttack | LoopAttack):
+        raise PairingError(
+            f"{int(made.splits.poisoned.sum()):,} training images of {made.dataset.name} are poisoned already, as its files say, "
+            f"and attack={made.attack.name} would poison more; expected one of the two. Set attack=none to train on it as it "
+            f"is, or give a clean training set."
+        )
 
 
 def content(resolved: Plain, digest: str) -> dict[str, str]:

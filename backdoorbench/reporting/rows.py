@@ -373,7 +373,8 @@ def _told(name: str, value: Any) -> Any:
     if name == "dataset":
         path = "root" if str(value.get("_target_", "")).endswith(".Folder") else ""
         unusual = [key for key, usual in USUAL.items() if value.get(key, usual) != usual]
-        return {key: setting for key, setting in value.items() if key not in UNKEYED or key in (path, *unusual)}
+        told = without_later(name, value)
+        return {key: setting for key, setting in told.items() if key not in UNKEYED or key in (path, *unusual)}
     return {"name": SILENT[name]} if value.get("name") == SILENT.get(name, DASH) else without_later(name, value)
 
 
