@@ -100,7 +100,7 @@ LATER: dict[str, dict[str, Any]] = {  # group -> settings that keys and records 
     "dataset": {"roi": "whole"},
     "detector": {"images": None},
     "holdout": {"per_class": None},
-    "model": {"mean": None, "std": None, "range": 1, "channels": 3},
+    "model": {"mean": None, "std": None, "range": 1, "channels": 3, "colours": "rgb"},
 }
 HOLDOUTS = {  # what keys and old records call `source` of a holdout -> what settings call it
     "withheld": {"kind": "reserved", "split": "train"},

@@ -1,7 +1,7 @@
 """What every network is to the rest: pixels in [0, 1] in, logits out; and the spec that builds one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol, runtime_checkable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from backdoorbench.config.build import BESIDE, File
 from backdoorbench.config.groups import LATER
 from backdoorbench.errors import ModelError
-from backdoorbench.models.inputs import Grey, Reads
+from backdoorbench.models.inputs import Reads
 from backdoorbench.shapes import Images, Logits
 
 MOST_CHANNELS = 256  # in the first of stages that double: four times the literature's, sixteen times its weights
@@ -70,16 +70,22 @@ class StartsFromImages(Protocol):
 
 
 class Classifier(nn.Module):
-    """A network on [0, 1] pixels: centre crop to `size`, grey where it has one `channel`, normalisation, `net`. A plain chain, so
-    surgery can cut it."""
+    """A network on [0, 1] pixels: centre crop to `size`, what becomes of its colours (`first`: grey, or blue first),
+    normalisation, `net`. A plain chain, so surgery can cut it."""
 
     def __init__(
-        self, net: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...], channels: int = COLOURS
+        self,
+        net: nn.Module,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        channels: int = COLOURS,
+        first: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.size = size
         self.channels = channels
-        self.crop = CentreCrop(size) if channels == COLOURS else nn.Sequential(CentreCrop(size), Grey())
+        self.crop = nn.Sequential(CentreCrop(size), *first) if first else CentreCrop(size)
         self.normalize = Normalize(mean, std)
         self.net = net
 
@@ -122,7 +128,7 @@ class ModelSpec(ABC):
         mean, std  of the data set: what it is normalised by, unless `reads` says otherwise"""
         net = self.net(classes, size)
         self.reads.narrow(net, self.name)
-        return Classifier(net, size, *self.reads.normalisation(mean, std), self.reads.channels)
+        return Classifier(net, size, *self.reads.normalisation(mean, std), self.reads.channels, self.reads.first())
 
     def check(self, size: int, least: int, width: int = 1, widest: int | None = None) -> None:
         """Raises ModelError where `size` is below `least`, at which the last map has one pixel, where `width` is below 1, or

@@ -1,11 +1,12 @@
-"""What a network was trained to be shown, where its data set does not say so: its own normalisation, pixels up to 255, grey."""
+"""What a network was trained to be shown, where its data set does not say so: its normalisation, pixels up to 255, grey."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from backdoorbench.config.acts import Acts, Only
 from backdoorbench.errors import ConfigError, ModelError
 from backdoorbench.shapes import Images
 
@@ -26,18 +27,29 @@ class Grey(nn.Module):
         return (images * self.shares.to(images.dtype)).sum(1, keepdim=True)
 
 
+class Swapped(nn.Module):
+    """(N, 3, H, W) red, green, blue -> blue, green, red: what OpenCV reads."""
+
+    def forward(self, images: Images) -> Images:
+        return images.flip(1)
+
+
 @dataclass(frozen=True)
 class Reads:
     """mean, std  what is subtracted from pixels, and what they are then divided by: a number, or one for each channel, in the
                units of `range`; `none`: nothing; null: as the data set says, and nothing where white is 255
     range      what white is: 1 or 255
     channels   of the images: 3, or 1 where they are turned grey first
+    colours    in which order: red first, or blue first
     """
+
+    acts: ClassVar[Acts] = {"colours": Only("channels", 3)}
 
     mean: float | tuple[float, ...] | Literal["none"] | None
     std: float | tuple[float, ...] | Literal["none"] | None
     range: Literal[1, 255]
     channels: Literal[1, 3]
+    colours: Literal["rgb", "bgr"]
 
     def __post_init__(self) -> None:
         for name, value in (("mean", self.mean), ("std", self.std)):
@@ -65,6 +77,12 @@ class Reads:
         else:
             std = tuple(value / self.range for value in _numbers(self.std, 1.0))
         return tuple(mean) * (self.channels // len(mean)), tuple(std) * (self.channels // len(std))
+
+    def first(self) -> list[nn.Module]:
+        """What images pass through before they are normalised."""
+        if self.channels == 1:
+            return [Grey()]
+        return [Swapped()] if self.colours == "bgr" else []
 
     def narrow(self, net: nn.Module, name: str) -> None:
         """Makes the first convolution of a network for three colours read one, where it is to: the same function, on a grey

@@ -17,7 +17,8 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import TrainingError
 from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
-from backdoorbench.pipeline import evaluation, gates
+from backdoorbench.models.base import Classifier
+from backdoorbench.pipeline import evaluation, gates, readings
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infections import (
     describe_model,
@@ -62,7 +63,7 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
         finding.notes["poisoned_by_others"] = int(made.parts.poisoned.sum())
     if is_given:
         finding.notes |= given_notes(made, infection, finding.control)
-        finding.notes |= order_note(made, before, test)
+        finding.notes |= order_note(made, before, test) or input_note(made, infection, test)
     finding.history = [dataclasses.asdict(epoch) for epoch in infection.history]
     return infection, before
 
@@ -102,11 +103,26 @@ def order_note(made: Plan, before: Predictions, test: ImageSet) -> dict[str, str
     }
 
 
+def input_note(made: Plan, infection: Infection, test: ImageSet) -> dict[str, str]:
+    """What must be said of a given network that knows these images far better when it reads them otherwise. One that was trained
+    here on them has been shown what it is shown."""
+    if made.recipe.epochs or not isinstance(infection.model, Classifier):
+        return {}
+    found = readings.better(infection.model, test, made.parts.test_rows, made.recipe.precision)
+    if found is None:
+        return {}
+    reading, now = found
+    return {
+        "input": f"the network seems to have been trained on images read otherwise: CA is {now:.3f}, and {reading.accuracy:.3f} "
+        f"with {reading.settings}; set that"
+    }
+
+
 def refuse_broken(made: Plan, finding: Finding) -> None:
     """Raises TrainingError where the infection is broken and there is a defense, unless something forces it on."""
     if finding.status == "broken" and made.defense.tunes and not made.config["force"]:
         remedy = "Change the recipe or the attack"
-        if hint := finding.notes.get("order"):
+        if hint := finding.notes.get("order") or finding.notes.get("input"):
             remedy = f"{hint[0].upper()}{hint[1:]}"
         raise TrainingError(
             f"the infection is broken: {'; '.join(finding.reasons)}. A defense has nothing to purify. {remedy}, or add "

@@ -21,7 +21,12 @@ COUNTED = {  # a detector's figures that are shares, and what a line calls them
     "fpr": "of the clean",
 }
 
-SAID = ("control", "surrogate", "order")  # notes of an infection that are sentences for whoever started the run
+SAID = (
+    "control",
+    "surrogate",
+    "order",
+    "input",
+)  # notes of an infection that are sentences for whoever started the run
 
 
 def stage_line(run: Run, stage: str) -> str:

@@ -229,7 +229,7 @@ def divide(made: Sketch) -> Parts:
 def refuse_two_poisonings(made: Sketch) -> None:
     """Raises PairingError where an attack would poison a training set of which rows are poisoned already: no figure would say
     which of the two it is about."""
-    if made.splits.poisoned is not None and isinstance(made.attack, DataAttack | LoopAttack):
+    if made.splits.poisoned is not None and made.attack.plants:
         raise PairingError(
             f"{int(made.splits.poisoned.sum()):,} training images of {made.dataset.name} are poisoned already, as its files say, "
             f"and attack={made.attack.name} would poison more; expected one of the two. Set attack=none to train on it as it "
