@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY
+from backdoorbench.config.groups import AFTER, DETECT, INFECT, JUDGED, PURIFY
 from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.rows import DASH, FIGURES, heading, percent
 from backdoorbench.screen import clock
@@ -35,8 +35,10 @@ def stage_line(run: Run, stage: str) -> str:
         found = run.detection
         cost = f"cached {found.key}" if found.cached else clock(found.seconds["detect"])
         return _line(stage, found.name, cost)
-    said = f"{run.config['defense']['name']}, {holdouts.short(run.config['holdout'])}"
-    return _line(stage, said, clock(run.purification.seconds["purify"]))
+    if stage == AFTER.name:
+        return _line(stage, run.after.name, clock(run.after.seconds["after"]))
+    said, found = f"{run.config['defense']['name']}, {holdouts.short(run.config['holdout'])}", run.purification
+    return _line(stage, said, f"cached {found.key}" if found.cached else clock(found.seconds["purify"]))
 
 
 def _line(stage: str, said: str, cost: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.config.compose import Plain
-from backdoorbench.config.groups import DETECT, GROUPS, INFECT, OPTIONAL, PURIFY, as_called_now
+from backdoorbench.config.groups import AFTER, DETECT, GROUPS, INFECT, OPTIONAL, PURIFY, as_called_now
 from backdoorbench.errors import DataError
 from backdoorbench.metrics import Scores
 from backdoorbench.storage.outputs import NOT_RUNS, Outputs
@@ -122,6 +122,10 @@ class Run:
         return self.of(PURIFY.name)
 
     @property
+    def after(self) -> Finding:
+        return self.of(AFTER.name)
+
+    @property
     def infected(self) -> Scores | None:
         """CA, ASR and RA of the infected model; None before there is one."""
         return self.infection.scores
@@ -219,11 +223,13 @@ def tell_left_out(wrong: Sequence[Exception]) -> None:
 def from_plain(content: Any) -> Run:
     """The run whose record has this content."""
     content = checked(content)
-    stages = []
-    for stage in content["stages"]:
-        judged = {name: Scores(**stage[name]) for name in ("scores", "control") if stage.get(name) is not None}
-        stages.append(Finding(**stage | judged))
-    return Run(**content | {"stages": stages})
+    return Run(**content | {"stages": [as_finding(stage) for stage in content["stages"]]})
+
+
+def as_finding(stage: Mapping[str, Any]) -> Finding:
+    """The finding of which `dataclasses.asdict` made this."""
+    judged = {name: Scores(**stage[name]) for name in ("scores", "control") if stage.get(name) is not None}
+    return Finding(**{**stage, **judged})
 
 
 def checked(content: Any) -> dict[str, Any]:
