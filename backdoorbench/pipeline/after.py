@@ -119,7 +119,12 @@ def carry_out(made: Plan, infection: Infection, purified: nn.Module, test: Image
         finding.figures |= {f"ca_{EXACT}": exact.ca, f"asr_{EXACT}": exact.asr}
     if run.infection.control is not None:
         finding.figures[f"asr_{CLEAN}"] = run.infection.control.asr
-    finding.details |= {"figure": made.after.figure, "images": len(judged), "trials": found}
+    finding.details |= {
+        "figure": made.after.figure,
+        "counts": made.after.counts,
+        "images": len(judged),
+        "trials": found,
+    }
 
 
 def figures(after: AfterAttack, found: Mapping[str, Sequence[Judged]]) -> dict[str, float | None]:

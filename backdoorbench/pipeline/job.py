@@ -96,6 +96,7 @@ def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
     run.status = "done"
     made_of = rows.aggregate([run])
     tables = [*grids.list_grids(made_of), *grids.detection_grids(rows.detections([run]))]
+    tables += grids.after_grids(rows.afters([run]))
     store.write_text(folder / "table.md", "\n".join(map(formats.markdown, tables)))
     store.write_text(folder / "table.csv", formats.as_csv(made_of))
     record.write(run, folder)

@@ -29,7 +29,8 @@ FILE = "record.json"
 STATUSES = ("running", "done", "failed", "interrupted")
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a record leaves out of a stage
 KEPT = (
-    "largest_share", "ca_per_class", "starts_from", "plain", "holdout_ca", "flagged",
+    "largest_share", "ca_per_class", "starts_from", "plain", "holdout_ca", "flagged", "figure",
+    "counts", "trials",
 )  # details that tables and plots need  # fmt: skip
 
 
@@ -267,6 +268,9 @@ def _check_stage(stage: dict[str, Any]) -> None:
     _check_numbers(
         "details", [details.get("largest_share"), details.get("holdout_ca"), *details.get("ca_per_class", [])]
     )
+    for judged in _object("trials", details.get("trials", {})).values():
+        for trial in judged:
+            _check_numbers("trials", [trial["asr"]], none=False)
     for point in stage.get("curve", []):
         _check_numbers("curve", _object("a point of the curve", point).values())
         point["epoch"], point["n"]  # noqa: B018
