@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable
 
 USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
-LONGEST_NAME = 48  # bytes: a folder is called after up to four of them, and a file system takes 255
+LONGEST_NAME = 40  # bytes: a folder is called after up to five of them, and a file system takes 255
 
 
 class BdxError(Exception):

@@ -21,7 +21,8 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument(
         "--metric",
         metavar="LIST",
-        help="of ca,asr,ra,der, in this order; ca,asr,ra by default; of detectors auroc and others",
+        help="of ca,asr,ra,der, in this order; ca,asr,ra by default; of detectors auroc and others; after attacks on purified "
+        "models asr_retuned and others",
     )
     parser.add_argument(
         "--format",
@@ -50,9 +51,9 @@ def carry_out(words: Sequence[str]) -> int:
     )
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    from backdoorbench.reporting import report
+    from backdoorbench.reporting import comebacks, report
 
-    figures = figures_of(chosen.metric, report.METRICS) or ["ca", "asr", "ra"]
+    figures = figures_of(chosen.metric, (*report.METRICS, *comebacks.figures())) or ["ca", "asr", "ra"]
     if bool(lines) != bool(columns):
         parser.error("argument --rows: it goes with --columns")
     if lines and chosen.format in ("csv", "runs-csv"):

@@ -201,6 +201,14 @@ def _split_comment(rest: str) -> tuple[str, str]:
 
 
 @functools.cache
+def facts(group: str, fact: str) -> list[Any]:
+    """What the class of each option of a group declares, as far as it does."""
+    texts = (read_text(file) for name in names(group) if (file := find(group, name)) is not None)
+    targets = [match[1] for text in texts if (match := re.search(r"^_target_: ([\w.]+)", text, flags=re.MULTILINE))]
+    return [said for target in targets if (said := declared(target, fact)) is not None]
+
+
+@functools.cache
 def declared(target: str, fact: str) -> Any:
     """What the class that a `_target_` names says of itself in a line such as `plain: ClassVar[bool] = True`. It is not imported.
     None where it says nothing, or is none of ours."""

@@ -19,7 +19,13 @@ Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbe
 DIGITS = 12  # significant ones of a float setting: enough for any that a person types, too few for what a sum of steps leaves
 BRINGS = "model"  # the group whose options bring others along as if they were typed
 NEUTRAL = "folder"  # the data set without facts of its own
-ASK_THE_DATA_SET = ("attack", "defense", "detector", "train")  # groups whose options refer to it, and to nothing else
+ASK_THE_DATA_SET = (
+    "attack",
+    "defense",
+    "detector",
+    "after",
+    "train",
+)  # groups whose options refer to it, and to nothing else
 
 OmegaConf.register_new_resolver("either", lambda own, else_: else_ if own is None else own, replace=True)
 

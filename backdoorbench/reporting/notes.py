@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backdoorbench import metrics
-from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.config.groups import AFTER, DETECT, INFECT, PURIFY
 from backdoorbench.config.implied import beyond
 from backdoorbench.reporting import holdouts
+from backdoorbench.reporting.comebacks import MARGIN
 from backdoorbench.reporting.fragile import is_open, is_plain
-from backdoorbench.reporting.grids import FRAGILE, LEFT_OUT, WEAK, Grid, blocks, labels
+from backdoorbench.reporting.grids import FRAGILE, LEFT_OUT, SUPERFICIAL, WEAK, Grid, blocks, labels
 from backdoorbench.reporting.rows import DASH, Row, compared, differing, look_up
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ DETECTION_OF_MODELS = (
     "Detectors of models: index: how far the most suspicious class lies from the others. flagged: runs in which any class is "
     "called a backdoor's target; target: the attacker's. Percent, the index apart."
 )
+AFTERWARDS = (
+    "After-attacks on purified models: ASR before and after; lured: images without the trigger that the same change makes the "
+    "target. The same on a clean model of the same recipe, and after exact purification, an oracle that knew the trigger: only "
+    "what lies above both is the backdoor's. Percent."
+)
 CLEAN_MODEL = "clean: the same detector, asked about a clean model of the same recipe"
 
 
@@ -40,7 +46,7 @@ def below(
 ) -> list[str]:
     """Everything that must be said below a report's tables.
 
-    rows    that are in the tables of models; found: in those of detectors
+    rows    that are in the tables of models; found: in those of detectors and of after-attacks
     limits  within which plain fine-tuning makes an infection fragile"""
     items = [item for grid in grids for line in grid.lines for item in line]
     said = [footer([*rows, *found], runs)] if rows or found else []
@@ -61,13 +67,16 @@ def below(
     said += fragile(rows, limits, any(FRAGILE in item.text for item in items))
     if rows:
         said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
-    return said + detectors(found)
+    detected, after = ([row for row in found if row.stage == stage] for stage in (DETECT, AFTER))
+    said += comebacks(rows, limits, any(SUPERFICIAL in item.text for item in items))
+    return said + (detectors(detected) if detected else []) + ([AFTERWARDS] if after else [])
 
 
 def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
     """Those of the notes that explain a mark of this grid."""
     shown = " ".join(item.text for line in grid.lines for item in line)
-    explained = {LEFT_OUT: LEFT_OUT, WEAK: WEAK, FRAGILE: FRAGILE, "fragile:": "fragile)"}  # how notes begin -> cells
+    explained = {mark: mark for mark in (LEFT_OUT, WEAK, FRAGILE, SUPERFICIAL)}  # how notes begin -> cells
+    explained |= {"fragile:": "fragile)", "superficia": "superficial)"}
     return [note for note in said if any(head in note[:10] and mark in shown for head, mark in explained.items())]
 
 
@@ -159,6 +168,15 @@ def fragile(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
         fine_tuning = "no plain fine-tuning (defense=ft) of the same infections"
         said.append(f"{fine_tuning}, so whether they are fragile is not known: {join_few(without)}")
     return said
+
+
+def comebacks(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
+    """Which purifications are superficial, and what that means."""
+    found = [_on_what(row) for row in rows if row.superficial]
+    if not found:
+        return []
+    rule = f"an ASR below {100 * limits.asr:g} %, and then one that lies {100 * MARGIN:g} points or more above every control's"
+    return [f"{SUPERFICIAL + ' ' if is_marked else ''}superficial: the backdoor comes back ({rule}): {join_few(found)}"]
 
 
 def _on_what(row: Row) -> str:
