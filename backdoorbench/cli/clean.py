@@ -57,7 +57,7 @@ def trigger_words(chosen: Namespace) -> list[str]:
         )
     from backdoorbench.triggers.patch import PATTERNS
 
-    found = ["attack=given", f"attack.target={chosen.target}"]
+    found = ["attack=given", f"attack.target={chosen.target}", "after=retune"]
     if chosen.trigger in PATTERNS:
         return [*found, f"attack.trigger={chosen.trigger}"]
     if ":" in chosen.trigger and not Path(chosen.trigger).exists():
