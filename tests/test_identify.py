@@ -50,7 +50,7 @@ FILES: dict[str, tuple[Any, list[str], int, int, str]] = {  # content -> words, 
     ),
     "timm's, which its trainer names": (
         lambda: {"arch": "test_resnet", "state_dict": timms("test_resnet")},
-        ["model=timm", "model.timm_name=test_resnet"], 32, 10, "76 weights by names",
+        ["model=timm", "model.timm_name=test_resnet"], 32, 10, "92 weights by names",
     ),
 }  # fmt: skip
 
