@@ -3,6 +3,7 @@
 pytest tests/test_models.py
 """
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import conf_dir, option
 from backdoorbench.errors import ConfigError, ModelError
+from backdoorbench.models import surgery
 from backdoorbench.models.base import Classifier, GlobalAverage, ModelSpec
-from backdoorbench.models.timm import TimmSpec, make_classifier_linear, patch, shrink_stem
+from backdoorbench.models.heads import make_classifier_linear
+from backdoorbench.models.stems import shrink_stem
+from backdoorbench.models.timm import TimmSpec, patch
 from backdoorbench.models.wide_resnet import WideResNetSpec
 
 OTHERS = ("timm", "torchvision", "module")  # whose networks are somebody else's
@@ -225,6 +229,33 @@ def test_a_convolutional_classifier_becomes_the_equal_linear_layer() -> None:
     make_classifier_linear(net)
     assert isinstance(net.head.fc, nn.Linear)
     torch.testing.assert_close(net.head(maps), before)
+
+
+@pytest.mark.parametrize(
+    "name", ["dla46_c", "dpn48b", "repvit_m0_9", "swiftformer_xs", "deit_tiny_distilled_patch16_224"]
+)
+def test_a_classifier_that_is_no_linear_layer_becomes_the_equal_one(name: str) -> None:
+    import timm
+
+    size = 32
+    torch.manual_seed(0)
+    theirs = timm.create_model(
+        name, num_classes=10, **({"img_size": 32, "patch_size": 4} if "deit" in name else {})
+    ).eval()
+    torch.manual_seed(0)
+    net = timm_net(name, size).eval()
+    images = torch.rand(2, 3, size, size)
+    torch.testing.assert_close(net(images), theirs(images), rtol=1e-4, atol=1e-4)
+    model = Classifier(copy.deepcopy(net), size, (0.0,), (1.0,)).eval()
+    head = surgery.classifier_head(model)
+    nn.init.zeros_(head.weight)
+    assert torch.allclose(model(images), head.bias.expand(2, -1)) and not torch.allclose(net(images), model(images))
+    net.train()
+    net(images).sum().backward()
+    assert all(
+        parameter.grad is not None
+        for parameter in surgery.classifier_head(Classifier(net, size, (0.0,), (1.0,))).parameters()
+    )
 
 
 def test_unknown_timm_name() -> None:

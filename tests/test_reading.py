@@ -4,10 +4,12 @@ pytest tests/test_reading.py
 """
 
 import builtins
+import contextlib
 import importlib
 import io
 import logging
 import pickle
+import random
 import sys
 import warnings
 import zipfile
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import option
 from backdoorbench.errors import ModelError
-from backdoorbench.models import checkpoint, reading
+from backdoorbench.models import checkpoint, formats, reading
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.matching import Fit
 from backdoorbench.models.unpickling import Foreign
@@ -387,6 +389,29 @@ def test_a_file_that_was_cut_short_ends_in_a_paragraph(write: Callable[[Any, Pat
         (tmp_path / "cut.pt").write_bytes(data[: int(share * len(data))])
         with pytest.raises(ModelError, match=r"cut.pt (is empty|is not a readable|holds no weights)"):
             load(classifier(), tmp_path / "cut.pt")
+
+
+def test_bytes_that_were_changed_end_in_a_paragraph_or_in_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_by_torch", lambda data: None)  # ours is the reader that is asked
+    draw, file = random.Random(0), tmp_path / "given.pt"
+    content = {"net": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), "acc": np.float64(3), "rows": np.arange(3)}
+    legacy(content, file)
+    bases = [file.read_bytes(), *(pickle.dumps({"w": torch.ones(2), "acc": np.float64(1)}, each) for each in range(6))]
+    zipped(content, file)
+    with zipfile.ZipFile(file) as made:
+        inner, records = (
+            made.read("given/data.pkl"),
+            {f"data/{key}": made.read(f"given/data/{key}") for key in range(4)},
+        )
+    for number in range(200):
+        base = bytearray(inner if number % 2 else draw.choice(bases))
+        for _ in range(draw.choice([1, 2, 8])):
+            base[draw.randrange(len(base))] = draw.randrange(256)
+        file.write_bytes(archive(bytes(base), records) if number % 2 else bytes(base))
+        with contextlib.suppress(ModelError):
+            reading.read(file)
 
 
 # --- formats that are not read ----------------------------------------------------------------------------------------
