@@ -156,7 +156,10 @@ class Case:
         """The configuration with these settings, and with what they ask for; of a data set composed anew, since others refer to
         its settings."""
         if self.group == "dataset":
-            return compose([*self.words, *(f"dataset.{key}={acts.typed(value)}" for key, value in changes.items())])
+            usual = flat(self.base[self.group])
+            before = {key: value for key, value in flat(config[self.group]).items() if value != usual.get(key)}
+            given = (f"dataset.{key}={acts.typed(value)}" for key, value in {**before, **changes}.items())
+            return compose([*self.words, *given])
         asked = {k: v for key, value in changes.items() for k, v in tried.companions(key, value, self.file).items()}
         return tried.changed(config, self.group, {k: v for k, v in {**asked, **changes}.items() if k in self.leaves})
 
