@@ -24,11 +24,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from backdoorbench.config.build import build
-from backdoorbench.config.compose import conf_dir
+from backdoorbench.config.compose import compose, conf_dir
 from backdoorbench.data import cifar10, digits, gtsrb, raw, store, tiny_imagenet
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.pictures import Picture
 from backdoorbench.errors import BdxError, ConfigError, DataError, StorageError
+from backdoorbench.pipeline import plan
+from backdoorbench.reporting import rows
 from backdoorbench.streams import Stream
 
 ENDINGS = ".jpg, .jpeg, .jfif, .png, .ppm, .pgm, .pbm, .pnm, .bmp, .gif, .webp, .tif, .tiff"
@@ -634,6 +636,73 @@ def test_gtsrb_test_labels(tmp_path: Path, cache: Path) -> None:
     shutil.rmtree(root / "GTSRB" / "Final_Training" / "Images" / "00042")
     answers.write_text("Filename;ClassId\n0.ppm;1\n1.ppm;1\n2.ppm;1\n3.ppm;1\n")
     assert "84 training and 4 test images in 42 classes" in complaint(DataError, dataset("gtsrb", root), cache)
+
+
+def write_regions(root: Path) -> None:
+    """Tables with a region for each image: training images lose two columns on the left, test images a pixel on each side."""
+    base, columns = root / "GTSRB", "Filename;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
+    for number in range(43):
+        lines = [f"{row}.ppm;2;0;{20 + number};25;{number}" for row in range(2)]
+        table = base / gtsrb.TRAINING["final_release"] / f"{number:05}" / f"GT-{number:05}.csv"
+        table.write_text("\n".join([columns, *lines]))
+    rows = [f"{row}.ppm;1;1;31;31;{label}" for row, label in enumerate((7, 42, 0, 7))]
+    (root / "GT-final_test.csv").write_text("\n".join([columns, *rows]))
+
+
+@pytest.mark.usefixtures("small_gtsrb")
+def test_gtsrb_regions_are_cut_out(tmp_path: Path, cache: Path) -> None:
+    """Against Pillow, called by hand."""
+    root = plant_gtsrb(tmp_path / "raw", "final_release")
+    image = Image.open(root / "GTSRB" / gtsrb.TRAINING["final_release"] / "00005" / "1.ppm").convert("RGB")
+    tested = Image.open(root / "GTSRB" / "Final_Test" / "Images" / "0.ppm").convert("RGB")
+
+    def seen(images: torch.Tensor, row: int) -> np.ndarray:
+        return images[row].permute(1, 2, 0).numpy()
+
+    said = complaint(DataError, dataset("gtsrb", root, roi="crop"), cache)
+    assert (
+        "GT-00000.csv has no region for 0.ppm, which dataset.roi=crop cuts out. Unpack the archives again, or set"
+        in said
+    )
+    write_regions(root)
+    table = root / "GT-final_test.csv"
+    table.write_text(table.read_text().replace("Roi.X2", "X2"))
+    said = complaint(DataError, dataset("gtsrb", root, roi="crop"), cache)
+    assert (
+        f"{table} is no table of Filename, Roi.X1, Roi.Y1, Roi.X2 and Roi.Y2, which dataset.roi=crop cuts out" in said
+    )
+    write_regions(root)
+    whole = dataset("gtsrb", root).load(cache)
+    cropped = dataset("gtsrb", root, roi="crop").load(cache)
+    bilinear = Image.Resampling.BILINEAR
+    assert np.array_equal(
+        seen(cropped.train.images, 11), np.asarray(image.crop((2, 0, 25, 25)).resize((32, 32), bilinear))
+    )
+    assert np.array_equal(
+        seen(cropped.test.images, 0), np.asarray(tested.crop((1, 1, 31, 31)).resize((32, 32), bilinear))
+    )
+    inset = dataset("gtsrb", root, roi=4).load(cache)
+    expected = image.resize((32, 32), bilinear, box=(25 / 8, 25 / 8, 25 - 25 / 8, 25 - 25 / 8))
+    assert np.array_equal(seen(inset.train.images, 11), np.asarray(expected))
+    assert len({whole.digest, cropped.digest, inset.digest}) == 3
+    table.write_text(table.read_text().replace("0.ppm;1;1;31;31", "0.ppm;1;1;31;99"))
+    assert "1 of 90 images of gtsrb have a region of interest that is not within the image" in complaint(
+        DataError, dataset("gtsrb", root, roi="crop"), cache
+    )
+    table.write_text(table.read_text().replace("0.ppm;1;1;31;99;7\n", ""))
+    assert "occur in one of them only" in complaint(DataError, dataset("gtsrb", root, roi="crop"), cache)
+    for roi, words in ((16, "between 1 and 15"), ("all", "expected whole or crop")):
+        with pytest.raises(ConfigError, match=words):
+            dataset("gtsrb", root, roi=roi)
+
+
+def test_a_region_tells_runs_apart_and_whole_images_keep_their_keys() -> None:
+    given = [compose(["dataset=gtsrb", *more]) for more in ([], ["dataset.roi=crop"], ["dataset.roi=3"])]
+    keys = [plan.run_settings(each, "digest") for each in given]
+    assert "roi" not in keys[0]["dataset"] and [key["dataset"]["roi"] for key in keys[1:]] == ["crop", 3]
+    old = {**given[0], "dataset": {key: value for key, value in given[0]["dataset"].items() if key != "roi"}}
+    assert rows.identity(old) == rows.identity(given[0])
+    assert len({rows.identity(each) for each in given}) == 3
 
 
 # -- ImageNet and Tiny ImageNet ---------------------------------------------------------------------------------------

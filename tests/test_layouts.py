@@ -292,6 +292,21 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, cache: Path, mo
     )
 
 
+def test_parquet_that_is_refused(tmp_path: Path, cache: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    file = tmp_path / "all.parquet"
+    file.write_bytes(b"PAR1 and no more")
+    assert "cannot be read as parquet" in complaint(folder(file), cache)
+    for columns, words in (
+        ({"image": [b"x"], "mask": [1]}, "none is of labels; expected one called label"),
+        ({"a": [b"x"], "label": [1]}, "none is of images; expected one called image"),
+        ({"image": [b"x", b"y"], "label": [1, None]}, "1 images without a label"),
+        ({"image": [None, b"y"] * 8, "label": [0, 1] * 8}, "cannot be decoded: image 0 of"),
+    ):
+        arrow.parquet.write_table(arrow.table(columns), file)
+        assert words in complaint(folder(file), cache)
+
+
 # -- tensors ----------------------------------------------------------------------------------------------------------
 
 

@@ -156,7 +156,10 @@ class Case:
         """The configuration with these settings, and with what they ask for; of a data set composed anew, since others refer to
         its settings."""
         if self.group == "dataset":
-            return compose([*self.words, *(f"dataset.{key}={acts.typed(value)}" for key, value in changes.items())])
+            usual = flat(self.base[self.group])
+            before = {key: value for key, value in flat(config[self.group]).items() if value != usual.get(key)}
+            given = (f"dataset.{key}={acts.typed(value)}" for key, value in {**before, **changes}.items())
+            return compose([*self.words, *given])
         asked = {k: v for key, value in changes.items() for k, v in tried.companions(key, value, self.file).items()}
         return tried.changed(config, self.group, {k: v for k, v in {**asked, **changes}.items() if k in self.leaves})
 
@@ -380,13 +383,16 @@ def test_every_setting_of_a_data_set_acts_or_is_refused(name: str, outputs: Path
     draw_folders(tmp_path)
     place = (f"dataset.root={tmp_path}", "dataset.size=8", "model=demo", "train=demo") if name == "folder" else ()
     words = (f"dataset={name}", "defense=ft", *place, *QUICKER, "train.batch_size=16", f"runtime.outputs={outputs}")
-    clear = {"background": ("dataset.background=black",)}
-    assert_none(silent(Case("dataset", words, (read, trained, crafted, purified), clear, file, unasked("dataset"))))
+    whole = (f"dataset.root={tmp_path / 'whole'}", "dataset.train_size=null", "dataset.test_size=null")
+    beside = {"background": ("dataset.background=black",), "test_share": whole}
+    values = {"layout": ("classes",), "class_names": (str(tmp_path / "names.txt"),)}
+    results = (read, trained, crafted, purified)
+    assert_none(silent(Case("dataset", words, results, beside, file, unasked("dataset"), values)))
 
 
 def draw_folders(root: Path) -> None:
     """train/ and test/ with three classes of forty images, whose names sort otherwise by value than as text; half of their
-    pixels are transparent."""
+    pixels are transparent. Beside them whole/, the same without splits, and their names in a third order."""
     levels = torch.arange(3 * 120 * 8 * 8 * 4, dtype=torch.float64).mul(0.011).sin().add(1).mul(127).to(torch.uint8)
     drawn = levels.view(3, 120, 8, 8, 4).numpy()
     for split, count in (("train", 80), ("test", 40)):
@@ -395,3 +401,7 @@ def draw_folders(root: Path) -> None:
             folder.mkdir(parents=True)
             for row in range(count):
                 Image.fromarray(drawn[number, row], "RGBA").save(folder / f"{row}.png")
+    (root / "names.txt").write_text("11\n2\n10\n")
+    (root / "whole").mkdir()
+    for label in ("2", "10", "11"):
+        (root / "whole" / label).symlink_to(root / "train" / label)

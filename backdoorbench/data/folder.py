@@ -55,7 +55,8 @@ class Folder(Dataset):
     def load(self, cache: Path) -> Splits:
         root = find_root(self, NEEDS, lambda root: bool(fitting(root)), may_be_file=True)
         layout = self.layout if self.layout != "auto" else recognised(root)
-        raw: Raw = LAYOUTS[layout].read(self, root, self.order)
+        order: Order = self.order if self.class_names is None else "numeric"
+        raw: Raw = LAYOUTS[layout].read(self, root, order)
         if layout != "tree":
             log.info(f"{self.name}: {root} is read as {LAYOUTS[layout].SAYS}")
             raw = replace(raw, facts={**raw.facts, "layout": layout})
