@@ -32,8 +32,11 @@ def carry_out(words: Sequence[str]) -> int:
     if not theirs.has_data(chosen):
         raise ConfigError("a model is cleaned by images that it should know. Add --data DIR, a folder of clean images.")
     detector = ["detector=none"] if chosen.no_reversal else []
-    done = theirs.run(chosen, [*trigger_words(chosen), f"defense={chosen.defense}", *detector])
+    methods = [*trigger_words(chosen), f"defense={chosen.defense}", *detector]
     out = screen.make_console()
+    found = theirs.words(chosen, out)
+    theirs.judge(chosen, found)
+    done = theirs.run(chosen, found, methods)
     file = Path(chosen.to) if chosen.to is not None else done.folder / cleaned.name_of(Path(chosen.model))
     left = cleaned.write(done.run, done.folder, file)
     theirs.say(out, "agreement", f"{100 * left.agreement:.2f} % of the test images are called as before")

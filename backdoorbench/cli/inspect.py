@@ -22,11 +22,13 @@ def carry_out(words: Sequence[str]) -> int:
         theirs.print_weights_alone(chosen.model, out)
         return 0
     names = theirs.detectors_of(chosen.detectors)
-    runs = [theirs.run(chosen, ["attack=none", "defense=none", f"detector={name}"]) for name in names]
+    found = theirs.words(chosen, out)
+    theirs.judge(chosen, found)
+    runs = [theirs.run(chosen, found, ["attack=none", "defense=none", f"detector={name}"]) for name in names]
     known = theirs.known_runs(runs[0].run.config)
     out.print()
     theirs.say(out, "accuracy", inspection.accuracy(runs[0].run))
-    for name in ("order", "input"):
+    for name in theirs.HINTS:
         if note := runs[0].run.infection.notes.get(name):
             theirs.say(out, name, note)
     for done in runs:

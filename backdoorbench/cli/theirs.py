@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch is imported only when work starts
 IMAGES = 5000  # of the training split, at most, that the defender takes: more cost hours and tell nothing new
 HEADS = ("fc", "linear", "head", "classifier", "output", "logits")  # what last layers are called
 OUTLIER = 2.0  # as Neural Cleanse has it
+HINTS = ("order", "input")  # notes of an infection: what a given network seems to have been trained on
 PROBED = 32  # picture files that are looked at to tell how large they are
 
 
@@ -36,7 +37,7 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def words(chosen: Namespace) -> list[str]:
+def words(chosen: Namespace, out: Console) -> list[str]:
     """The words of a run that judges the model as it is. ConfigError or ModelError where something is missing."""
     given = list(chosen.settings)
     named = {word.partition("=")[0].lstrip("+") for word in given}
@@ -48,11 +49,35 @@ def words(chosen: Namespace) -> list[str]:
             f"bdx experiment=given model.checkpoint=FILE dataset.root=DIR."
         )
     found = ["experiment=given", f"model.checkpoint={quoted(chosen.model)}"]
+    side = None
     if chosen.data is not None:
         found.append(f"dataset.root={quoted(chosen.data)}")
         if not named & {"dataset", "dataset.size"} and (side := common_side(Path(chosen.data).expanduser())):
             found.append(f"dataset.size={side}")
+    if "model" not in named:
+        found += network_of(chosen.model, side, out)
     return found
+
+
+def network_of(model: str, side: int | None, out: Console) -> list[str]:
+    """The words of the network whose weights a file holds; ModelError where none here fits them.
+
+    side  pixels of the images, where somebody knows"""
+    from backdoorbench.models import reading
+    from backdoorbench.models.identify import identify
+
+    fitting = identify(reading.read(model), side)
+    if not fitting:
+        raise ModelError(
+            f"'{model}' holds the weights of no network here: neither names nor shapes fit. Name it: model=wrn_16_1, "
+            f"model=timm model.timm_name=NAME, or your own code, model=module model.target=package.module:factory "
+            f"plugins=[package]; docs/your-model.md says how."
+        )
+    first, *others = fitting
+    say(out, "network", f"{' '.join(first.words)}, for {first.classes} classes: {first.how}")
+    if others:
+        say(out, "", f"it fits as well: {'; '.join(' '.join(other.words) for other in others[:3])}")
+    return first.words
 
 
 def quoted(path: str) -> str:
@@ -83,12 +108,6 @@ def has_data(chosen: Namespace) -> bool:
     return chosen.data is not None or any(word.startswith(("dataset=", "dataset.root=")) for word in chosen.settings)
 
 
-def described(chosen: Namespace, methods: Sequence[str]) -> list[str]:
-    """The words of the run that these methods make of the model; what the user left out is found out."""
-    found = [*words(chosen), *methods, *chosen.settings]
-    return [*found, *share_of(found, chosen.config_dirs)]
-
-
 def share_of(found: Sequence[str], folders: Sequence[str]) -> list[str]:
     """The word that bounds how many training images the defender takes: IMAGES, unless there are fewer or the words say it."""
     from backdoorbench.cli.arguments import composed
@@ -103,12 +122,25 @@ def share_of(found: Sequence[str], folders: Sequence[str]) -> list[str]:
     return [f"holdout.rate={IMAGES / count:.6g}"] if count > IMAGES else []
 
 
-def run(chosen: Namespace, methods: Sequence[str]) -> "Job":
-    """Carries out the run that these methods make of the model, or finds it done; its stages in lines."""
+def run(chosen: Namespace, found: Sequence[str], methods: Sequence[str]) -> "Job":
+    """Carries out the run that these methods make of the model, or finds it done; its stages in lines.
+
+    found  what `words` says of the model"""
     from backdoorbench.cli.arguments import composed
     from backdoorbench.sweeps import job
 
-    return job.carry_out(composed(described(chosen, methods), chosen.config_dirs))
+    said = [*found, *methods, *chosen.settings]
+    return job.carry_out(composed([*said, *share_of(said, chosen.config_dirs)], chosen.config_dirs))
+
+
+def judge(chosen: Namespace, found: Sequence[str]) -> None:
+    """Judges the model as it is, and refuses one that is shown other classes or other images than it was trained on: whatever is
+    said of it then, or done to it, is about something else. ConfigError, unless the words force it on."""
+    done = run(chosen, found, ["attack=none", "defense=none", "detector=none"])
+    for what in HINTS:
+        hint = done.run.infection.notes.get(what)
+        if hint and not done.run.config["force"]:
+            raise ConfigError(f"{Path(chosen.model).name}: {hint}, or force=true to go on as it is.")
 
 
 def detectors_of(text: str | None) -> list[str]:
