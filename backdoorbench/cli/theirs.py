@@ -122,21 +122,26 @@ def share_of(found: Sequence[str], folders: Sequence[str]) -> list[str]:
     return [f"holdout.rate={IMAGES / count:.6g}"] if count > IMAGES else []
 
 
-def run(chosen: Namespace, found: Sequence[str], methods: Sequence[str]) -> "Job":
+def run(
+    chosen: Namespace, found: Sequence[str], methods: Sequence[str], settings: Sequence[str] | None = None
+) -> "Job":
     """Carries out the run that these methods make of the model, or finds it done; its stages in lines.
 
-    found  what `words` says of the model"""
+    found     what `words` says of the model
+    settings  in place of the user's own"""
     from backdoorbench.cli.arguments import composed
     from backdoorbench.sweeps import job
 
-    said = [*found, *methods, *chosen.settings]
+    said = [*found, *methods, *(chosen.settings if settings is None else settings)]
     return job.carry_out(composed([*said, *share_of(said, chosen.config_dirs)], chosen.config_dirs))
 
 
 def judge(chosen: Namespace, found: Sequence[str]) -> None:
     """Judges the model as it is, and refuses one that is shown other classes or other images than it was trained on: whatever is
     said of it then, or done to it, is about something else. ConfigError, unless the words force it on."""
-    done = run(chosen, found, ["attack=none", "defense=none", "detector=none"])
+    methods = ("attack", "defense", "detector", "after")  # whose settings are not those of this run's
+    kept = [word for word in chosen.settings if word.lstrip("+~").partition("=")[0].partition(".")[0] not in methods]
+    done = run(chosen, found, ["attack=none", "defense=none", "detector=none"], kept)
     for what in HINTS:
         hint = done.run.infection.notes.get(what)
         if hint and not done.run.config["force"]:
