@@ -1,6 +1,6 @@
 """Every setting acts, or is refused: changing any one of them changes what comes out, or is a mistake that says why.
 
-Asked of every attack, defense, detector, recipe, network, data set and holdout that conf/ holds; tests/contract.py says how a
+Asked of every attack, defense, detector, after-attack, recipe, network, data set and holdout that conf/ holds; tests/contract.py says how a
 method is carried out in a second. A class declares in a line which settings its others switch off (config/acts.py), and both
 halves are asked: where it says that a setting acts, it does; where not, it is refused, and rightly, since it changes nothing.
 
@@ -30,7 +30,7 @@ from backdoorbench.config import acts, catalog
 from backdoorbench.config.acts import Condition, Either, Only
 from backdoorbench.config.compose import Plain, compose, flat
 from backdoorbench.errors import BdxError, ConfigError, IdleError
-from backdoorbench.pipeline import detect, infect, plan, purify
+from backdoorbench.pipeline import after, detect, infect, plan, purify
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.storage.record import Finding
 
@@ -76,6 +76,20 @@ def examined(made: Plan) -> Result:
     case = detect.present(made, infection, infection.trigger, infection.target, test, Finding("detect", ""))
     verdict = detect.examine(made, case, lambda name, value: None)
     return {"scores": verdict.scores, "flagged": verdict.flagged} | verdict.pictures
+
+
+def attacked_after(made: Plan) -> Result:
+    """Of each trial the model's weights, and what it is shown."""
+    test = made.splits.test
+    infection, _ = infect.obtain(made, test, Finding("infect", ""))
+    purified = purify.purify(made, infection, test, Finding("purify", ""), lambda _: None)
+    stage, found = after.prepare(made, infection, test), dict[str, Tensor]()
+    images, _ = next(stage.test.batches(len(stage.test)))
+    for trial in stage.trials(purified, lambda name, value: None):
+        with torch.no_grad():
+            found |= {f"{trial.label} shown": trial.trigger(images)}
+        found |= {f"{trial.label} {name}": value.clone() for name, value in trial.model.state_dict().items()}
+    return found
 
 
 def trained(made: Plan) -> Result:
@@ -269,7 +283,7 @@ def contexts(case: Case, conditions: tuple[Condition, ...]) -> Iterator[Changes]
 
 # ---- the questions --------------------------------------------------------------------------------------------------
 
-RESULTS = {"attack": (crafted, infected), "defense": (purified,), "detector": (examined,)}
+RESULTS = {"attack": (crafted, infected), "defense": (purified,), "detector": (examined,), "after": (attacked_after,)}
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,9 @@ import torch
 from torch import nn
 
 from backdoorbench.after.base import AfterAttack, Scenario, Trial
-from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import DataError, check_range
+from backdoorbench.errors import ConfigError, DataError, check_range
 from backdoorbench.models.base import CentreCrop
 from backdoorbench.shapes import to_bytes
 from backdoorbench.streams import Stream
@@ -44,8 +43,6 @@ class AttackersTuning(Tuning):
 class Retuning:
     """How a model is retuned: on how many images, of which how many poisoned."""
 
-    acts: ClassVar[Acts] = {"frozen_aug": Unless("augment", None)}
-
     rate: float
     samples: int
     epochs: int
@@ -56,6 +53,11 @@ class Retuning:
         check_range("after.rate", self.rate, 0, 1)
         check_range("after.samples", self.samples, 0)
         check_range("after.epochs", self.epochs, 0)
+        if self.frozen_aug and self.tuning.augment is None:
+            raise ConfigError(
+                "frozen_aug is true with augment=null, so there is no augmentation to freeze; expected one, or frozen_aug=false. "
+                "Leave frozen_aug out, or set an augment."
+            )
 
     def check_images(self, train: ImageSet, target: Target) -> None:
         """Raises DataError where the set would be empty, or could not hold so many poisoned images."""

@@ -98,10 +98,9 @@ def carry_out(made: Plan, infection: Infection, purified: nn.Module, test: Image
     """Attacks the purified model, and the controls; the finding in the run."""
     finding = run.begin(AFTER.name, made.after.name)
     with finding.timed("controls"):
-        clean = obtain_clean(made, test) if has_clean_model(made) else None
+        stage = prepare(made, infection, test)
         exact = obtain_exact(made, infection, test) if made.parts.holdout is not None and made.exact.epochs else None
-    train, judged = made.parts.train.to(made.device), few(made, test)
-    stage = Stage(made, infection, clean, train, judged)
+    clean = stage.clean
     is_shown = clean is not None and made.after.on_clean == "shown"
     found: dict[str, list[Judged]] = {PURIFY.model: [], **({CLEAN: []} if is_shown else {})}
     with finding.timed("after"), device.memory_errors("after", batch_sizes(made, AFTER.group)):
@@ -122,9 +121,15 @@ def carry_out(made: Plan, infection: Infection, purified: nn.Module, test: Image
     finding.details |= {
         "figure": made.after.figure,
         "counts": made.after.counts,
-        "images": len(judged),
+        "images": len(stage.test),
         "trials": found,
     }
+
+
+def prepare(made: Plan, infection: Infection, test: ImageSet) -> Stage:
+    """What the after-attack of a plan works with; the clean model cached, or trained."""
+    clean = obtain_clean(made, test) if has_clean_model(made) else None
+    return Stage(made, infection, clean, made.parts.train.to(made.device), few(made, test))
 
 
 def figures(after: AfterAttack, found: Mapping[str, Sequence[Judged]]) -> dict[str, float | None]:

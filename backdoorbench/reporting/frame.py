@@ -45,7 +45,7 @@ def rows(found: Mapping[Path, Run]) -> list[dict[str, Any]]:
         *(TOLD_OF_AFTER if AFTER.group in asked else ()),
     }
     extra = differing([compared(run.config, told) for run in runs])
-    after = list(dict.fromkeys(name for run in runs for name in run.after.figures))
+    after = sorted({name for run in runs for name in run.after.figures})
     return [
         _row(folder, run, asked, after) | {key: look_up(run.config, key) for key in extra}
         for folder, run in found.items()

@@ -1,8 +1,12 @@
 """What may befall an image, or the difference that a trigger makes: a whole batch at a time, the same for each."""
 
+import io
 from itertools import product
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,11 +57,16 @@ def blurred(images: Images, sigma: float) -> Images:
 
 
 def compressed(images: Images, quality: int) -> Images:
-    """Written as JPEG and read again; on the CPU, all images in one call."""
-    from torchvision.io import decode_jpeg, encode_jpeg
+    """Written as JPEG and read again, on the CPU, one image at a time."""
+    shown = [_through_jpeg(pixels, quality) for pixels in to_bytes(images).cpu().permute(0, 2, 3, 1).numpy()]
+    return to_float(torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)).to(images.device)
 
-    files = encode_jpeg(list(to_bytes(images).cpu().contiguous()), quality)
-    return to_float(torch.stack(decode_jpeg(files))).to(images.device)
+
+def _through_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """(H, W, 3) -> (H, W, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
 
 
 def cropped(images: Images, margin: int) -> Images:
