@@ -58,7 +58,8 @@ def test_a_model_is_cleaned_and_written_as_it_was_read(
         *NETWORK,
     ]
     to = tmp_path / "cleaned" / "better.pth"
-    assert main([*words, "defense.epochs=2", "--to", str(to), f"runtime.outputs={tmp_path}", "force=true"]) == 0
+    words += ["exact.epochs=0", f"runtime.outputs={tmp_path}", "force=true"]
+    assert main([*words, "defense.epochs=2", "--to", str(to)]) == 0
     said = capsys.readouterr().out
     assert "folder · demo · given → fst" in said and f"weights     {to}" in " ".join(said.split(" ")) + said
     before, after = torch.load(model, weights_only=True), torch.load(to, weights_only=True)
@@ -72,8 +73,7 @@ def test_a_model_is_cleaned_and_written_as_it_was_read(
     assert done.purified is not None and done.purified.asr is not None
     assert done.config["defense"]["strength"] == 1.5 and done.config["holdout"]["rate"] == 1.0
     assert f"| {100 * done.purified.ca:.2f} |" in card and "attack success rate" in card
-    again = ["clean", str(to), *words[2:], "defense.epochs=1", f"runtime.outputs={tmp_path}", "force=true"]
-    assert main(again) == 0  # what was written is read
+    assert main(["clean", str(to), *words[2:], "defense.epochs=1"]) == 0  # what was written is read
 
 
 def test_a_model_is_inspected(digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,7 @@ def test_a_model_is_inspected(digits: Path, model: Path, tmp_path: Path, capsys:
         if not name:
             continue
         assert f"anomaly index {run.detection.figures['anomaly_index']:.2f}" in said, name
-    assert "test images" in said and "none is no proof." in said
+    assert "test images" in said and "is no proof" in " ".join(said.split())
     assert main([*words, "--detectors", "nc", "detector.units=3", "detector.success=0.2"]) == 0
     assert "reversed_triggers.png" in capsys.readouterr().out
 
@@ -119,9 +119,9 @@ def test_clean_models_stand_beside(run: Callable[..., Job]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["clean", "nowhere.pth", "--data", "DIR"], "'nowhere.pth' is no file; expected the weights of a network"),
-        (["inspect", "nowhere.pth"], "'nowhere.pth' is no file"),
-        (["inspect", "DIR"], "' is no file; expected the weights of a network"),
+        (["clean", "nowhere.pth", "--data", "DIR"], "nowhere.pth"),
+        (["inspect", "nowhere.pth"], "nowhere.pth"),
+        (["inspect", "DIR"], " is no file; expected"),
         (["clean", "MODEL"], "a model is cleaned by images that it should know. Add --data DIR"),
         (["clean", "MODEL", "--data", "DIR", "--target", "3"], "--target says where a trigger leads, and there is none"),
         (["clean", "MODEL", "--data", "DIR", "--trigger", "grid3"], "--trigger is 'grid3', and nothing says what it makes"),

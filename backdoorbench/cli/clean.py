@@ -13,7 +13,7 @@ def carry_out(words: Sequence[str]) -> int:
     """Purifies a model of somebody else, says what that did, and writes its weights as the file has them. Exit code."""
     parser = Parser("clean", "Purifies a model of somebody else, and writes its weights as they were read.")
     theirs.add_arguments(parser)
-    parser.add_argument("--defense", default="fst", help="bdx list defense; fst by default")
+    parser.add_argument("--defense", help="of bdx list defense; by default that of experiment=given")
     parser.add_argument(
         "--trigger",
         metavar="WHAT",
@@ -32,7 +32,8 @@ def carry_out(words: Sequence[str]) -> int:
     if not theirs.has_data(chosen):
         raise ConfigError("a model is cleaned by images that it should know. Add --data DIR, a folder of clean images.")
     detector = ["detector=none"] if chosen.no_reversal else []
-    methods = [*trigger_words(chosen), f"defense={chosen.defense}", *detector]
+    defense = [f"defense={chosen.defense}"] if chosen.defense is not None else []
+    methods = [*trigger_words(chosen), *defense, *detector]
     out = screen.make_console()
     found = theirs.words(chosen, out)
     theirs.judge(chosen, found)

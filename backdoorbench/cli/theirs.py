@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backdoorbench.cli.arguments import Parser, words_of
+from backdoorbench.config.groups import SETTINGS, STAGES
 from backdoorbench.errors import ConfigError, ModelError, join_words
 
 if TYPE_CHECKING:  # torch is imported only when work starts
@@ -139,9 +140,10 @@ def run(
 def judge(chosen: Namespace, found: Sequence[str]) -> None:
     """Judges the model as it is, and refuses one that is shown other classes or other images than it was trained on: whatever is
     said of it then, or done to it, is about something else. ConfigError, unless the words force it on."""
-    methods = ("attack", "defense", "detector", "after")  # whose settings are not those of this run's
-    kept = [word for word in chosen.settings if word.lstrip("+~").partition("=")[0].partition(".")[0] not in methods]
-    done = run(chosen, found, ["attack=none", "defense=none", "detector=none"], kept)
+    methods = [stage.group for stage in STAGES]  # whose settings are not those of this run's
+    aside = {*methods, *(setting.name for setting in SETTINGS if setting.part_of)}
+    kept = [word for word in chosen.settings if word.lstrip("+~").partition("=")[0].partition(".")[0] not in aside]
+    done = run(chosen, found, [f"{group}=none" for group in methods], kept)
     for what in HINTS:
         hint = done.run.infection.notes.get(what)
         if hint and not done.run.config["force"]:
@@ -203,7 +205,7 @@ def print_weights_alone(model: str, out: Console) -> None:
         say(out, "last layer", f"{name}, {head.shape[0]} classes of {head.shape[1]} features")
         say(
             out,
-            "signature",
+            "rows",
             f"class {label} has the largest mean weight, and {looks}: anomaly index {float(index[label]):.2f}",
         )
     say(
