@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from backdoorbench.attacks.base import Attack, Infection, Task, carry_out
-from backdoorbench.config import acts
+from backdoorbench.config import acts, catalog, plugins
 from backdoorbench.config import build as building
 from backdoorbench.config.compose import Plain, compose
 from backdoorbench.data.images import ImageSet
@@ -33,11 +33,18 @@ __all__ = [
     "infect",
     "load_dataset",
     "load_model",
+    "plugin",
     "purify",
     "results",
     "run",
     "withhold",
 ]
+
+
+def plugin(folder: str | Path) -> None:
+    """What `--plugin DIR` does: the options in this folder are known from now on, and its code is trusted."""
+    plugins.use([str(folder)])
+    catalog.refuse_hidden()
 
 
 def run(*overrides: str) -> Run:
@@ -52,7 +59,7 @@ def build(option: str, **changes: Any) -> Any:
     group, _, name = option.partition("/")
     resolved = compose([f"{group}={name}"])
     resolved[group] |= changes
-    made = building.build(resolved[group], group)
+    made = building.build(resolved[group], group, resolved["plugins"])
     acts.refuse_idle(group, acts.idle(type(made), resolved[group], group), resolved)
     return made
 

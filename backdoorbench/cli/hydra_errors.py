@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoorbench.config import catalog
+from backdoorbench.config import catalog, plugins
 from backdoorbench.config.groups import NAMES, RENAMED, SETTING_NAMES
 from backdoorbench.errors import BdxError, ConfigError, did_you_mean, first_line, join_words, shown
 
@@ -142,11 +142,13 @@ def _raised_by_hydra(error: Exception) -> bool:
 
 
 def _broken_file(folders: Sequence[str], words: Sequence[str], of_any_name: bool) -> ConfigError | None:
-    """What is wrong with a yaml file in the user's folders, if one cannot be read: one that the words choose, or any."""
+    """What is wrong with a yaml file in the user's folders or of a plugin, if one cannot be read: one that the words
+    choose, or any."""
     from backdoorbench.config import yamls
 
     chosen = {word.rpartition("=")[2] for word in words}
-    files = sorted(file for place in folders for file in Path(place).rglob("*.yaml"))
+    places = [*plugins.conf_dirs(), *map(Path, folders)]
+    files = sorted(file for place in places for file in place.rglob("*.yaml"))
     for file in files if of_any_name else [file for file in files if file.stem in chosen]:
         try:
             yamls.read(file)

@@ -58,6 +58,8 @@ def print_method(console: Console, option: Option) -> None:
         console.print(Text(f"  {heading:<9}{lines[0]}"))
         for line in lines[1:]:
             console.print(Text(f"           {line}"))
+    if option.plugin:
+        console.print(Text(f"  Plugin   {option.plugin}"))
     if option.command:
         console.print(Text(f"  Command  {option.command}"))
 
