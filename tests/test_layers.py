@@ -54,11 +54,11 @@ SHARED = {  # inside a room, what its other files may import, each from those na
         "terminal",
     ),
     "pipeline": (
-        "evaluation", "readings", "gates", "switches", "plan", "infections", "infect", "watch", "purify", "detect", "execute", "environment", "job",
+        "evaluation", "readings", "gates", "switches", "plan", "infections", "own", "infect", "watch", "purify", "detect", "execute", "environment", "job",
         "preview",
     ),
-    "sweeps": ("compose", "sweep", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid"),
-    "cli": ("flags", "hydra_errors", "arguments", "listing", "hydra_run", "help"),
+    "sweeps": ("compose", "sweep", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid", "hydra_errors"),
+    "cli": ("flags", "arguments", "listing", "hydra_run", "help"),
 }  # fmt: skip
 
 

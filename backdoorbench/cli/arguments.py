@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from backdoorbench.cli import flags
-from backdoorbench.cli.hydra_errors import explained, refuse_no_options
-from backdoorbench.errors import BdxError, ConfigError, DataError, join_words
+from backdoorbench.errors import ConfigError, DataError, join_words
+from backdoorbench.sweeps.hydra_errors import composed as composed
 
 SWITCHES = ("-m", "--multirun")
 
@@ -54,19 +54,6 @@ def outputs_folder(folder: str) -> Path:
     if not Path(folder).is_dir():
         raise DataError(f"'{folder}' is no folder; expected one that holds runs, such as outputs/. Name another.")
     return Path(folder)
-
-
-def composed(settings: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
-    """The configuration of a run; mistakes in it as those of a run are told."""
-    from backdoorbench.config.compose import compose
-
-    refuse_no_options(settings)
-    try:
-        return compose(settings, folders)
-    except BdxError:
-        raise
-    except Exception as error:
-        raise explained(error, settings, folders) from None
 
 
 def read_runs(folders: Sequence[str]) -> dict[Path, Any]:

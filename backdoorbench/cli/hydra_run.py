@@ -13,11 +13,11 @@ from typing import Any
 
 from backdoorbench.cli import flags
 from backdoorbench.cli.arguments import SWITCHES
-from backdoorbench.cli.hydra_errors import explained, refuse_no_options
 from backdoorbench.config import plugins
 from backdoorbench.config.compose import conf_dir, plain, searched, with_brought
 from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError
 from backdoorbench.sweeps import sweep
+from backdoorbench.sweeps.hydra_errors import explained, refuse_no_options
 from backdoorbench.sweeps.job import carry_out as carry_out_run
 from backdoorbench.sweeps.job import carry_out_job, objective
 from backdoorbench.sweeps.sweep import Left, Sweep, SweepStopped, place_of

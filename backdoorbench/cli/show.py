@@ -8,10 +8,10 @@ from rich.text import Text
 
 from backdoorbench import screen
 from backdoorbench.cli.arguments import Parser
-from backdoorbench.cli.hydra_errors import explained, refuse_no_options
 from backdoorbench.config import catalog
 from backdoorbench.config.catalog import Option
 from backdoorbench.errors import BdxError
+from backdoorbench.sweeps.hydra_errors import explained, refuse_no_options
 
 
 def carry_out(words: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backdoorbench.config import catalog, plugins
+from backdoorbench.config.compose import Plain, compose
 from backdoorbench.config.groups import NAMES, RENAMED, SETTING_NAMES
 from backdoorbench.errors import BdxError, ConfigError, did_you_mean, first_line, join_words, shown
 
@@ -37,6 +38,19 @@ def refuse_no_options(words: Sequence[str]) -> None:
                 f"{group} is {shown(value)}; expected one of its options: {', '.join(catalog.names(group))}. Say "
                 f"{group}=none for nothing, where that is one of them."
             )
+
+
+def composed(settings: Sequence[str], folders: Sequence[str] = ()) -> Plain:
+    """The configuration of a run; mistakes in it as those of a run are told.
+
+    folders  of the user's own yaml files"""
+    refuse_no_options(settings)
+    try:
+        return compose(settings, folders)
+    except BdxError:
+        raise
+    except Exception as error:
+        raise explained(error, settings, folders) from None
 
 
 def explained(error: Exception, words: Sequence[str], folders: Sequence[str] = ()) -> Exception:
