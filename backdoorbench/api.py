@@ -23,7 +23,7 @@ from backdoorbench.models.base import ModelSpec
 from backdoorbench.pipeline import job, own
 from backdoorbench.pipeline.evaluation import evaluate
 from backdoorbench.pipeline.own import Network
-from backdoorbench.reporting import frame
+from backdoorbench.reporting import choosing, frame
 from backdoorbench.reporting.content import tell_apart_by_content
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
@@ -262,11 +262,17 @@ def load_model(folder: str | Path, plugins: Sequence[str] = ()) -> nn.Module:
     return model.eval()
 
 
-def results(*folders: str | Path) -> Any:
+def results(*folders: str | Path, where: str = "") -> Any:
     """A pandas DataFrame of the runs below `folders`, one row each: settings that name it, figures as fractions; a run repeated
     or resumed is one row, its latest finished record. The same as `bdx report --format runs-csv`.
+
+    where  `"dataset=digits,defense=ft,fst"`: only runs with these settings
 
     Needs the extra `frames` (pandas)."""
     import pandas
 
-    return pandas.DataFrame(frame.rows(tell_apart_by_content(record.collect(map(Path, folders or ("outputs",))))))
+    found = tell_apart_by_content(record.collect(map(Path, folders or ("outputs",))))
+    kept, _ = choosing.choose(
+        [(folder, run.config) for folder, run in found.items()], choosing.parsed([where] if where else [])
+    )
+    return pandas.DataFrame(frame.rows({folder: found[folder] for folder in kept}))

@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,8 +57,23 @@ def outputs_folder(folder: str) -> Path:
     return Path(folder)
 
 
-def read_runs(folders: Sequence[str]) -> dict[Path, Any]:
-    """The runs below `folders` by the folder of their record; DataError where one is no folder, or none holds a record."""
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """`--where`, which chooses among the runs that a verb reads."""
+    parser.add_argument(
+        "--where", metavar="CHOICE", action="append", default=[],
+        help="only runs with these settings: dataset=digits,defense=ft,fst; any dotted key, repeatable",
+    )  # fmt: skip
+
+
+def read_runs(folders: Sequence[str], where: Sequence[str] = ()) -> dict[Path, Any]:
+    """The runs below `folders` by the folder of their record, those that `--where` chooses, with a word on standard error about
+    the others; DataError where one is no folder, or none holds a record."""
+    return chosen_runs(folders, where)[0]
+
+
+def chosen_runs(folders: Sequence[str], where: Sequence[str]) -> tuple[dict[Path, Any], list[str]]:
+    """The same, and these words again, for a document that should have them."""
+    from backdoorbench.reporting import choosing
     from backdoorbench.reporting.content import tell_apart_by_content
     from backdoorbench.storage import record
 
@@ -69,8 +85,16 @@ def read_runs(folders: Sequence[str]) -> dict[Path, Any]:
             f"no record.json lies below {join_words(list(folders))}; expected at least one run. "
             f"Run something first: bdx attack=badnets defense=fst."
         )
+    kept, said = choosing.choose([(folder, run.config) for folder, run in found.items()], choosing.parsed(where))
+    say(said)
     gc.freeze()  # what was read lives as long as this process: no use in going through all of it again and again
-    return found
+    return {folder: found[folder] for folder in kept}, said
+
+
+def say(lines: Sequence[str]) -> None:
+    """Remarks, on standard error: standard output may be a table that something reads."""
+    for line in lines:
+        print(f"bdx: {line}", file=sys.stderr)
 
 
 def drawn_features(folder: Path) -> Any:
