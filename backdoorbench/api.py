@@ -17,10 +17,8 @@ from backdoorbench.config import build as building
 from backdoorbench.config.compose import Plain
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.errors import ConfigError, DataError, ModelError
-from backdoorbench.models import checkpoint
-from backdoorbench.models.base import ModelSpec
-from backdoorbench.pipeline import job, own
+from backdoorbench.errors import ConfigError, DataError
+from backdoorbench.pipeline import job, own, share
 from backdoorbench.pipeline.evaluation import evaluate
 from backdoorbench.pipeline.own import Network
 from backdoorbench.reporting import choosing, frame
@@ -245,21 +243,13 @@ def _check_size(images: ImageSet, dataset: Plain) -> None:
         )
 
 
-def load_model(folder: str | Path, plugins: Sequence[str] = ()) -> nn.Module:
-    """The purified model of a run's folder (or its `purified.safetensors`), in eval mode: [0, 1] pixels in, logits out.
+def load_model(folder: str | Path, plugins: Sequence[str] = (), *, infected: bool = False) -> nn.Module:
+    """The purified model of a run's folder, in eval mode: [0, 1] pixels in, logits out. A file of weights, or the folder that
+    `bdx export model` wrote, is read likewise.
 
-    plugins  packages beside this one whose code may build the network, as the run named them"""
-    file = Path(folder) / "purified.safetensors" if Path(folder).is_dir() else Path(folder)
-    said = checkpoint.description(file)
-    if said is None:
-        raise ModelError(
-            f"'{file}' does not say what network its weights belong to; expected a run's folder, or its weights. Name another."
-        )
-    spec: ModelSpec = building.build({**said["model"], "checkpoint": None}, "model", plugins)
-    size, normal = said["size"], said["normalize"]
-    model = spec.classifier(len(said["classes"]), size, normal["mean"], normal["std"])
-    checkpoint.restore(model, file)
-    return model.eval()
+    plugins   packages beside this one, and the plugins that are known, whose code may build the network, as the run named them
+    infected  the run's infected model instead, out of the cache"""
+    return share.load(*share.weights_of(Path(folder), infected), plugins)
 
 
 def results(*folders: str | Path, where: str = "") -> Any:

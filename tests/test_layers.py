@@ -55,7 +55,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     ),
     "pipeline": (
         "evaluation", "readings", "gates", "switches", "plan", "infections", "own", "infect", "watch", "purify", "detect", "execute", "environment", "job",
-        "preview",
+        "preview", "share",
     ),
     "sweeps": ("compose", "sweep", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid", "hydra_errors"),
     "cli": ("flags", "arguments", "listing", "hydra_run", "help"),

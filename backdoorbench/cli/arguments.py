@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import re
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -55,6 +56,28 @@ def outputs_folder(folder: str) -> Path:
     if not Path(folder).is_dir():
         raise DataError(f"'{folder}' is no folder; expected one that holds runs, such as outputs/. Name another.")
     return Path(folder)
+
+
+def run_folder(named: str) -> Path:
+    """The folder of one run: itself, or found by the run's key, or its first digits, in outputs/; of several the latest."""
+    from backdoorbench.storage import record
+    from backdoorbench.storage.outputs import Outputs
+
+    if (Path(named) / record.FILE).is_file():
+        return Path(named)
+    found: dict[str, Path] = {}
+    if re.fullmatch(r"[0-9a-f]{4,}", named):
+        for folder in sorted(Outputs(Path("outputs")).runs_of(f"{named}*")):
+            if (folder / record.FILE).is_file():
+                found[folder.name.rpartition("_")[2]] = folder
+    if len(found) != 1:
+        what = (
+            f"is the start of {len(found)} keys"
+            if found
+            else f"holds no {record.FILE} and is no key of a run in outputs/"
+        )
+        raise ConfigError(f"'{named}' {what}; expected one run. bdx runs lists keys and folders: name one.")
+    return next(iter(found.values()))
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
