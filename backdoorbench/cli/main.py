@@ -26,6 +26,7 @@ from backdoorbench.progress import forgive_terminals, logging_on, outlasting_rea
 
 VERBS = (
     "list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan", "check", "inspect", "clean", "new",
+    "config", "cite",
 )  # fmt: skip
 HELP = ("-h", "--help")
 
