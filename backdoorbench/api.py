@@ -208,8 +208,8 @@ def _victim(
 
     def fresh(stream: Stream) -> nn.Module:
         with seeded(stream):
-            model = spec.classifier(len(images.classes), size, dataset["mean"], dataset["std"])
-        return model.to(images.device)
+            net: nn.Module = spec.classifier(len(images.classes), size, dataset["mean"], dataset["std"])
+        return net.to(images.device)
 
     return fresh, recipe
 

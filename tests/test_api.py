@@ -138,6 +138,38 @@ def test_a_module_that_does_not_fit_is_told() -> None:
         bb.infect(bb.build("attack/badnets"), holdout, model=lambda: 5)
 
 
+class Viewing(nn.Module):
+    """A network that assumes a memory layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3, 4, 1), nn.Linear(4 * 8 * 8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(images)
+        logits: torch.Tensor = self.linear(maps.view(len(maps), -1))
+        return logits
+
+
+def contiguous_maps(net: nn.Module) -> nn.Module:
+    """docs/networks.md has it."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, images, maps: maps.contiguous())
+    return net
+
+
+def test_a_network_that_calls_view_is_told_before_it_trains() -> None:
+    """Images arrive in channels_last."""
+    train, _ = bb.load_dataset("digits", train_size=100)
+    with pytest.raises(
+        ModelError, match=r"Viewing cannot read these images of 32 pixels \(view size is not compatible .*reshape"
+    ):
+        bb.infect(bb.build("attack/none"), train, "train.epochs=1", model=Viewing)
+    infection = bb.infect(bb.build("attack/none"), train, "train.epochs=1", model=lambda: contiguous_maps(Viewing()))
+    assert infection.model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
 def test_an_infection_is_kept_and_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = bb.load_dataset("digits", train_size=300, test_size=100)
     first = bb.infect(bb.build("attack/badnets", poison_rate=0.2), train, *SMALL, "train.epochs=1", cache=tmp_path)

@@ -55,7 +55,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown verb": (
         ["repot", "outputs"],
-        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot, preview, export, reproduce, runs, cache, plan, check, new, config and cite; a run is described by "
+        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot, preview, export, reproduce, runs, cache, plan, check, inspect, clean, new, config and cite; a run is described by "
         "settings, such as attack=badnets.",
     ),
     "plan of a search": (

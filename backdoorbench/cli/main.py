@@ -25,8 +25,8 @@ from backdoorbench.errors import (
 from backdoorbench.progress import forgive_terminals, logging_on, outlasting_readers
 
 VERBS = (
-    "list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan", "check", "inspect", "clean", "new",
-    "config", "cite",
+    "list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan", "check", "inspect", "clean",
+    "new", "config", "cite",
 )  # fmt: skip
 HELP = ("-h", "--help")
 

@@ -94,9 +94,10 @@ def wrapped(net: nn.Module, images: ImageSet) -> nn.Module:
         )
     model = (net if isinstance(net, Classifier) else Classifier(net, images.size, *AS_IT_IS)).to(images.device)
     batch, _ = next(images.subset(torch.arange(min(2, len(images)))).batches(2))
-    with torch.no_grad(), evaluating(model):
+    trial = copy.deepcopy(model).to(memory_format=torch.channels_last)  # as training has it
+    with torch.no_grad(), evaluating(trial):
         try:
-            logits = model(batch)
+            logits = trial(batch.to(memory_format=torch.channels_last))
         except RuntimeError as error:
             raise ModelError(
                 f"{type(net).__name__} cannot read these images of {images.size} pixels ({' '.join(str(error).split())}). Give "
