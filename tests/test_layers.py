@@ -32,7 +32,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
 )
 LEVEL = dict.fromkeys(GROUND, 0) | {room: level for level, rooms in enumerate(FLOORS, 1) for room in rooms}
 SHARED = {  # inside a room, what its other files may import, each from those named before it
-    "config": ("plugins", "groups", "compose", "build", "catalog", "yamls", "acts", "implied", "origins"),
+    "config": ("plugins", "groups", "compose", "build", "catalog", "yamls", "acts", "implied", "origins", "citations"),
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment", "vary"),
     "data": ("images", "base", "pictures", "raw", "spread", "store", "layouts", "archive", "holdout"),
@@ -51,15 +51,15 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "after": ("base", "retune"),  # what query imitates, and exact joins
     "trackers": ("base",),
     "reporting": (
-        "picture", "rows", "fragile", "comebacks", "content", "grids", "holdouts", "notes", "published", "formats", "frame", "ledger", "verdicts", "report", "features", "plots", "cached",
+        "choosing", "picture", "rows", "fragile", "comebacks", "content", "grids", "holdouts", "notes", "published", "formats", "frame", "ledger", "verdicts", "report", "features", "plots", "cached",
         "terminal",
     ),
     "pipeline": (
-        "evaluation", "readings", "gates", "switches", "plan", "infections", "infect", "watch", "purify", "detect", "after", "execute", "environment", "job",
-        "preview",
+        "evaluation", "readings", "gates", "switches", "plan", "infections", "own", "infect", "watch", "purify", "detect", "after", "execute", "environment", "job",
+        "preview", "share",
     ),
-    "sweeps": ("compose", "sweep", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid"),
-    "cli": ("flags", "hydra_errors", "arguments", "theirs", "listing", "hydra_run", "help"),
+    "sweeps": ("compose", "sweep", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid", "hydra_errors"),
+    "cli": ("flags", "arguments", "theirs", "listing", "hydra_run", "help"),
 }  # fmt: skip
 
 

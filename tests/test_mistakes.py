@@ -55,7 +55,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown verb": (
         ["repot", "outputs"],
-        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot, preview, export, reproduce, runs, cache, plan and check; a run is described by "
+        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot, preview, export, reproduce, runs, cache, plan, check, inspect, clean, new, config and cite; a run is described by "
         "settings, such as attack=badnets.",
     ),
     "plan of a search": (
@@ -347,7 +347,7 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().err
     usage = (
         "Expected: bdx report [-h] [--config-dir DIR] [--rows LIST] [--columns LIST] [--metric LIST] [--format "
-        "{terminal,csv,runs-csv,md,latex,html}] [--verdicts] [--ca-loss POINTS] [--asr-below PERCENT] [--output FILE] [--tsne DIR] DIR [DIR ...]."
+        "{terminal,csv,runs-csv,md,latex,html}] [--verdicts] [--ca-loss POINTS] [--asr-below PERCENT] [--output FILE] [--tsne DIR] [--where CHOICE] DIR [DIR ...]."
     )
     known = {f"{group}s": ", ".join(catalog.names(group)) for group in ("attack", "defense")}
     known |= {"launchers": launchers(), "report": usage}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoorbench.cli.arguments import Parser, drawn_features, figures_of, need, read_runs
+from backdoorbench.cli.arguments import Parser, add_where, drawn_features, figures_of, need, read_runs
 
 KINDS = {
     "curves": "CA, ASR and RA against the defense's epoch",
@@ -34,6 +34,7 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
     parser.add_argument("--output", metavar="FILE", required=True, help="ends in .svg, .pdf or .png")
     parser.add_argument("--metric", metavar="LIST", help="of rates, asr,ca by default; of heatmap one, asr by default")
+    add_where(parser)
     chosen = parser.parse_args(words)
     if chosen.kind not in FIGURES and chosen.metric is not None:
         parser.error(f"argument --metric: {chosen.kind} has its own; it goes with rates and heatmap")
@@ -50,9 +51,11 @@ def carry_out(words: Sequence[str]) -> int:
     if chosen.kind == "tsne":
         if len(chosen.folders) > 1:
             parser.error("argument DIR: tsne draws one run")
+        if chosen.where:
+            parser.error("argument --where: tsne draws one run, which DIR names")
         figure = drawn_features(Path(chosen.folders[0]))
     else:
-        found = read_runs(chosen.folders)
+        found = read_runs(chosen.folders, chosen.where)
         runs = list(found.values())
         figure = {
             "curves": lambda: curves.curves(runs),

@@ -1,9 +1,10 @@
-"""bdx report DIR... [--rows attack --columns defense] [--metric asr,ca,ra,der] [--verdicts] [--format FORMAT] [--output FILE]"""
+"""bdx report DIR... [--rows attack --columns defense] [--metric asr,ca,ra,der] [--verdicts] [--format FORMAT] [--where CHOICE]
+[--output FILE]"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoorbench.cli.arguments import Parser, drawn_features, figures_of, need, read_runs, words_of
+from backdoorbench.cli.arguments import Parser, add_where, chosen_runs, drawn_features, figures_of, need, words_of
 from backdoorbench.errors import ConfigError, check_range, shown
 from backdoorbench.metrics import LIMITS, Limits
 
@@ -49,6 +50,7 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument(
         "--tsne", metavar="DIR", action="append", default=[], help="html: draws this run's features, too"
     )
+    add_where(parser)
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
     from backdoorbench.reporting import comebacks, report
@@ -77,7 +79,9 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.reporting import terminal
     from backdoorbench.storage import store
 
-    made = report.make(read_runs(chosen.folders), figures, lines, columns, limits, chosen.verdicts)
+    found, said = chosen_runs(chosen.folders, chosen.where)
+    made = report.make(found, figures, lines, columns, limits, chosen.verdicts)
+    made.notes.extend(said)
     if chosen.format == "terminal" and chosen.output is None:
         terminal.print_tables(screen.make_console(), made)
         return 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from backdoorbench.config.groups import LATER
-from backdoorbench.config.plugins import OWN_PACKAGE
+from backdoorbench.config.plugins import OWN_PACKAGE, trusted
 from backdoorbench.errors import ConfigError, did_you_mean, join_words, shown
 
 NOT_FIELDS = ("_target_", "version")  # keys that choose the class and its meaning, not its knobs
@@ -61,7 +61,7 @@ def target(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> 
             f"another option; bdx list {where} shows them."
         )
     module, _, name = path.rpartition(".")
-    allowed = [OWN_PACKAGE, *plugins]
+    allowed = list(dict.fromkeys([OWN_PACKAGE, *plugins, *trusted()]))
     if not any(module == package or module.startswith(package + ".") for package in allowed):
         raise ConfigError(
             f"{where}._target_ is '{path}', outside {join_words(allowed)}; only classes of these packages are built. "
@@ -90,7 +90,7 @@ def check_function(path: str, where: str, plugins: Sequence[str]) -> None:
         raise ConfigError(
             f"{where} is {shown(path)}; expected package.module:function, as mypackage.triggers:stamp. Change {where}."
         )
-    if not any(module == package or module.startswith(f"{package}.") for package in plugins):
+    if not any(module == package or module.startswith(f"{package}.") for package in [*plugins, *trusted()]):
         raise ConfigError(
             f"{where} is '{path}', outside plugins={list(plugins)}; only code of these packages is run. If you trust it, add "
             f"plugins=[{module.split('.')[0]}]."

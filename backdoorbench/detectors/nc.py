@@ -2,7 +2,8 @@
 
 Idea     Any class can be reached by a mask and a pattern that cover enough of the image. The target of a backdoor is reached
          by its trigger, far smaller than what the other classes need: an outlier among their sizes.
-Paper    Wang et al., IEEE Symposium on Security and Privacy 2019 (no arXiv version)
+Paper    Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks", IEEE Symposium on Security
+         and Privacy 2019 (no arXiv version)
 Follows  the authors' code in BackdoorBench's setting: m and p are tanh(v) / (2 + 1e-7) + 1/2, x' = (1 - m) x + m p, loss
          CE(f(x'), y) + lambda |m|_1 over all images, Adam 0.1 with betas 0.5 and 0.9. After each pass: `patience` in a row at
          success tau or above double lambda, as many below divide it by 2^1.5; the smallest mask at tau is kept; a class
