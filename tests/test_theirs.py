@@ -61,7 +61,7 @@ def test_a_model_is_cleaned_and_written_as_it_was_read(
     words += ["exact.epochs=0", f"runtime.outputs={tmp_path}", "force=true"]
     assert main([*words, "defense.epochs=2", "--to", str(to)]) == 0
     said = capsys.readouterr().out
-    assert "folder · demo · given → fst" in said and f"weights     {to}" in " ".join(said.split(" ")) + said
+    assert "folder · demo · given → fst" in said and f"weights     {to}" in said
     before, after = torch.load(model, weights_only=True), torch.load(to, weights_only=True)
     assert list(after) == list(before) and after["epoch"] == 6
     assert {name: value.shape for name, value in after["state_dict"].items()} == {
@@ -129,7 +129,6 @@ def test_clean_models_stand_beside(run: Callable[..., Job]) -> None:
         (["clean", "MODEL", "--data", "DIR", "--trigger", "m:f", "--target", "0"], "only code of these packages is run"),
         (["clean", "MODEL", "--data", "DIR", "--target", "x"], "argument --target: invalid int value: 'x'"),
         (["clean", "MODEL", "--data", "DIR", "--defense", "fts"], "Did you mean"),
-        (["clean", "MODEL", "--data", "DIR", "--defense", "pbe", "train.lr=0.2"], ""),
         (["clean", "MODEL", "--data", "DIR", "train.epochs=3"], "train.epochs is set by this command"),
         (["clean", "MODEL", "--data", "DIR", "attack=badnets"], "attack is set by this command"),
         (["inspect", "MODEL", "--data", "DIR", "--detectors", "strip"], "--detectors names 'strip'; expected some of latent_tac, nc"),
@@ -153,6 +152,5 @@ def test_what_cannot_be_done_is_said(
     named = {"MODEL": str(model), "DIR": str(digits), "TEXT": "text.pth"}
     network = [word for word in NETWORK if not any(word.split("=")[0] == own.split("=")[0] for own in words)]
     code = main([*(named.get(word, word) for word in words), *network])
-    if said:
-        captured = capsys.readouterr()
-        assert code == 2 and said in captured.err, captured.err
+    captured = capsys.readouterr()
+    assert code == 2 and said in captured.err, captured.err

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from backdoorbench.cli import flags
-from backdoorbench.errors import ConfigError, DataError, join_words
+from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_words
 from backdoorbench.sweeps.hydra_errors import composed as composed
 
 SWITCHES = ("-m", "--multirun")
+LISTED = 14  # figures that a message names one by one: those of after-attacks are many more
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +42,10 @@ def figures_of(text: str | None, known: Sequence[str]) -> list[str]:
     wanted = list(dict.fromkeys(words_of(text)))
     for name in wanted:
         if name not in known:
-            raise ConfigError(f"--metric is '{name}'; expected some of {join_words(list(known))}. Change --metric.")
+            told = list(known) if len(known) <= LISTED else [*known[:LISTED], f"{len(known) - LISTED} of after-attacks"]
+            raise ConfigError(
+                f"--metric is '{name}'; expected some of {join_words(told)}.{did_you_mean(name, known)} Change --metric."
+            )
     return wanted
 
 

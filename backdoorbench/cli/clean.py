@@ -41,8 +41,8 @@ def carry_out(words: Sequence[str]) -> int:
     file = Path(chosen.to) if chosen.to is not None else done.folder / cleaned.name_of(Path(chosen.model))
     left = cleaned.write(done.run, done.folder, file)
     theirs.say(out, "agreement", f"{100 * left.agreement:.2f} % of the test images are called as before")
-    theirs.say(out, "weights", str(file))
-    theirs.say(out, "model card", str(left.card))
+    theirs.say(out, "weights", str(file), is_path=True)
+    theirs.say(out, "model card", str(left.card), is_path=True)
     return 0
 
 

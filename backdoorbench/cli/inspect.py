@@ -35,7 +35,7 @@ def carry_out(words: Sequence[str]) -> int:
         clean = inspection.clean_indices(known, done.run.detection.name, done.run.config["model"]["name"])
         theirs.say(out, done.run.detection.name, inspection.line(done.run, clean))
         for picture in pictures(done.folder, done.run):
-            theirs.say(out, "", f"picture {picture}")
+            theirs.say(out, "picture", str(picture), is_path=True)
     theirs.say(out, "verdict", inspection.verdict([done.run for done in runs]))
     theirs.say(out, "", inspection.LIMITS)
     return 0

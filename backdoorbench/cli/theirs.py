@@ -223,8 +223,11 @@ def last_layer(weights: "dict[str, Tensor]") -> "tuple[str, Tensor | None]":
     return name, matrices.get(name)
 
 
-def say(out: Console, what: str, text: str) -> None:
-    """A paragraph, what it is about in front."""
+def say(out: Console, what: str, text: str, *, is_path: bool = False) -> None:
+    """A paragraph, what it is about in front; a path is never broken."""
+    if is_path:
+        out.print(Text(f"  {what:<10}  {text}"), soft_wrap=True)
+        return
     laid = Table.grid(padding=(0, 2))
     laid.add_column(min_width=12)
     laid.add_column(overflow="fold")
