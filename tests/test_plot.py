@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from records import made_run
 
 from backdoorbench.cli import main as cli
-from backdoorbench.errors import DataError
+from backdoorbench.errors import DataError, join_words
 from backdoorbench.metrics import Scores
 from backdoorbench.pipeline.job import Job
-from backdoorbench.reporting import features
+from backdoorbench.reporting import comebacks, features
 from backdoorbench.reporting.features import Embedding
 from backdoorbench.reporting.plots import ink, panels
 from backdoorbench.reporting.plots.curves import curves
@@ -459,11 +459,11 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["curves", "outputs", "--output", "plot.svg", "--metric", "ca"],
             "bdx plot: argument --metric: curves has its own; it goes with rates and heatmap. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
-            "[--metric LIST] {curves,rates,scatter,heatmap,gallery,tsne} DIR [DIR ...].",
+            "[--metric LIST] {curves,rates,scatter,after,trials,heatmap,gallery,tsne} DIR [DIR ...].",
         ),
         (
             ["heatmap", "outputs", "--output", "plot.svg", "--metric", "acc"],
-            "--metric is 'acc'; expected some of ca, asr, ra and der. Change --metric.",
+            f"--metric is 'acc'; expected some of {join_words(['ca', 'asr', 'ra', 'der', *comebacks.figures()])}. Change --metric.",
         ),
         (
             ["heatmap", "outputs/runs/lp", "--output", "plot.svg"],
