@@ -18,7 +18,7 @@ from backdoorbench.reporting import comebacks, report
 
 SMALL = [*QUICK, "train.epochs=1"]
 KNOWN = (
-    "seed, control, curve, gates, inspection, exact, runtime, force, reconstruct, rerun, fail_fast, plugins, attack, defense, detector, "
+    "seed, control, curve, gates, inspection, exact, runtime, force, reconstruct, rerun, fail_fast, plugins, attack, defense, detector, after, "
     "dataset, model, train, holdout and tracker"
 )
 MISTAKES: dict[str, tuple[list[str], str]] = {
