@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench.config.build import build
-from backdoorbench.config.compose import conf_dir, option
+from backdoorbench.config.compose import compose, conf_dir, option
 from backdoorbench.errors import ConfigError, ModelError
 from backdoorbench.models import surgery
 from backdoorbench.models.base import Classifier, GlobalAverage, ModelSpec
@@ -292,3 +292,27 @@ def test_pretrained_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -
         "connection and a name that has weights. Without them set model.pretrained=false; to start from weights on this "
         "machine, also pass their file as model.checkpoint."
     )
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224"])
+def test_weights_that_are_loaded_between_two_passes_are_all_used(name: str) -> None:
+    """timm's own networks of these families go on with the attention biases of the first pass."""
+    spec = build(compose(["model=timm", f"model.timm_name={name}", "model.stem=as_is"])["model"], "model")
+    images = torch.linspace(0, 1, 2 * 3 * 224 * 224).view(2, 3, 224, 224)
+    first, second = (spec.net(10, 224).eval() for _ in range(2))
+    with torch.no_grad():
+        for scale, net in ((0.1, first), (0.3, second)):
+            for parameter in net.parameters():
+                parameter.add_(scale * torch.sin(torch.arange(parameter.numel()).float()).view_as(parameter))
+        expected = second(images)
+        first(images)
+        first.load_state_dict(second.state_dict())
+        assert torch.equal(first(images), expected)
+    copied = copy.deepcopy(first)
+    first(images).sum().backward()
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(0.5)
+        assert not torch.equal(copied(images), expected)  # its biases are its own
+        assert torch.equal(first(images), expected)
+    copy.deepcopy(first)

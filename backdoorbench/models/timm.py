@@ -16,6 +16,7 @@ with.
 """
 
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -79,6 +80,7 @@ class TimmSpec(ModelSpec):
         if family is RESNETS and small:
             shrink_stem(net)
         make_classifier_linear(net)
+        forget_biases(net)
         logits, changed = self._try(net, size), with_linear_classifier(net)
         is_same = changed is not None and (
             logits.is_meta or torch.allclose(self._try(changed, size), logits, atol=1e-4)
@@ -112,6 +114,19 @@ class TimmSpec(ModelSpec):
             f"timm could not build '{self.timm_name}' for images of {size} px ({first_line(error)}). Set "
             f"model.stem=as_is, or choose another model.timm_name."
         )
+
+
+def forget_biases(net: nn.Module) -> None:
+    """Lets attention read its biases anew in each pass. LeViT, TinyViT, EfficientFormer and EfficientViT keep those of the first
+    pass in eval mode until somebody calls `train()`: weights that are loaded or perturbed in between would be mixed with them."""
+    for module in net.modules():
+        if hasattr(module, "attention_bias_cache") and hasattr(module, "get_attention_biases"):
+            object.__setattr__(module, "get_attention_biases", MethodType(_attention_biases, module))
+
+
+def _attention_biases(module: Any, device: torch.device) -> Tensor:
+    biases: Tensor = module.attention_biases[:, module.attention_bias_idxs]
+    return biases
 
 
 def patch(size: int) -> int:
