@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from records import made_run
 
 from backdoorbench.cli import main as cli
+from backdoorbench.cli.arguments import LISTED
 from backdoorbench.errors import DataError, join_words
 from backdoorbench.metrics import Scores
 from backdoorbench.pipeline.job import Job
@@ -31,6 +32,7 @@ from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 
 RATES = (0.01, 0.05, 0.1)
+FIGURES = ["ca", "asr", "ra", "der", *comebacks.figures()]
 
 
 def run(
@@ -459,11 +461,11 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["curves", "outputs", "--output", "plot.svg", "--metric", "ca"],
             "bdx plot: argument --metric: curves has its own; it goes with rates and heatmap. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
-            "[--metric LIST] {curves,rates,scatter,after,trials,heatmap,gallery,tsne} DIR [DIR ...].",
+            "[--metric LIST] [--where CHOICE] {curves,rates,scatter,after,trials,heatmap,gallery,tsne} DIR [DIR ...].",
         ),
         (
             ["heatmap", "outputs", "--output", "plot.svg", "--metric", "acc"],
-            f"--metric is 'acc'; expected some of {join_words(['ca', 'asr', 'ra', 'der', *comebacks.figures()])}. Change --metric.",
+            f"--metric is 'acc'; expected some of {join_words([*FIGURES[:LISTED], f'{len(FIGURES) - LISTED} of after-attacks'])}. Change --metric.",
         ),
         (
             ["heatmap", "outputs/runs/lp", "--output", "plot.svg"],
