@@ -1,6 +1,5 @@
 """A purified model of somebody else, handed back: its weights as their file had them, and a card that says what was done."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +40,7 @@ def write(run: Run, folder: Path, file: Path) -> Left:
     if file.exists() and file.samefile(source):
         raise ModelError(f"--to is '{file}', the model that was read. Name another file: it is not overwritten.")
     model = network(folder / "purified.safetensors", run.config["plugins"])
-    logging.getLogger(matching.__name__).setLevel(logging.ERROR)  # all that it says was said when the run began
-    found = matching.fit(model, reading.read(source), run.config["model"]["name"])
+    found = matching.find(model, reading.read(source), run.config["model"]["name"])[0]
     checkpoint.save_as(found, model, file)
     calls = store.read_tensors(folder / "predictions.safetensors")
     agreement = metrics.share(calls["infected_clean"] == calls["purified_clean"])
