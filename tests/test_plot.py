@@ -458,8 +458,8 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["curves", "outputs", "--output", "plot.svg", "--metric", "ca"],
-            "bdx plot: argument --metric: curves has its own; it goes with rates and heatmap. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
-            "[--metric LIST] {curves,rates,scatter,heatmap,gallery,tsne} DIR [DIR ...].",
+            "bdx plot: argument --metric: curves has its own; it goes with rates, heatmap and ranks. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
+            "[--metric LIST] {curves,rates,scatter,heatmap,ranks,gallery,tsne} DIR [DIR ...].",
         ),
         (
             ["heatmap", "outputs", "--output", "plot.svg", "--metric", "acc"],

@@ -4,16 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backdoorbench.cli.arguments import Parser, drawn_features, figures_of, need, read_runs
+from backdoorbench.errors import join_words
 
 KINDS = {
     "curves": "CA, ASR and RA against the defense's epoch",
     "rates": "figures against the poison rate, a line a defense",
     "scatter": "CA and ASR, from the infected model to the purified",
     "heatmap": "a figure, attacks by defenses",
+    "ranks": "mean ranks of defenses over attacks and seeds, with the critical difference",
     "gallery": "triggers: clean, triggered, difference, out of the runs' folders",
     "tsne": "what one run's classifier reads, before and after",
 }
-FIGURES = {"rates": ("ca", "asr", "ra"), "heatmap": ("ca", "asr", "ra", "der")}
+FIGURES = {"rates": ("ca", "asr", "ra"), "heatmap": ("ca", "asr", "ra", "der"), "ranks": ("ca", "asr", "ra", "der")}
 
 
 def carry_out(words: Sequence[str]) -> int:
@@ -22,16 +24,18 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
     parser.add_argument("--output", metavar="FILE", required=True, help="ends in .svg, .pdf or .png")
-    parser.add_argument("--metric", metavar="LIST", help="of rates, asr,ca by default; of heatmap one, asr by default")
+    parser.add_argument(
+        "--metric", metavar="LIST", help="of rates, asr,ca by default; of heatmap one, of ranks some, asr by default"
+    )
     chosen = parser.parse_args(words)
     if chosen.kind not in FIGURES and chosen.metric is not None:
-        parser.error(f"argument --metric: {chosen.kind} has its own; it goes with rates and heatmap")
+        parser.error(f"argument --metric: {chosen.kind} has its own; it goes with {join_words(list(FIGURES))}")
     wanted = figures_of(chosen.metric, FIGURES.get(chosen.kind, ()))
     if chosen.kind == "heatmap" and len(wanted) > 1:
         parser.error("argument --metric: a heatmap shows one")
     need("matplotlib", "bdx plot", "plots")
-    from backdoorbench.reporting import rows
-    from backdoorbench.reporting.plots import curves, gallery, heatmap, ink, rates, scatter
+    from backdoorbench.reporting import contrasts, rows
+    from backdoorbench.reporting.plots import curves, gallery, heatmap, ink, ranks, rates, scatter
 
     ink.check_name(Path(chosen.output))
     if chosen.kind == "tsne":
@@ -46,6 +50,7 @@ def carry_out(words: Sequence[str]) -> int:
             "rates": lambda: rates.against_rate(runs, wanted or ("asr", "ca")),
             "scatter": lambda: scatter.scatter(runs),
             "heatmap": lambda: heatmap.heatmap(rows.aggregate(runs), wanted[0] if wanted else "asr"),
+            "ranks": lambda: ranks.ranks(contrasts.standings(rows.aggregate(runs), wanted or ["asr"])),
             "gallery": lambda: gallery.gallery(found),
         }[chosen.kind]()
     ink.write(figure, Path(chosen.output))

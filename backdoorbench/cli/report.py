@@ -1,4 +1,4 @@
-"""bdx report DIR... [--rows attack --columns defense] [--metric asr,ca,ra,der] [--verdicts] [--format FORMAT] [--output FILE]"""
+"""bdx report DIR... [--rows LIST --columns LIST] [--metric LIST] [--verdicts] [--statistics] [--format FORMAT] [--output FILE]"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +35,12 @@ def carry_out(words: Sequence[str]) -> int:
         help="ranks the defenses over the attacks and rates that all of them have; csv: a line a defense instead",
     )
     parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="differences between defenses over attacks and seeds, with intervals, tests and ranks; csv: a line a pair instead",
+    )
+    parser.add_argument("--against", metavar="DEFENSE", help="statistics: compares all others with this one alone")
+    parser.add_argument(
         "--ca-loss",
         metavar="POINTS",
         help=f"of CA, at most, for a verdict's `met` and for `fragile`; {100 * LIMITS.ca_loss:g} by default",
@@ -50,7 +56,7 @@ def carry_out(words: Sequence[str]) -> int:
     )
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    from backdoorbench.reporting import report
+    from backdoorbench.reporting import contrasts, report
 
     figures = figures_of(chosen.metric, report.METRICS) or ["ca", "asr", "ra"]
     if bool(lines) != bool(columns):
@@ -61,6 +67,16 @@ def carry_out(words: Sequence[str]) -> int:
         )
     if chosen.verdicts and chosen.format == "runs-csv":
         parser.error("argument --verdicts: runs-csv holds one line a run")
+    if chosen.statistics and chosen.format == "runs-csv":
+        parser.error("argument --statistics: runs-csv holds one line a run")
+    if chosen.statistics and chosen.verdicts and chosen.format == "csv":
+        parser.error("argument --statistics: a csv holds them or the verdicts")
+    if chosen.statistics and not set(figures) & set(contrasts.COMPARED):
+        parser.error(
+            f"argument --statistics: it compares {', '.join(contrasts.COMPARED)}, of which --metric names none"
+        )
+    if chosen.against is not None and not chosen.statistics:
+        parser.error("argument --against: it goes with --statistics")
     limits = Limits(
         _share("--ca-loss", chosen.ca_loss, LIMITS.ca_loss, 0),
         _share("--asr-below", chosen.asr_below, LIMITS.asr, 0.01),
@@ -76,7 +92,8 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.reporting import terminal
     from backdoorbench.storage import store
 
-    made = report.make(read_runs(chosen.folders), figures, lines, columns, limits, chosen.verdicts)
+    against = (chosen.against or "") if chosen.statistics else None
+    made = report.make(read_runs(chosen.folders), figures, lines, columns, limits, chosen.verdicts, against)
     if chosen.format == "terminal" and chosen.output is None:
         terminal.print_tables(screen.make_console(), made)
         return 0

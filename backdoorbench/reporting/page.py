@@ -22,12 +22,13 @@ from markupsafe import Markup
 
 from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY, STAGES
 from backdoorbench.errors import DataError
-from backdoorbench.reporting import published, verdicts
+from backdoorbench.reporting import contrasts, published, verdicts
 from backdoorbench.reporting.grids import CLEAN, Grid
 from backdoorbench.reporting.plots.curves import curves
 from backdoorbench.reporting.plots.gallery import galleries, reversed_triggers
 from backdoorbench.reporting.plots.heatmap import heatmap
 from backdoorbench.reporting.plots.ink import as_svg
+from backdoorbench.reporting.plots.ranks import ranks
 from backdoorbench.reporting.plots.rates import against_rate
 from backdoorbench.reporting.plots.scatter import scatter
 from backdoorbench.reporting.report import OF_DETECTORS, Report
@@ -76,6 +77,8 @@ def render(
         grids=[{"grid": grid, "groups": _groups(grid)} for grid in report.grids],
         notes=report.notes,
         rankings=[{"grid": verdicts.as_grid(made), "notes": verdicts.said(made)} for made in report.rankings],
+        statistics=[grid for standing in report.standings for grid in contrasts.as_grids(standing)],
+        statistics_notes=contrasts.said(report.standings),
         published=published.as_grid(list(report.beside.values())) if report.beside else None,
         remarks=report.remarks,
         plots=_plots(report, " ".join(folders), figures, features),
@@ -140,6 +143,7 @@ def _plots(report: Report, folders: str, figures: Sequence[str], features: Seque
         ),
         "scatter": ("What a defense costs and brings", lambda: scatter(runs, most)),
         "rates": ("Against the poison rate", lambda: against_rate(runs, ("asr", "ca"), most)),
+        "ranks": ("Mean ranks over attacks and seeds", lambda: ranks(report.standings, most)),
         "curves": ("Learning curves", lambda: curves(runs, most)),
     }
     found = []

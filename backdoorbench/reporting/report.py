@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from backdoorbench.config.groups import PURIFY
 from backdoorbench.errors import DataError
 from backdoorbench.metrics import LIMITS, Limits
-from backdoorbench.reporting import formats, fragile, frame, grids, notes, published, rows, verdicts
+from backdoorbench.reporting import contrasts, formats, fragile, frame, grids, notes, published, rows, verdicts
+from backdoorbench.reporting.contrasts import Standing
 from backdoorbench.reporting.grids import Grid
 from backdoorbench.reporting.published import Comparison
 from backdoorbench.reporting.rows import Row, heading
@@ -42,7 +43,7 @@ class Report:
     beside    (place of a row, name of its model) -> what was published for it
     notes     what must be said below the tables; remarks: below the published figures
     interrupted  how many runs that were ended from outside; unended: those without any end: killed, or still going
-    rankings  of defenses, where they are asked for
+    rankings  of defenses, where they are asked for; standings: statistics of their differences, likewise
     """
 
     found: Mapping[Path, Run]
@@ -56,6 +57,7 @@ class Report:
     interrupted: int
     unended: int
     rankings: list[Ranking] = field(default_factory=list)
+    standings: list[Standing] = field(default_factory=list)
 
 
 def make(
@@ -65,6 +67,7 @@ def make(
     columns: Sequence[str],
     limits: Limits = LIMITS,
     is_ranked: bool = False,
+    against: str | None = None,
 ) -> Report:
     """The report of runs by the folder of their record.
 
@@ -72,7 +75,8 @@ def make(
                     some that are named here
     lines, columns  what to lay the tables out by; both empty: a line a setting
     limits          within which a defense has done its work, plain fine-tuning included
-    is_ranked       whether to rank the defenses, too"""
+    is_ranked       whether to rank the defenses, too
+    against         the defense that statistics compare all others with; empty: each with each; None: no statistics"""
     runs = list(found.values())
     models, detectors = fragile.mark(rows.aggregate(runs), limits), rows.detections(runs)
     of_models = [name for name in figures if name not in OF_DETECTORS]
@@ -103,8 +107,22 @@ def make(
     said += [f"{unended} run{'s' * (unended > 1)} without an end: killed, or still going"] if unended else []
     remarks = published.remarks(beside, models) if beside else []
     rankings = verdicts.rank(models, limits) if is_ranked else []
-    failures = _failures(found)
-    return Report(found, models, detectors, laid_out, beside, said, remarks, failures, interrupted, unended, rankings)
+    compared = [name for name in figures if name in contrasts.COMPARED]
+    standings = contrasts.standings(models, compared, against) if against is not None else []
+    return Report(
+        found,
+        models,
+        detectors,
+        laid_out,
+        beside,
+        said,
+        remarks,
+        _failures(found),
+        interrupted,
+        unended,
+        rankings,
+        standings,
+    )
 
 
 def _failures(found: Mapping[Path, Run]) -> list[Failure]:
@@ -125,6 +143,8 @@ def markdown(report: Report) -> str:
     for ranking in report.rankings:
         parts.append(formats.markdown(verdicts.as_grid(ranking)))
         parts.append("".join(f"- {note}\n" for note in verdicts.said(ranking)))
+    parts += [formats.markdown(grid) for standing in report.standings for grid in contrasts.as_grids(standing)]
+    parts.append("".join(f"- {note}\n" for note in contrasts.said(report.standings)))
     if report.beside:
         parts.append(formats.markdown(published.as_grid(list(report.beside.values()))))
         parts.append("".join(f"- {remark}\n" for remark in report.remarks))
@@ -147,6 +167,10 @@ def latex(report: Report) -> str:
         defined, *further = verdicts.said(ranking)
         parts.append(formats.latex_table(verdicts.as_grid(ranking), [defined.rstrip(".")]))
         brief += further
+    for standing in report.standings:
+        for grid, below in zip(contrasts.as_grids(standing), contrasts.captions(standing), strict=True):
+            parts.append(formats.latex_table(grid, below))
+    brief += contrasts.said(report.standings)
     if report.beside:
         parts.append(formats.latex_table(published.as_grid(list(report.beside.values()))))
     said = [*brief, *report.remarks, *(f"failed: {say(failure)}" for failure in report.failures)]
@@ -154,7 +178,9 @@ def latex(report: Report) -> str:
 
 
 def csv(report: Report) -> str:
-    """A line a setting; of rankings a line a defense instead."""
+    """A line a setting; of rankings a line a defense instead, of statistics a line a pair of defenses."""
+    if report.standings:
+        return contrasts.as_csv(report.standings)
     if report.rankings:
         return verdicts.as_csv(report.rankings)
     beside = {place: item for (place, model), item in report.beside.items() if model == PURIFY.model}

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from backdoorbench.reporting import published, report, verdicts
+from backdoorbench.reporting import contrasts, published, report, verdicts
 from backdoorbench.reporting.content import tell_apart_by_content
 from backdoorbench.reporting.grids import Grid, Item
 from backdoorbench.reporting.report import Report
@@ -39,6 +39,10 @@ def print_tables(console: Console, made: Report) -> None:
     for ranking in made.rankings:
         print_grid(console, verdicts.as_grid(ranking))
         _print_notes(console, verdicts.said(ranking))
+    for standing in made.standings:
+        for grid in contrasts.as_grids(standing):
+            print_grid(console, grid)
+    _print_notes(console, contrasts.said(made.standings))
     if made.beside:
         print_grid(console, published.as_grid(list(made.beside.values())))
         _print_notes(console, made.remarks)
