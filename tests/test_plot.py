@@ -421,7 +421,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plot", "curves", "outputs/runs/ft", "outputs/runs/fst", "--output", "curves.pdf"]) == 0
-    assert cli.main(["plot", "rates", "outputs", "--output", "rates.svg", "--metric", "ca"]) == 0
+    assert cli.main(["plot", "rates", "outputs", "--output", "rates.svg", "--metric", "ca", "--names", "ids"]) == 0
     assert capsys.readouterr().out == "wrote curves.pdf\nwrote rates.svg\n"
     assert (runs / "curves.pdf").read_bytes().startswith(b"%PDF")
     ink.write(against_rate([run("ft"), run("fst", rate=0.05)], ("ca",)), runs / "again.svg")  # the failed one left out
@@ -429,6 +429,15 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plot", "heatmap", "outputs", "--output", "map.svg", "--metric", "der"]) == 0
     assert cli.main(["plot", "scatter", "outputs", "--output", "scatter.svg"]) == 0
     assert "DER of the purified model" in (runs / "map.svg").read_text()
+
+
+def test_a_plot_says_what_print_calls_options(runs: Path) -> None:
+    (runs / "mine.yaml").write_text("fst: Shift!\n")
+    known = {"ids": {"ft", "fst", "badnets"}, "mine.yaml": {"FT", "Shift!", "BadNets"}}
+    for names, words in known.items():
+        assert cli.main(["plot", "heatmap", "outputs", "--output", "map.svg", "--names", names]) == 0
+        text = (runs / "map.svg").read_text()
+        assert {word for word in set.union(*known.values()) if f"<!-- {word} -->" in text} == words
 
 
 @pytest.mark.parametrize(
@@ -459,7 +468,7 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["curves", "outputs", "--output", "plot.svg", "--metric", "ca"],
             "bdx plot: argument --metric: curves has its own; it goes with rates, heatmap and ranks. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
-            "[--metric LIST] {curves,rates,scatter,heatmap,ranks,gallery,tsne} DIR [DIR ...].",
+            "[--metric LIST] [--names FILE] {curves,rates,scatter,heatmap,ranks,gallery,tsne} DIR [DIR ...].",
         ),
         (
             ["heatmap", "outputs", "--output", "plot.svg", "--metric", "acc"],

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from backdoorbench.cli.arguments import Parser, drawn_features, figures_of, need, read_runs
 from backdoorbench.errors import join_words
@@ -27,6 +28,9 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument(
         "--metric", metavar="LIST", help="of rates, asr,ca by default; of heatmap one, of ranks some, asr by default"
     )
+    parser.add_argument(
+        "--names", metavar="FILE", help="a yaml file of OPTION: NAME, what plots call options; `ids`: as they are typed"
+    )
     chosen = parser.parse_args(words)
     if chosen.kind not in FIGURES and chosen.metric is not None:
         parser.error(f"argument --metric: {chosen.kind} has its own; it goes with {join_words(list(FIGURES))}")
@@ -34,10 +38,11 @@ def carry_out(words: Sequence[str]) -> int:
     if chosen.kind == "heatmap" and len(wanted) > 1:
         parser.error("argument --metric: a heatmap shows one")
     need("matplotlib", "bdx plot", "plots")
-    from backdoorbench.reporting import contrasts, rows
+    from backdoorbench.reporting import contrasts, display, rows
     from backdoorbench.reporting.plots import curves, gallery, heatmap, ink, ranks, rates, scatter
 
     ink.check_name(Path(chosen.output))
+    runs: list[Any] = []
     if chosen.kind == "tsne":
         if len(chosen.folders) > 1:
             parser.error("argument DIR: tsne draws one run")
@@ -53,6 +58,7 @@ def carry_out(words: Sequence[str]) -> int:
             "ranks": lambda: ranks.ranks(contrasts.standings(rows.aggregate(runs), wanted or ["asr"])),
             "gallery": lambda: gallery.gallery(found),
         }[chosen.kind]()
+    ink.rename(figure, display.chosen(runs, chosen.names, True))
     ink.write(figure, Path(chosen.output))
     print(f"wrote {chosen.output}")
     return 0

@@ -9,6 +9,8 @@ from backdoorbench.metrics import LIMITS, Limits
 
 FORMATS = ("terminal", "csv", "runs-csv", "md", "latex", "html")
 
+IN_PRINT = ("latex", "html")  # which call options by their names in print
+
 
 def carry_out(words: Sequence[str]) -> int:
     """Prints or writes the tables of what was run. Exit code."""
@@ -50,13 +52,18 @@ def carry_out(words: Sequence[str]) -> int:
         metavar="PERCENT",
         help=f"what a defense must bring ASR below, for the same; {100 * LIMITS.asr:g} by default",
     )
+    parser.add_argument(
+        "--names",
+        metavar="FILE",
+        help="a yaml file of OPTION: NAME, what tables call options, or `ids`: as they are typed; LaTeX and HTML have ours",
+    )
     parser.add_argument("--output", metavar="FILE", help="write there instead of printing; html needs it")
     parser.add_argument(
         "--tsne", metavar="DIR", action="append", default=[], help="html: draws this run's features, too"
     )
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    from backdoorbench.reporting import contrasts, report
+    from backdoorbench.reporting import contrasts, display, report
 
     figures = figures_of(chosen.metric, report.METRICS) or ["ca", "asr", "ra"]
     if bool(lines) != bool(columns):
@@ -94,19 +101,21 @@ def carry_out(words: Sequence[str]) -> int:
 
     against = (chosen.against or "") if chosen.statistics else None
     made = report.make(read_runs(chosen.folders), figures, lines, columns, limits, chosen.verdicts, against)
+    named = display.chosen(made.found.values(), chosen.names, chosen.format in IN_PRINT)
     if chosen.format == "terminal" and chosen.output is None:
-        terminal.print_tables(screen.make_console(), made)
+        terminal.print_tables(screen.make_console(), made, named)
         return 0
     if chosen.format == "html":
         from backdoorbench.reporting import page
 
         drawn = [drawn_features(Path(folder)) for folder in chosen.tsne]
-        text = page.render(made, chosen.folders, Path(chosen.output), figures, drawn)
+        text = page.render(made, chosen.folders, Path(chosen.output), figures, drawn, named)
     elif chosen.format == "terminal":
-        text = terminal.as_text(made)
+        text = terminal.as_text(made, named)
     else:
-        writers = {"csv": report.csv, "runs-csv": report.runs_csv, "md": report.markdown, "latex": report.latex}
-        text = writers[chosen.format](made)
+        tables = {"csv": report.csv, "runs-csv": report.runs_csv}
+        prints = {"md": report.markdown, "latex": report.latex}
+        text = tables[chosen.format](made) if chosen.format in tables else prints[chosen.format](made, named)
     if chosen.output is None:
         print(text, end="")
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,11 @@ DETECTION_OF_MODELS = (
     "Detectors of models: index: how far the most suspicious class lies from the others. flagged: runs in which any class is "
     "called a backdoor's target; target: the attacker's. Percent, the index apart."
 )
+WORDS = {  # that stand in brackets behind an attack's name -> what they mean
+    "weak": "weak: the infection barely took, by its ASR, its CA or what the trigger does to a clean model: the figures of a "
+    "defense mean little",
+    "broken": "broken: the network is no classifier, or no trigger was planted: the figures of a defense mean nothing",
+}
 CLEAN_MODEL = "clean: the same detector, asked about a clean model of the same recipe"
 
 
@@ -56,6 +62,7 @@ def below(
         said.append(f"not as their names imply: {join_few(list(dict.fromkeys(own)))}")
     if various := varying(rows):
         said.append(f"settings that differ between attacks: {join_few(various)}")
+    said += [note for word, note in WORDS.items() if any(_has_word(item.text, word) for item in items)]
     if any(WEAK in item.text for item in items):
         said.append(f"{WEAK} the infection is weak or broken: the figures of a defense mean little")
     said += fragile(rows, limits, any(FRAGILE in item.text for item in items))
@@ -65,10 +72,18 @@ def below(
 
 
 def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
-    """Those of the notes that explain a mark of this grid."""
+    """Those of the notes that explain a mark of this grid, and what DER is where it has that."""
     shown = " ".join(item.text for line in grid.lines for item in line)
-    explained = {LEFT_OUT: LEFT_OUT, WEAK: WEAK, FRAGILE: FRAGILE, "fragile:": "fragile)"}  # how notes begin -> cells
-    return [note for note in said if any(head in note[:10] and mark in shown for head, mark in explained.items())]
+    words = {f"{word}:": _has_word(shown, word) for word in ("weak", "broken", "fragile")}
+    marks = {mark: mark in shown for mark in (LEFT_OUT, WEAK, FRAGILE)} | {"collapsed": " collapsed)" in shown}
+    heads = [head for head, is_there in (words | marks).items() if is_there]  # how notes begin
+    kept = [note for note in said if any(head in note[:10] for head in heads)]
+    return kept + ([metrics.DER_DEFINITION] if any(column.figure == "der" for column in grid.columns) else [])
+
+
+def _has_word(text: str, word: str) -> bool:
+    """Whether a cell says it in brackets: `badnets (weak, fragile)`."""
+    return re.search(rf"\((?:\w+, )*{word}[,)]", text) is not None
 
 
 def footer(rows: Sequence[Row], runs: Sequence[Run]) -> str:

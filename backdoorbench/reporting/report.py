@@ -13,6 +13,7 @@ from backdoorbench.errors import DataError
 from backdoorbench.metrics import LIMITS, Limits
 from backdoorbench.reporting import contrasts, formats, fragile, frame, grids, notes, published, rows, verdicts
 from backdoorbench.reporting.contrasts import Standing
+from backdoorbench.reporting.display import TYPED, Names
 from backdoorbench.reporting.grids import Grid
 from backdoorbench.reporting.published import Comparison
 from backdoorbench.reporting.rows import Row, heading
@@ -136,18 +137,52 @@ def _failures(found: Mapping[Path, Run]) -> list[Failure]:
 # ---- as text --------------------------------------------------------------------------------------------------------
 
 
-def markdown(report: Report) -> str:
-    """Tables, notes, published figures and failures as Markdown."""
-    parts = [formats.markdown(grid) for grid in report.grids]
-    parts.append("".join(f"- {note}\n" for note in report.notes))
+@dataclass(frozen=True)
+class Section:
+    """Tables that belong together, in the words of a format.
+
+    tables  each with what its caption must say, where a format has captions
+    notes   what must stand below them
+    """
+
+    name: str
+    tables: list[tuple[Grid, list[str]]]
+    notes: list[str]
+
+
+def sections(report: Report, named: Names = TYPED) -> list[Section]:
+    """All tables of a report with what must be said of them, in order.
+
+    named  what options are called"""
+    first, further = report.notes[:1], report.notes[1:]
+    made = [
+        Section("tables", [(grid, [*first, *notes.footnotes(grid, further)]) for grid in report.grids], report.notes)
+    ]
     for ranking in report.rankings:
-        parts.append(formats.markdown(verdicts.as_grid(ranking)))
-        parts.append("".join(f"- {note}\n" for note in verdicts.said(ranking)))
-    parts += [formats.markdown(grid) for standing in report.standings for grid in contrasts.as_grids(standing)]
-    parts.append("".join(f"- {note}\n" for note in contrasts.said(report.standings)))
+        said = verdicts.said(ranking)
+        made.append(Section("verdicts", [(verdicts.as_grid(ranking), [said[0].rstrip(".")])], said))
+    captioned = [
+        pair
+        for standing in report.standings
+        for pair in zip(contrasts.as_grids(standing), contrasts.captions(standing), strict=True)
+    ]
+    made.append(Section("statistics", captioned, contrasts.said(report.standings)))
     if report.beside:
-        parts.append(formats.markdown(published.as_grid(list(report.beside.values()))))
-        parts.append("".join(f"- {remark}\n" for remark in report.remarks))
+        made.append(Section("published", [(published.as_grid(list(report.beside.values())), [])], report.remarks))
+    return [_in_print(section, named) for section in made if section.tables or section.notes]
+
+
+def _in_print(section: Section, named: Names) -> Section:
+    tables = [(named.grid(grid), [named(text) for text in caption]) for grid, caption in section.tables]
+    return Section(section.name, tables, [named(text) for text in section.notes])
+
+
+def markdown(report: Report, named: Names = TYPED) -> str:
+    """Tables, notes and failures as Markdown."""
+    parts = []
+    for section in sections(report, named):
+        parts += [formats.markdown(grid) for grid, _ in section.tables]
+        parts.append("".join(f"- {note}\n" for note in section.notes))
     if report.failures:
         parts.append(
             f"failed: {len(report.failures)}\n\n" + "".join(f"- {say(failure)}\n" for failure in report.failures)
@@ -155,26 +190,19 @@ def markdown(report: Report) -> str:
     return "\n".join(filter(None, parts))
 
 
-def latex(report: Report) -> str:
+def latex(report: Report, named: Names = TYPED) -> str:
     """A table environment for each grid, with the footnotes of its marks; what else a caption cannot hold is a comment."""
-    brief = list(report.notes)
-    parts = ["% \\usepackage{booktabs}\n"]
-    for grid in report.grids:
-        below = [*report.notes[:1], *notes.footnotes(grid, report.notes[1:])]
-        parts.append(formats.latex_table(grid, below))
-        brief = [note for note in brief if note not in below]
-    for ranking in report.rankings:
-        defined, *further = verdicts.said(ranking)
-        parts.append(formats.latex_table(verdicts.as_grid(ranking), [defined.rstrip(".")]))
-        brief += further
-    for standing in report.standings:
-        for grid, below in zip(contrasts.as_grids(standing), contrasts.captions(standing), strict=True):
-            parts.append(formats.latex_table(grid, below))
-    brief += contrasts.said(report.standings)
-    if report.beside:
-        parts.append(formats.latex_table(published.as_grid(list(report.beside.values()))))
-    said = [*brief, *report.remarks, *(f"failed: {say(failure)}" for failure in report.failures)]
-    return "\n".join(parts) + "".join(f"% {line}\n" for note in said for line in note.splitlines())
+    parts, brief = [], []
+    for section in sections(report, named):
+        parts += [formats.latex_table(grid, caption) for grid, caption in section.tables]
+        told = {text for _, caption in section.tables for text in caption}
+        brief += [note for note in section.notes if note not in told and note.rstrip(".") not in told]
+    said = [*brief, *(f"failed: {say(failure)}" for failure in report.failures)]
+    return (
+        formats.preamble(parts)
+        + "\n".join(parts)
+        + "".join(f"% {line}\n" for note in said for line in note.splitlines())
+    )
 
 
 def csv(report: Report) -> str:
