@@ -47,7 +47,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "detectors": ("base",),
     "trackers": ("base",),
     "reporting": (
-        "picture", "rows", "fragile", "content", "grids", "display", "holdouts", "notes", "published", "formats", "frame", "ledger", "verdicts", "significance", "contrasts", "report", "features", "plots", "cached",
+        "picture", "rows", "fragile", "content", "grids", "display", "holdouts", "notes", "published", "formats", "frame", "classes", "ledger", "verdicts", "significance", "contrasts", "report", "features", "plots", "cached",
         "terminal",
     ),
     "pipeline": (

@@ -69,14 +69,16 @@ def composed(settings: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
         raise explained(error, settings, folders) from None
 
 
-def read_runs(folders: Sequence[str]) -> dict[Path, Any]:
-    """The runs below `folders` by the folder of their record; DataError where one is no folder, or none holds a record."""
+def read_runs(folders: Sequence[str], details: Sequence[str] = ()) -> dict[Path, Any]:
+    """The runs below `folders` by the folder of their record; DataError where one is no folder, or none holds a record.
+
+    details  of stages, that tables do without"""
     from backdoorbench.reporting.content import tell_apart_by_content
     from backdoorbench.storage import record
 
     for folder in folders:
         outputs_folder(folder)
-    found = tell_apart_by_content(record.collect(map(Path, folders)))
+    found = tell_apart_by_content(record.collect(map(Path, folders), details))
     if not found:
         raise DataError(
             f"no record.json lies below {join_words(list(folders))}; expected at least one run. "

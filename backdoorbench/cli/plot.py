@@ -12,11 +12,17 @@ KINDS = {
     "rates": "figures against the poison rate, a line a defense",
     "scatter": "CA and ASR, from the infected model to the purified",
     "heatmap": "a figure, attacks by defenses",
+    "classes": "CA and ASR by the images' true class",
     "ranks": "mean ranks of defenses over attacks and seeds, with the critical difference",
     "gallery": "triggers: clean, triggered, difference, out of the runs' folders",
     "tsne": "what one run's classifier reads, before and after",
 }
-FIGURES = {"rates": ("ca", "asr", "ra"), "heatmap": ("ca", "asr", "ra", "der"), "ranks": ("ca", "asr", "ra", "der")}
+FIGURES = {
+    "rates": ("ca", "asr", "ra"),
+    "classes": ("ca", "asr", "ra"),
+    "heatmap": ("ca", "asr", "ra", "der"),
+    "ranks": ("ca", "asr", "ra", "der"),
+}
 
 
 def carry_out(words: Sequence[str]) -> int:
@@ -26,7 +32,7 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
     parser.add_argument("--output", metavar="FILE", required=True, help="ends in .svg, .pdf or .png")
     parser.add_argument(
-        "--metric", metavar="LIST", help="of rates, asr,ca by default; of heatmap one, of ranks some, asr by default"
+        "--metric", metavar="LIST", help="of rates and classes some; of heatmap one, of ranks some, asr by default"
     )
     parser.add_argument(
         "--names", metavar="FILE", help="a yaml file of OPTION: NAME, what plots call options; `ids`: as they are typed"
@@ -39,6 +45,8 @@ def carry_out(words: Sequence[str]) -> int:
         parser.error("argument --metric: a heatmap shows one")
     need("matplotlib", "bdx plot", "plots")
     from backdoorbench.reporting import contrasts, display, rows
+    from backdoorbench.reporting.classes import DETAILS
+    from backdoorbench.reporting.plots import classes as by_class
     from backdoorbench.reporting.plots import curves, gallery, heatmap, ink, ranks, rates, scatter
 
     ink.check_name(Path(chosen.output))
@@ -48,13 +56,14 @@ def carry_out(words: Sequence[str]) -> int:
             parser.error("argument DIR: tsne draws one run")
         figure = drawn_features(Path(chosen.folders[0]))
     else:
-        found = read_runs(chosen.folders)
+        found = read_runs(chosen.folders, DETAILS if chosen.kind == "classes" else ())
         runs = list(found.values())
         figure = {
             "curves": lambda: curves.curves(runs),
             "rates": lambda: rates.against_rate(runs, wanted or ("asr", "ca")),
             "scatter": lambda: scatter.scatter(runs),
             "heatmap": lambda: heatmap.heatmap(rows.aggregate(runs), wanted[0] if wanted else "asr"),
+            "classes": lambda: by_class.by_class(runs, wanted or ("ca", "asr")),
             "ranks": lambda: ranks.ranks(contrasts.standings(rows.aggregate(runs), wanted or ["asr"])),
             "gallery": lambda: gallery.gallery(found),
         }[chosen.kind]()

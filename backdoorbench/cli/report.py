@@ -7,8 +7,9 @@ from backdoorbench.cli.arguments import Parser, drawn_features, figures_of, need
 from backdoorbench.errors import ConfigError, check_range, shown
 from backdoorbench.metrics import LIMITS, Limits
 
-FORMATS = ("terminal", "csv", "runs-csv", "md", "latex", "html")
+FORMATS = ("terminal", "csv", "runs-csv", "classes-csv", "md", "latex", "html")
 
+LINES = {"csv": "setting", "runs-csv": "run", "classes-csv": "class of a run"}  # what a line of a format is
 IN_PRINT = ("latex", "html")  # which call options by their names in print
 
 
@@ -29,7 +30,7 @@ def carry_out(words: Sequence[str]) -> int:
         "--format",
         choices=FORMATS,
         default="terminal",
-        help="csv: a line a setting, over seeds; runs-csv: a line a run, for pandas; html: one page, with plots",
+        help="csv: a line a setting, over seeds; runs-csv: a line a run, for pandas; classes-csv: a class of a run; html: one page, with plots",
     )
     parser.add_argument(
         "--verdicts",
@@ -63,19 +64,16 @@ def carry_out(words: Sequence[str]) -> int:
     )
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    from backdoorbench.reporting import contrasts, display, report
+    from backdoorbench.reporting import classes, contrasts, display, report
 
     figures = figures_of(chosen.metric, report.METRICS) or ["ca", "asr", "ra"]
     if bool(lines) != bool(columns):
         parser.error("argument --rows: it goes with --columns")
-    if lines and chosen.format in ("csv", "runs-csv"):
-        parser.error(
-            f"argument --rows: {chosen.format} holds one line a {'run' if '-' in chosen.format else 'setting'}"
-        )
-    if chosen.verdicts and chosen.format == "runs-csv":
-        parser.error("argument --verdicts: runs-csv holds one line a run")
-    if chosen.statistics and chosen.format == "runs-csv":
-        parser.error("argument --statistics: runs-csv holds one line a run")
+    if lines and chosen.format in LINES:
+        parser.error(f"argument --rows: {chosen.format} holds one line a {LINES[chosen.format]}")
+    for flag, is_given in (("--verdicts", chosen.verdicts), ("--statistics", chosen.statistics)):
+        if is_given and chosen.format in ("runs-csv", "classes-csv"):
+            parser.error(f"argument {flag}: {chosen.format} holds one line a {LINES[chosen.format]}")
     if chosen.statistics and chosen.verdicts and chosen.format == "csv":
         parser.error("argument --statistics: a csv holds them or the verdicts")
     if chosen.statistics and not set(figures) & set(contrasts.COMPARED):
@@ -99,8 +97,9 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.reporting import terminal
     from backdoorbench.storage import store
 
+    details = classes.DETAILS if chosen.format == "classes-csv" else ()
     against = (chosen.against or "") if chosen.statistics else None
-    made = report.make(read_runs(chosen.folders), figures, lines, columns, limits, chosen.verdicts, against)
+    made = report.make(read_runs(chosen.folders, details), figures, lines, columns, limits, chosen.verdicts, against)
     named = display.chosen(made.found.values(), chosen.names, chosen.format in IN_PRINT)
     if chosen.format == "terminal" and chosen.output is None:
         terminal.print_tables(screen.make_console(), made, named)
@@ -113,7 +112,11 @@ def carry_out(words: Sequence[str]) -> int:
     elif chosen.format == "terminal":
         text = terminal.as_text(made, named)
     else:
-        tables = {"csv": report.csv, "runs-csv": report.runs_csv}
+        tables = {
+            "csv": report.csv,
+            "runs-csv": report.runs_csv,
+            "classes-csv": lambda made: classes.as_csv(made.found),
+        }
         prints = {"md": report.markdown, "latex": report.latex}
         text = tables[chosen.format](made) if chosen.format in tables else prints[chosen.format](made, named)
     if chosen.output is None:

@@ -366,29 +366,31 @@ def find(where: Path) -> Iterator[Path]:
             yield from find(where / name)
 
 
-def collect(folders: Iterable[Path]) -> dict[Path, Run]:
+def collect(folders: Iterable[Path], details: Sequence[str] = ()) -> dict[Path, Run]:
     """The runs below `folders` by the folder of their record: of each key one, the latest finished one, else the latest.
 
     What fills a record and no table needs is left out (per-class scores, the history of the infection's training), and equal
-    settings are held once, so that 10,000 runs fit into memory. Damaged and foreign records are left out, and counted."""
+    settings are held once, so that 10,000 runs fit into memory. Damaged and foreign records are left out, and counted.
+
+    details  of stages, that somebody needs all the same"""
     shared: dict[str, Any] = {}
     latest: dict[str, tuple[tuple[bool, str], Path, Run]] = {}
     for entry, run in readable(entry for folder in folders for entry in find(folder)):
-        _slim(run, shared)
+        _slim(run, shared, {*KEPT, *details})
         order = (run.status == "done", run.started)
         if run.id not in latest or order >= latest[run.id][0]:
             latest[run.id] = (order, entry, run)
     return {entry: run for _, entry, run in sorted(latest.values(), key=lambda item: str(item[1]))}
 
 
-def _slim(run: Run, shared: dict[str, Any]) -> None:
+def _slim(run: Run, shared: dict[str, Any], kept: Set[str]) -> None:
     for name, value in run.config.items():
         if isinstance(value, dict):
             run.config[name] = shared.setdefault(repr(value), value)
     run.environment = shared.setdefault(repr(run.environment), run.environment)
     for stage in run.stages:
         stage.history = []
-        stage.details = {name: stage.details[name] for name in KEPT if name in stage.details}
+        stage.details = {name: stage.details[name] for name in kept if name in stage.details}
         stage.notes, stage.cost = (shared.setdefault(repr(part), part) for part in (stage.notes, stage.cost))
 
 

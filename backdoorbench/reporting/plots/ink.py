@@ -85,7 +85,8 @@ def draw_line(axes: Axes, cells: Mapping[float, Cell], look: dict[str, Any], hol
     if not cells:
         return
     x, y = list(cells), [100 * (cell.mean or 0.0) for cell in cells.values()]
-    marked = range(0, len(x), -(-len(x) // MARKED))
+    step = 1 if look.get("linestyle") == "none" else -(-len(x) // MARKED)
+    marked = range(0, len(x), step)
     axes.plot(x, y, **look, markevery=[index for index in marked if x[index] not in hollow], clip_on=False)
     if empty := [index for index in marked if x[index] in hollow]:
         axes.plot(
