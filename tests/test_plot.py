@@ -296,7 +296,7 @@ def test_a_gallery_shows_each_trigger_once(drawn: dict[Path, Run]) -> None:
     figure = gallery(drawn)
     assert titles(figure) == ["standard · badnets", "standard · blended"]
     assert figure.axes[0].images[0].get_array().shape[:2] == (20, 60)  # type: ignore[union-attr]
-    assert said(gallery(drawn, 1)) == "Clean, triggered, and grey plus ten times the difference. 1 more triggers are not drawn."  # fmt: skip
+    assert said(gallery(drawn, 1)) == "Clean, triggered, and grey plus the difference times 10. 1 more triggers are not drawn."  # fmt: skip
 
 
 def test_reversed_triggers_are_titled_by_their_detector(tmp_path: Path) -> None:

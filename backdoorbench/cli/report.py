@@ -30,7 +30,7 @@ def carry_out(words: Sequence[str]) -> int:
         "--format",
         choices=FORMATS,
         default="terminal",
-        help="csv: a line a setting, over seeds; runs-csv: a line a run, for pandas; classes-csv: a class of a run; html: one page, with plots",
+        help="csv: a line a setting, over seeds; runs-csv: a line a run, for pandas; classes-csv: a class of a run; html: a page",
     )
     parser.add_argument(
         "--verdicts",
@@ -115,7 +115,7 @@ def carry_out(words: Sequence[str]) -> int:
         tables = {
             "csv": report.csv,
             "runs-csv": report.runs_csv,
-            "classes-csv": lambda made: classes.as_csv(made.found),
+            "classes-csv": report.classes_csv,
         }
         prints = {"md": report.markdown, "latex": report.latex}
         text = tables[chosen.format](made) if chosen.format in tables else prints[chosen.format](made, named)

@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY, STAGES
 from backdoorbench.errors import DataError
+from backdoorbench.reporting import picture
 from backdoorbench.reporting.display import TYPED, Names
 from backdoorbench.reporting.grids import CLEAN, Grid
 from backdoorbench.reporting.plots import ink
@@ -187,7 +188,12 @@ def _triggers(report: Report) -> dict[str, Any]:
         {"title": title, "data": f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"}
         for title, file in (*triggers[:TRIGGERS], *found[:TRIGGERS])
     ]
-    return {"shown": shown, "reversed": bool(found), "more": len(triggers) + len(found) - len(shown)}
+    return {
+        "said": picture.SAID,
+        "shown": shown,
+        "reversed": bool(found),
+        "more": len(triggers) + len(found) - len(shown),
+    }
 
 
 def _link(target: Path, here: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from backdoorbench.config.groups import PURIFY
 from backdoorbench.errors import DataError
 from backdoorbench.metrics import LIMITS, Limits
-from backdoorbench.reporting import contrasts, formats, fragile, frame, grids, notes, published, rows, verdicts
+from backdoorbench.reporting import classes, contrasts, formats, fragile, frame, grids, notes, published, rows, verdicts
 from backdoorbench.reporting.contrasts import Standing
 from backdoorbench.reporting.display import TYPED, Names
 from backdoorbench.reporting.grids import Grid
@@ -218,6 +218,11 @@ def csv(report: Report) -> str:
 def runs_csv(report: Report) -> str:
     """A line a run."""
     return frame.as_csv(report.found)
+
+
+def classes_csv(report: Report) -> str:
+    """A line a class of a run."""
+    return classes.as_csv(report.found)
 
 
 def say(failure: Failure) -> str:

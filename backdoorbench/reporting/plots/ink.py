@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedLocator
 
 from backdoorbench.errors import ConfigError
 from backdoorbench.reporting.rows import TITLES, Cell
@@ -127,8 +127,10 @@ def rename(figure: Figure, named: Callable[[str], str]) -> None:
             artist.set_text(named(artist.get_text()))
     for axes in figure.axes:  # whose labels are made when they are drawn
         for axis in (axes.xaxis, axes.yaxis):
-            if isinstance(formatter := axis.get_major_formatter(), FixedFormatter):
-                formatter.seq = [named(text) for text in formatter.seq]
+            if isinstance(locator := axis.get_major_locator(), FixedLocator):
+                shown = axis.get_major_formatter().format_ticks(locator.locs)
+                if (renamed := [named(text) for text in shown]) != shown:
+                    axis.set_ticklabels(renamed)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
