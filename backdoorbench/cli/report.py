@@ -58,13 +58,21 @@ def carry_out(words: Sequence[str]) -> int:
         metavar="FILE",
         help="a yaml file of OPTION: NAME, what tables call options, or `ids`: as they are typed; LaTeX and HTML have ours",
     )
+    parser.add_argument(
+        "--published",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        action="append",
+        help="puts published figures into the tables: ours, and those of a csv of your own (docs/report.md has its columns)",
+    )
     parser.add_argument("--output", metavar="FILE", help="write there instead of printing; html needs it")
     parser.add_argument(
         "--tsne", metavar="DIR", action="append", default=[], help="html: draws this run's features, too"
     )
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    from backdoorbench.reporting import classes, contrasts, display, report
+    from backdoorbench.reporting import classes, contrasts, display, published, report
 
     figures = figures_of(chosen.metric, report.METRICS) or ["ca", "asr", "ra"]
     if bool(lines) != bool(columns):
@@ -97,9 +105,15 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.reporting import terminal
     from backdoorbench.storage import store
 
+    files = chosen.published
+    theirs = (
+        [one for file in files if file for one in published.read_figures(Path(file))] if files is not None else None
+    )
     details = classes.DETAILS if chosen.format == "classes-csv" else ()
     against = (chosen.against or "") if chosen.statistics else None
-    made = report.make(read_runs(chosen.folders, details), figures, lines, columns, limits, chosen.verdicts, against)
+    made = report.make(
+        read_runs(chosen.folders, details), figures, lines, columns, limits, chosen.verdicts, against, theirs
+    )
     named = display.chosen(made.found.values(), chosen.names, chosen.format in IN_PRINT)
     if chosen.format == "terminal" and chosen.output is None:
         terminal.print_tables(screen.make_console(), made, named)

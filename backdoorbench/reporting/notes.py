@@ -75,7 +75,14 @@ def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
     """Those of the notes that explain a mark of this grid, and what DER is where it has that."""
     shown = " ".join(item.text for line in grid.lines for item in line)
     words = {f"{word}:": _has_word(shown, word) for word in ("weak", "broken", "fragile")}
-    marks = {mark: mark in shown for mark in (LEFT_OUT, WEAK, FRAGILE)} | {"collapsed": " collapsed)" in shown}
+    marks = (
+        {mark: mark in shown for mark in (LEFT_OUT, WEAK, FRAGILE)}
+        | {
+            "published": "published" in {column.group for column in grid.columns}
+            or re.search(r"\[[\d.]+ [a-z]+\]", shown) is not None
+        }
+        | {"collapsed": " collapsed)" in shown}
+    )
     heads = [head for head, is_there in (words | marks).items() if is_there]  # how notes begin
     kept = [note for note in said if any(head in note[:10] for head in heads)]
     return kept + ([metrics.DER_DEFINITION] if any(column.figure == "der" for column in grid.columns) else [])

@@ -15,7 +15,7 @@ from backdoorbench.reporting import classes, contrasts, formats, fragile, frame,
 from backdoorbench.reporting.contrasts import Standing
 from backdoorbench.reporting.display import TYPED, Names
 from backdoorbench.reporting.grids import Grid
-from backdoorbench.reporting.published import Comparison
+from backdoorbench.reporting.published import Comparison, Figure
 from backdoorbench.reporting.rows import Row, heading
 from backdoorbench.reporting.verdicts import Ranking
 
@@ -45,6 +45,7 @@ class Report:
     notes     what must be said below the tables; remarks: below the published figures
     interrupted  how many runs that were ended from outside; unended: those without any end: killed, or still going
     rankings  of defenses, where they are asked for; standings: statistics of their differences, likewise
+    is_inline   whether published figures stand in the tables of models
     """
 
     found: Mapping[Path, Run]
@@ -59,6 +60,7 @@ class Report:
     unended: int
     rankings: list[Ranking] = field(default_factory=list)
     standings: list[Standing] = field(default_factory=list)
+    is_inline: bool = False
 
 
 def make(
@@ -69,6 +71,7 @@ def make(
     limits: Limits = LIMITS,
     is_ranked: bool = False,
     against: str | None = None,
+    theirs: Sequence[Figure] | None = None,
 ) -> Report:
     """The report of runs by the folder of their record.
 
@@ -77,7 +80,8 @@ def make(
     lines, columns  what to lay the tables out by; both empty: a line a setting
     limits          within which a defense has done its work, plain fine-tuning included
     is_ranked       whether to rank the defenses, too
-    against         the defense that statistics compare all others with; empty: each with each; None: no statistics"""
+    against         the defense that statistics compare all others with; empty: each with each; None: no statistics
+    theirs          an author's own published figures, which stand with ours in the tables themselves; None: in a table apart"""
     runs = list(found.values())
     models, detectors = fragile.mark(rows.aggregate(runs), limits), rows.detections(runs)
     of_models = [name for name in figures if name not in OF_DETECTORS]
@@ -87,17 +91,20 @@ def make(
             f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs finished, none with a detector; expected one at "
             f"least. bdx list detector shows what there is to ask."
         )
+    beside = published.beside(models, theirs or ())
+    told = published.told(beside, models) if theirs is not None else {}
     is_pivot = bool(lines or columns)
     laid_out: list[Grid] = []
     if of_models:
         laid_out += (
-            grids.pivot_grids(models, lines, columns, of_models) if is_pivot else grids.list_grids(models, of_models)
+            grids.pivot_grids(models, lines, columns, of_models, told)
+            if is_pivot
+            else grids.list_grids(models, of_models, told)
         )
     if detectors:
         is_pivot = is_pivot and bool(of_detectors)
         listed = grids.detection_grids(detectors)
         laid_out += grids.pivot_grids(detectors, lines, columns, of_detectors) if is_pivot else listed
-    beside = published.beside(models)
     interrupted, unended = (sum(run.status == status for run in runs) for status in ("interrupted", "running"))
     said = notes.below(models if of_models else [], detectors, runs, laid_out, figures, limits)
     said += (
@@ -107,6 +114,8 @@ def make(
     )
     said += [f"{unended} run{'s' * (unended > 1)} without an end: killed, or still going"] if unended else []
     remarks = published.remarks(beside, models) if beside else []
+    if theirs is not None:
+        said += published.explained(list(beside.values()))
     rankings = verdicts.rank(models, limits) if is_ranked else []
     compared = [name for name in figures if name in contrasts.COMPARED]
     standings = contrasts.standings(models, compared, against) if against is not None else []
@@ -123,6 +132,7 @@ def make(
         unended,
         rankings,
         standings,
+        theirs is not None,
     )
 
 
@@ -168,7 +178,10 @@ def sections(report: Report, named: Names = TYPED) -> list[Section]:
     ]
     made.append(Section("statistics", captioned, contrasts.said(report.standings)))
     if report.beside:
-        made.append(Section("published", [(published.as_grid(list(report.beside.values())), [])], report.remarks))
+        apart = Section("published", [], report.remarks)
+        if not report.is_inline:
+            apart.tables.append((published.as_grid(list(report.beside.values())), []))
+        made.append(apart)
     return [_in_print(section, named) for section in made if section.tables or section.notes]
 
 

@@ -127,8 +127,8 @@ def rename(figure: Figure, named: Callable[[str], str]) -> None:
             artist.set_text(named(artist.get_text()))
     for axes in figure.axes:  # whose labels are made when they are drawn
         for axis in (axes.xaxis, axes.yaxis):
-            if isinstance(locator := axis.get_major_locator(), FixedLocator):
-                shown = axis.get_major_formatter().format_ticks(locator.locs)
+            if isinstance(axis.get_major_locator(), FixedLocator):
+                shown = axis.get_major_formatter().format_ticks(list(axis.get_majorticklocs()))
                 if (renamed := [named(text) for text in shown]) != shown:
                     axis.set_ticklabels(renamed)
 
