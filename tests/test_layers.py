@@ -51,7 +51,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
         "terminal",
     ),
     "pipeline": (
-        "evaluation", "gates", "switches", "plan", "infections", "infect", "watch", "purify", "detect", "execute", "environment", "job",
+        "costs", "evaluation", "gates", "switches", "plan", "infections", "infect", "watch", "purify", "detect", "execute", "environment", "job",
         "preview",
     ),
     "sweeps": ("compose", "sweep", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid"),

@@ -467,12 +467,12 @@ def test_a_plot_says_what_print_calls_options(runs: Path) -> None:
         ),
         (
             ["curves", "outputs", "--output", "plot.svg", "--metric", "ca"],
-            "bdx plot: argument --metric: curves has its own; it goes with rates, classes, heatmap and ranks. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
-            "[--metric LIST] [--names FILE] {curves,rates,scatter,heatmap,classes,ranks,gallery,tsne} DIR [DIR ...].",
+            "bdx plot: argument --metric: curves has its own; it goes with rates, sweep, classes, heatmap and ranks. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
+            "[--x SETTING] [--metric LIST] [--names FILE] {curves,rates,sweep,scatter,heatmap,classes,ranks,gallery,tsne} DIR [DIR ...].",
         ),
         (
             ["heatmap", "outputs", "--output", "plot.svg", "--metric", "acc"],
-            "--metric is 'acc'; expected some of ca, asr, ra and der. Change --metric.",
+            "--metric is 'acc'; expected some of ca, asr, ra, der and holdout_ca. Change --metric.",
         ),
         (
             ["heatmap", "outputs/runs/lp", "--output", "plot.svg"],

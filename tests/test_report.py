@@ -172,8 +172,9 @@ def test_a_line_a_run(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found[0]["folder"] == "outputs/runs/0_ft0" and list(found[0])[-1] == "folder"
     assert list(found[0]) == [
         "id", "status", "dataset", "model", "train", "holdout", "attack", "defense", "poison_rate", "seed", "infected_ca",
-        "infected_asr", "infected_ra", "purified_ca", "purified_asr", "purified_ra", "der", "n_clean", "n_triggered", "infection",
-        "collapsed", "seconds_infect", "seconds_purify", "device", "commit", "started", "error", "folder",
+        "infected_asr", "infected_ra", "purified_ca", "purified_asr", "purified_ra", "der", "holdout_ca", "n_clean", "n_triggered", "infection",
+        "collapsed", "seconds_infect", "memory_infect", "device_memory_infect", "energy_infect", "images_per_second_infect", "seconds_purify",
+        "memory_purify", "device_memory_purify", "energy_purify", "images_per_second_purify", "device", "commit", "started", "error", "folder",
     ]  # fmt: skip
 
 

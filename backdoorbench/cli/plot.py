@@ -10,6 +10,7 @@ from backdoorbench.errors import join_words
 KINDS = {
     "curves": "CA, ASR and RA against the defense's epoch",
     "rates": "figures against the poison rate, a line a defense",
+    "sweep": "figures against a setting that was swept, --x defense.alpha",
     "scatter": "CA and ASR, from the infected model to the purified",
     "heatmap": "a figure, attacks by defenses",
     "classes": "CA and ASR by the images' true class",
@@ -18,9 +19,10 @@ KINDS = {
     "tsne": "what one run's classifier reads, before and after",
 }
 FIGURES = {
-    "rates": ("ca", "asr", "ra"),
+    "rates": ("ca", "asr", "ra", "holdout_ca"),
+    "sweep": ("ca", "asr", "ra", "holdout_ca"),
     "classes": ("ca", "asr", "ra"),
-    "heatmap": ("ca", "asr", "ra", "der"),
+    "heatmap": ("ca", "asr", "ra", "der", "holdout_ca"),
     "ranks": ("ca", "asr", "ra", "der"),
 }
 
@@ -31,8 +33,11 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
     parser.add_argument("--output", metavar="FILE", required=True, help="ends in .svg, .pdf or .png")
+    parser.add_argument("--x", metavar="SETTING", help="of sweep: the setting, such as defense.alpha")
     parser.add_argument(
-        "--metric", metavar="LIST", help="of rates and classes some; of heatmap one, of ranks some, asr by default"
+        "--metric",
+        metavar="LIST",
+        help="of rates, sweep and classes some; of heatmap one, of ranks some, asr by default",
     )
     parser.add_argument(
         "--names", metavar="FILE", help="a yaml file of OPTION: NAME, what plots call options; `ids`: as they are typed"
@@ -40,6 +45,8 @@ def carry_out(words: Sequence[str]) -> int:
     chosen = parser.parse_args(words)
     if chosen.kind not in FIGURES and chosen.metric is not None:
         parser.error(f"argument --metric: {chosen.kind} has its own; it goes with {join_words(list(FIGURES))}")
+    if (chosen.kind == "sweep") != (chosen.x is not None):
+        parser.error("argument --x: it goes with sweep, which needs it")
     wanted = figures_of(chosen.metric, FIGURES.get(chosen.kind, ()))
     if chosen.kind == "heatmap" and len(wanted) > 1:
         parser.error("argument --metric: a heatmap shows one")
@@ -47,7 +54,7 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.reporting import contrasts, display, rows
     from backdoorbench.reporting.classes import DETAILS
     from backdoorbench.reporting.plots import classes as by_class
-    from backdoorbench.reporting.plots import curves, gallery, heatmap, ink, ranks, rates, scatter
+    from backdoorbench.reporting.plots import curves, gallery, heatmap, ink, ranks, rates, scatter, sweep
 
     ink.check_name(Path(chosen.output))
     runs: list[Any] = []
@@ -61,6 +68,7 @@ def carry_out(words: Sequence[str]) -> int:
         figure = {
             "curves": lambda: curves.curves(runs),
             "rates": lambda: rates.against_rate(runs, wanted or ("asr", "ca")),
+            "sweep": lambda: sweep.against_setting(runs, chosen.x, wanted or ("ca", "asr", "ra")),
             "scatter": lambda: scatter.scatter(runs),
             "heatmap": lambda: heatmap.heatmap(rows.aggregate(runs), wanted[0] if wanted else "asr"),
             "classes": lambda: by_class.by_class(runs, wanted or ("ca", "asr")),

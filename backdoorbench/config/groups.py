@@ -97,7 +97,7 @@ UNKEYED = ("root", "download", "order", "background", "target", "tuning")
 USUAL = {"order": "numeric", "background": "white"}
 LATER: dict[str, dict[str, Any]] = {  # group -> settings that keys and records once did not have, as they were
     "attack": {"abi": None},
-    "holdout": {"per_class": None},
+    "holdout": {"per_class": None, "validate": 0},
 }
 HOLDOUTS = {  # what keys and old records call `source` of a holdout -> what settings call it
     "withheld": {"kind": "reserved", "split": "train"},

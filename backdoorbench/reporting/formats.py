@@ -11,7 +11,7 @@ from itertools import groupby
 from backdoorbench.config.groups import JUDGED
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.published import Comparison
-from backdoorbench.reporting.rows import FIGURES, RISES, TITLES, Row
+from backdoorbench.reporting.rows import COSTS, FIGURES, RISES, TITLES, Cell, Row
 
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -194,10 +194,11 @@ def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None) 
     figures = [*(f"{stage.model}_{name}" for stage in JUDGED for name in FIGURES), "der"]
     published = [*(f"published_{name}" for name in FIGURES), "certainty", "source"]
     measured = [f"{figure}{part}" for figure in figures for part in ("", "_std")]
-    writer.writerow([*columns, "n", "collapsed", "seeds", "status", "fragile", *measured, *published])
+    writer.writerow([*columns, "n", "collapsed", "seeds", "status", "fragile", *measured, *COSTS, *published])
     for place, row in enumerate(rows):
         cells = [*(row.before[name] for name in FIGURES), *(row.figures[name] for name in (*FIGURES, "der"))]
         shown = [fraction(value) for cell in cells for value in (cell.mean, cell.spread)]
+        shown += [fraction(row.figures.get(name, Cell(())).mean) for name in COSTS]
         found = beside.get(place) if beside else None
         theirs = found.published if found else None
         shown += [fraction(theirs.scores.get(name)) if theirs else "" for name in FIGURES]

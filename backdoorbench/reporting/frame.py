@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoorbench.config.groups import DETECT, INFECT, JUDGED
+from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY
 from backdoorbench.reporting.rows import (
     CHOICES,
     FIGURES,
@@ -18,6 +18,7 @@ from backdoorbench.reporting.rows import (
     chosen,
     collapse,
     compared,
+    cost,
     differing,
     effectiveness,
     look_up,
@@ -33,7 +34,7 @@ OF_DETECTORS = {  # column -> a detector's figure
 
 
 def rows(found: Mapping[Path, Run]) -> list[dict[str, Any]]:
-    """Of each run what names it, its figures as fractions, what became of it and what it cost (seconds); None where there is
+    """Of each run what names it, its figures as fractions, what became of it and its cost (seconds, MiB, J); None where there is
     nothing. Columns of a detector are there where some run has one; dotted columns are the settings that differ between runs."""
     is_asked = any(chosen(run.config, DETECT.group) for run in found.values())
     told = TOLD_OF_BOTH if is_asked else TOLD
@@ -51,14 +52,16 @@ def _row(folder: Path, run: Run, is_asked: bool) -> dict[str, Any]:
     row |= {"poison_rate": config[INFECT.group].get("poison_rate"), "seed": config["seed"]}
     for stage, finding in found.items():
         row |= {f"{stage.model}_{name}": getattr(finding.scores, name, None) for name in FIGURES}
-    row |= {"der": effectiveness(run), "n_clean": infection.scores.n_clean if infection.scores else None}
+    row |= {"der": effectiveness(run), "holdout_ca": found[PURIFY].details.get("holdout_ca")}
+    row |= {"n_clean": infection.scores.n_clean if infection.scores else None}
     row |= {"n_triggered": infection.scores.n_triggered if infection.scores else None}
     if is_asked:
         figures = run.detection.figures
         row |= {column: figures.get(name) for column, name in OF_DETECTORS.items()}
     row |= {"infection": infection.status or None}
     row |= {"collapsed": (collapse(run) if run.status == "done" else "") or None}
-    row |= {f"seconds_{stage.name}": finding.seconds.get(stage.name) for stage, finding in found.items()}
+    stages = (INFECT, *([DETECT] if is_asked else []), PURIFY)
+    row |= {f"{name}_{stage.name}": value for stage in stages for name, value in cost(run, stage).items()}
     row |= {name: run.environment.get(name) for name in ("device", "commit")}
     error = " ".join(run.error.split()) if run.error else None  # a line a run, whatever reads it
     return row | {"started": run.started, "error": error, "folder": str(folder)}

@@ -17,6 +17,7 @@ from backdoorbench.config.implied import beyond
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 from backdoorbench.reporting.rows import (
     CHOICES,
+    COSTS,
     DASH,
     FIGURES,
     METHODS,
@@ -91,7 +92,7 @@ def list_grids(rows: Sequence[Row], figures: Sequence[str] = FIGURES, told: Told
     for title, named, lines in _listed(rows, PURIFY):
         columns = [Column(name, name, "", "") for name in (*named, "n")]
         columns += [Column(TITLES[name], TITLES[name], INFECT.model, name) for name in measured]
-        columns += [Column(TITLES[name], f"{TITLES[name]} after", PURIFY.model, name) for name in figures]
+        columns += [_after(name) for name in figures]
         theirs = [name for name in figures if any(name in told.get((id(row), PURIFY.model), {}) for _, row in lines)]
         columns += [Column(TITLES[name], f"{TITLES[name]} published", "published", name) for name in theirs]
         shown = []
@@ -103,6 +104,12 @@ def list_grids(rows: Sequence[Row], figures: Sequence[str] = FIGURES, told: Told
             shown.append(items)
         grids.append(Grid(title, tuple(columns), len(named), shown))
     return grids
+
+
+def _after(figure: str) -> Column:
+    if figure in COSTS:
+        return Column(TITLES[figure], TITLES[figure], "cost", figure)
+    return Column(TITLES[figure], f"{TITLES[figure]} after", PURIFY.model, figure)
 
 
 def detection_grids(rows: Sequence[Row]) -> list[Grid]:

@@ -12,7 +12,7 @@ from backdoorbench.config.implied import beyond
 from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.fragile import is_open, is_plain
 from backdoorbench.reporting.grids import FRAGILE, LEFT_OUT, WEAK, Grid, blocks, labels
-from backdoorbench.reporting.rows import DASH, Row, compared, differing, look_up
+from backdoorbench.reporting.rows import COSTS, DASH, Row, compared, differing, look_up
 
 if TYPE_CHECKING:
     from backdoorbench.metrics import Limits
@@ -33,6 +33,15 @@ WORDS = {  # that stand in brackets behind an attack's name -> what they mean
     "defense mean little",
     "broken": "broken: the network is no classifier, or no trigger was planted: the figures of a defense mean nothing",
 }
+HOLDOUT_CA = (
+    "holdout CA: the purified model on the defender's own images: on those that holdout.validate keeps from the defense, else on "
+    "those that it tuned on"
+)
+OF_COSTS = (
+    "seconds: of the defense, its learning curve apart. memory, device memory: what the process held, and had allocated on the "
+    "device, at most, libraries included. energy: that the device drew, by all processes. images/s: of its trainings. – where "
+    "nothing tells it"
+)
 CLEAN_MODEL = "clean: the same detector, asked about a clean model of the same recipe"
 
 
@@ -68,6 +77,8 @@ def below(
     said += fragile(rows, limits, any(FRAGILE in item.text for item in items))
     if rows:
         said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
+    said += [HOLDOUT_CA] if rows and "holdout_ca" in figures else []
+    said += [OF_COSTS] if rows and set(figures) & set(COSTS) else []
     return said + detectors(found)
 
 
@@ -85,6 +96,7 @@ def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
     )
     heads = [head for head, is_there in (words | marks).items() if is_there]  # how notes begin
     kept = [note for note in said if any(head in note[:10] for head in heads)]
+    kept += [OF_COSTS] if {column.figure for column in grid.columns} & set(COSTS) else []
     return kept + ([metrics.DER_DEFINITION] if any(column.figure == "der" for column in grid.columns) else [])
 
 

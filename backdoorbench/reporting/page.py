@@ -33,7 +33,7 @@ from backdoorbench.reporting.plots.ink import as_svg
 from backdoorbench.reporting.plots.ranks import ranks
 from backdoorbench.reporting.plots.rates import against_rate
 from backdoorbench.reporting.plots.scatter import scatter
-from backdoorbench.reporting.report import OF_DETECTORS, Report, Section, sections
+from backdoorbench.reporting.report import OF_DETECTORS, Report, Section, costs, sections
 from backdoorbench.reporting.rows import (
     ANSWERS,
     CHOICES,
@@ -61,6 +61,7 @@ TRIGGERS = 12
 MODELS = {stage.name: stage.model for stage in STAGES}
 PARTS = {  # sections -> their heads on the page
     "tables": "Tables", "verdicts": "Verdicts", "statistics": "Statistics", "published": "Published beside ours",
+    "costs": "What defenses cost",
 }  # fmt: skip
 LONGEST = 2000  # characters of an error or of a run's notes; the rest is in its folder
 
@@ -85,7 +86,7 @@ def render(
         folders=" ".join(folders),
         span=_span(runs),
         counts=_counts(report),
-        parts=_parts(sections(report, named)),
+        parts=_parts([*sections(report, named), *filter(None, [costs(report, named)])]),
         plots=_plots(report, " ".join(folders), figures, features, named),
         triggers=_triggers(report),
         failures=[

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 OF_DETECTORS = (*grids.OF_IMAGES[0], *grids.OF_MODELS[0])
-METRICS = (*rows.FIGURES, "der", *OF_DETECTORS)  # what tables can be asked for
+METRICS = (*rows.FIGURES, "der", "holdout_ca", *rows.COSTS, *OF_DETECTORS)  # what tables can be asked for
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,15 @@ def sections(report: Report, named: Names = TYPED) -> list[Section]:
             apart.tables.append((published.as_grid(list(report.beside.values())), []))
         made.append(apart)
     return [_in_print(section, named) for section in made if section.tables or section.notes]
+
+
+def costs(report: Report, named: Names = TYPED) -> Section | None:
+    """What defenses cost, as far as records tell; None where none does."""
+    known = [name for name in rows.COSTS if any(row.figures.get(name, rows.Cell(())).values for row in report.rows)]
+    if not known:
+        return None
+    tables = [(grid, [notes.OF_COSTS]) for grid in grids.list_grids(report.rows, known)]
+    return _in_print(Section("costs", tables, [notes.OF_COSTS]), named)
 
 
 def _in_print(section: Section, named: Names) -> Section:

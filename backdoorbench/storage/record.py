@@ -49,6 +49,8 @@ class Finding:
     curve     one point an epoch of the defense: epoch, ca, asr, ra, over `n` test images
     history   of the training, one entry an epoch
     seconds   wall time, by part
+    spent     what else the stage cost: memory and device_memory (bytes, at most), joules, images_per_second; what nobody tells
+              is missing, and so is all but the last where the work was found done
     """
 
     kind: str
@@ -67,6 +69,7 @@ class Finding:
     curve: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -255,7 +258,7 @@ def _check_stage(stage: dict[str, Any]) -> None:
             if not stage[name].keys() >= {"ca", "asr", "ra"}:
                 raise ValueError(f"its {name} are no scores")
             _check_numbers(name, [stage[name]["ca"]], none=False)
-    for name in ("figures", "beside", "seconds", "cost"):
+    for name in ("figures", "beside", "seconds", "cost", "spent"):
         _check_numbers(name, stage.get(name, {}).values(), none=name in ("figures", "beside"))
     details = stage.get("details", {})
     _check_numbers(
@@ -309,7 +312,7 @@ OF_A_RUN: dict[str, Any] = {
 OF_A_STAGE: dict[str, Any] = {
     "kind": TEXT, "name": TEXT, "key": TEXT, "status": TEXT, "reasons": list, "curve": list, "history": list,
     "cached": (bool, type(None)), "scores": (dict, type(None)), "control": (dict, type(None)),
-    **dict.fromkeys(("cost", "figures", "beside", "details", "notes", "seconds"), OBJECT),
+    **dict.fromkeys(("cost", "figures", "beside", "details", "notes", "seconds", "spent"), OBJECT),
 }  # fmt: skip
 
 

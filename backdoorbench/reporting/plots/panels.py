@@ -6,7 +6,7 @@ A line is a defense; what else differs is a panel.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,10 @@ class Panel:
 
 
 def figure_of(run: Run, stage: Stage, name: str) -> float | None:
-    """CA, ASR or RA of the model that a stage left; None where that was not measured."""
+    """CA, ASR, RA or the holdout's CA of the model that a stage left; None where that was not measured."""
+    if name == "holdout_ca":
+        measured: float | None = run.of(stage.name).details.get(name)
+        return measured
     scores = run.of(stage.name).scores
     return getattr(scores, name) if scores else None
 
@@ -94,11 +97,17 @@ def sound(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
 # ---- what goes where ------------------------------------------------------------------------------------------------
 
 
-def arrange(runs: Iterable[Run], columns: Sequence[str], most: int | None = None) -> tuple[str, list[Panel], list[str]]:
+def arrange(
+    runs: Iterable[Run],
+    columns: Sequence[str],
+    most: int | None = None,
+    once: Callable[[Iterable[Run]], list[Run]] = once,
+) -> tuple[str, list[Panel], list[str]]:
     """What all panels share, as the figure's title; the panels, in an order that does not depend on when runs were done; and a
     sentence on those beyond `most`.
 
-    columns  the base names that tell panels apart; without `rate`, runs at all poison rates share a line"""
+    columns  the base names that tell panels apart; without `rate`, runs at all poison rates share a line
+    once     of runs of a line one for each of its points and seeds"""
     groups = _grouped(runs, columns)
     total = len(groups)
     sizes = []
