@@ -2,42 +2,53 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from backdoorbench import progress as progressing
+from backdoorbench import screen
 from backdoorbench.attacks.base import Attack, Infection, Task, carry_out
-from backdoorbench.config import acts
+from backdoorbench.config import acts, catalog, plugins
 from backdoorbench.config import build as building
-from backdoorbench.config.compose import Plain, compose
+from backdoorbench.config.compose import Plain
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.errors import ConfigError, ModelError
-from backdoorbench.models import checkpoint
-from backdoorbench.models.base import Classifier
-from backdoorbench.pipeline import job
+from backdoorbench.errors import ConfigError, DataError
+from backdoorbench.pipeline import job, own, share
 from backdoorbench.pipeline.evaluation import evaluate
-from backdoorbench.reporting import frame
+from backdoorbench.pipeline.own import Network
+from backdoorbench.reporting import choosing, frame
 from backdoorbench.reporting.content import tell_apart_by_content
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 from backdoorbench.streams import Stream, seeded
+from backdoorbench.sweeps.hydra_errors import composed as compose
 from backdoorbench.training.recipe import Recipe, resolve_precision
 
 __all__ = [
     "build",
     "compose",
     "evaluate",
+    "image_set",
     "infect",
     "load_dataset",
     "load_model",
+    "plugin",
     "purify",
     "results",
     "run",
     "withhold",
 ]
+
+
+def plugin(folder: str | Path) -> None:
+    """What `--plugin DIR` does: the options in this folder are known from now on, and its code is trusted."""
+    plugins.use([str(folder)])
+    catalog.refuse_hidden()
 
 
 def run(*overrides: str) -> Run:
@@ -52,7 +63,7 @@ def build(option: str, **changes: Any) -> Any:
     group, _, name = option.partition("/")
     resolved = compose([f"{group}={name}"])
     resolved[group] |= changes
-    made = building.build(resolved[group], group)
+    made = building.build(resolved[group], group, resolved["plugins"])
     acts.refuse_idle(group, acts.idle(type(made), resolved[group], group), resolved)
     return made
 
@@ -60,7 +71,7 @@ def build(option: str, **changes: Any) -> Any:
 def load_dataset(name: str, device: str = "cpu", **changes: Any) -> tuple[ImageSet, ImageSet]:
     """Training and test split of a data set: `load_dataset("cifar10", root="/data/cifar10", train_size=5000)`."""
     resolved = compose([f"dataset={name}"])
-    dataset = building.build({**resolved["dataset"], **changes}, "dataset")
+    dataset = building.build({**resolved["dataset"], **changes}, "dataset", resolved["plugins"])
     splits = dataset.load(Path(resolved["runtime"]["outputs"]).expanduser() / "cache")
     train, test = (dataclasses.replace(split, dataset=dataset.name).to(device) for split in (splits.train, splits.test))
     return train, test
@@ -80,12 +91,37 @@ def withhold(
     return parts.train, parts.holdout
 
 
-def infect(attack: Attack, train: ImageSet, *settings: str, seed: int = 0) -> Infection:
+def image_set(images: Any, labels: Any, classes: Sequence[str] | int | None = None) -> ImageSet:
+    """Tensors or arrays of one's own as an image set: `image_set(images, labels, ["cat", "dog"])`.
+
+    images   (N, 3, S, S), or one channel: uint8, or floating in [0, 1], not normalised
+    labels   (N,) whole numbers from 0
+    classes  their names, or how many there are; as many as the labels need, by default
+
+    Raises DataError for anything else."""
+    return own.image_set(images, labels, classes)
+
+
+def infect(
+    attack: Attack,
+    train: ImageSet,
+    *settings: str,
+    seed: int = 0,
+    model: Network | None = None,
+    cache: str | Path | None = None,
+    progress: bool = False,
+) -> Infection:
     """Trains a model on `train`, attacked. `settings` say on what and how: `"dataset=digits"` (its normalisation, network and
     recipe come along), `"model=resnet18"`, `"train.epochs=5"`.
 
+    model     a network of one's own in place of the settings': a module, whose weights are the first ones, or a function that
+              makes a fresh one. It reads pixels in [0, 1]; its normalisation is its own business
+    cache     a folder that keeps the infection, and gives it back where everything is the same; what the network's code does is
+              not part of that, only its layers and first weights are
+    progress  whether to draw bars
+
     Raises ConfigError where the images are not of the data set that the settings name, digits where they name none."""
-    fresh, recipe = _victim(train, settings)
+    fresh, recipe = _victim(train, settings, model)
     attack.check(train)
     attack.check_recipe(recipe, len(train))
     task, stream = Task(train, fresh, recipe, None), Stream(seed).child("infect")
@@ -94,22 +130,43 @@ def infect(attack: Attack, train: ImageSet, *settings: str, seed: int = 0) -> In
         clean: Infection = build("attack/none").infect(task, stream)
         return clean.model
 
-    return carry_out(attack, dataclasses.replace(task, surrogate=surrogate), stream)
+    def make() -> Infection:
+        return carry_out(attack, dataclasses.replace(task, surrogate=surrogate), stream)
+
+    with _drawn(progress):
+        return make() if cache is None else own.kept(Path(cache), attack, train, fresh, recipe, stream, make)
 
 
 def purify(
-    defense: Defense, infection: Infection, holdout: ImageSet | None, *settings: str, seed: int = 0
+    defense: Defense,
+    infection: Infection | nn.Module,
+    holdout: ImageSet | None,
+    *settings: str,
+    seed: int = 0,
+    model: Network | None = None,
+    progress: bool = False,
 ) -> nn.Module:
-    """The model that `defense` makes of an infection. `settings` as the infection had them.
+    """The model that `defense` makes of an infection, or of any module: [0, 1] pixels in, logits out. `settings` as the infection
+    had them.
 
-    holdout  clean images, disjoint from what the model is judged by; None where the defense needs none"""
+    holdout   clean images, disjoint from what the model is judged by; None where the defense needs none
+    model     what makes a fresh network of the infected one's kind, for a defense that trains one; by default the settings', or
+              the infected model with every layer's weights drawn anew
+    progress  whether to draw bars"""
+    if not isinstance(infection, Infection):
+        infection = Infection(infection, None, None, None, None)
     place = holdout if holdout is not None else infection.train
     if place is None:
-        raise ValueError("neither a holdout nor a training set: a defense has nothing to work with")
-    fresh, recipe = _victim(place, settings)
+        raise DataError(
+            "there is neither a holdout nor a training set; expected one: a defense has nothing to work with. Give some."
+        )
+    infected = own.wrapped(infection.model, place)
+    fresh, recipe = _victim(place, settings, model if model is not None else infected)
+    if model is None:
+        fresh = _fresh_like(infected, place, settings)
     scenario = Scenario(
         defense.needs,
-        model=copy.deepcopy(infection.model),
+        model=copy.deepcopy(infected).eval(),
         holdout=holdout,
         train=infection.train,
         build=fresh,
@@ -119,33 +176,66 @@ def purify(
         probe=lambda model, epoch: None,
         note=lambda name, value: None,
     )
-    return defense.purify(scenario).eval()
+    with _drawn(progress):
+        return defense.purify(scenario).eval()
 
 
-def _victim(images: ImageSet, settings: tuple[str, ...]) -> tuple[Callable[[Stream], nn.Module], Recipe]:
-    """What builds the network that the settings name, for these images, and the recipe that trains it."""
+def _fresh_like(infected: nn.Module, images: ImageSet, settings: tuple[str, ...]) -> Callable[[Stream], nn.Module]:
+    """What builds a network of the infected model's kind: of the settings' where it is one, else that model drawn anew."""
+
+    def build_network(stream: Stream) -> nn.Module:
+        named = (
+            _victim(images, settings, None)[0](stream) if images.size == compose(settings)["dataset"]["size"] else None
+        )
+        return named if named is not None and own.is_kind(named, infected) else own.renewed(infected)(stream)
+
+    return build_network
+
+
+def _victim(
+    images: ImageSet, settings: tuple[str, ...], model: Network | None = None
+) -> tuple[Callable[[Stream], nn.Module], Recipe]:
+    """What builds the network that the settings name, or one's own, for these images, and the recipe that trains it."""
     resolved = compose(settings)
     resolved["train"]["precision"] = resolve_precision(resolved["train"]["precision"], images.device)
-    spec = building.build(resolved["model"], "model")
-    dataset = resolved["dataset"]
-    _check_images(images, dataset)
+    recipe, dataset = building.build(resolved["train"], "train", resolved["plugins"]), resolved["dataset"]
+    _check_name(images, dataset)
+    if model is not None:
+        return own.maker(model, images), recipe
+    _check_size(images, dataset)
+    spec = building.build(resolved["model"], "model", resolved["plugins"])
     size = dataset["crop"] or images.size
 
     def fresh(stream: Stream) -> nn.Module:
         with seeded(stream):
-            net = spec.net(len(images.classes), size)
-        return Classifier(net, size, dataset["mean"], dataset["std"]).to(images.device)
+            net: nn.Module = spec.classifier(len(images.classes), size, dataset["mean"], dataset["std"])
+        return net.to(images.device)
 
-    return fresh, building.build(resolved["train"], "train")
+    return fresh, recipe
 
 
-def _check_images(images: ImageSet, dataset: Plain) -> None:
+@contextmanager
+def _drawn(wanted: bool) -> Iterator[None]:
+    """Progress as bars inside, where they are wanted."""
+    before = progressing.install(screen.BarReporter(screen.make_console())) if wanted else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            progressing.install(before)
+
+
+def _check_name(images: ImageSet, dataset: Plain) -> None:
     """Raises ConfigError where images are of another data set than the settings say: its normalisation would be the wrong one."""
     if images.dataset and images.dataset != dataset["name"]:
         raise ConfigError(
             f"the images are of {images.dataset}, and the settings say dataset={dataset['name']}, whose normalisation and recipe "
             f'they would get. Add "dataset={images.dataset}" to the settings, as load_dataset was given it.'
         )
+
+
+def _check_size(images: ImageSet, dataset: Plain) -> None:
+    """Raises ConfigError where they have another size than the settings say."""
     if images.size != dataset["size"]:
         raise ConfigError(
             f"the images have {images.size} pixels a side, and the settings say {dataset['size']}, those of "
@@ -153,26 +243,26 @@ def _check_images(images: ImageSet, dataset: Plain) -> None:
         )
 
 
-def load_model(folder: str | Path) -> nn.Module:
-    """The purified model of a run's folder (or its `purified.safetensors`), in eval mode: [0, 1] pixels in, logits out."""
-    file = Path(folder) / "purified.safetensors" if Path(folder).is_dir() else Path(folder)
-    said = checkpoint.description(file)
-    if said is None:
-        raise ModelError(
-            f"'{file}' does not say what network its weights belong to; expected a run's folder, or its weights. Name another."
-        )
-    spec = building.build({**said["model"], "checkpoint": None}, "model")
-    size, normal = said["size"], said["normalize"]
-    model = Classifier(spec.net(len(said["classes"]), size), size, normal["mean"], normal["std"])
-    checkpoint.restore(model, file)
-    return model.eval()
+def load_model(folder: str | Path, plugins: Sequence[str] = (), *, infected: bool = False) -> nn.Module:
+    """The purified model of a run's folder, in eval mode: [0, 1] pixels in, logits out. A file of weights, or the folder that
+    `bdx export model` wrote, is read likewise.
+
+    plugins   packages beside this one, and the plugins that are known, whose code may build the network, as the run named them
+    infected  the run's infected model instead, out of the cache"""
+    return share.load(*share.weights_of(Path(folder), infected), plugins)
 
 
-def results(*folders: str | Path) -> Any:
+def results(*folders: str | Path, where: str = "") -> Any:
     """A pandas DataFrame of the runs below `folders`, one row each: settings that name it, figures as fractions; a run repeated
     or resumed is one row, its latest finished record. The same as `bdx report --format runs-csv`.
+
+    where  `"dataset=digits,defense=ft,fst"`: only runs with these settings
 
     Needs the extra `frames` (pandas)."""
     import pandas
 
-    return pandas.DataFrame(frame.rows(tell_apart_by_content(record.collect(map(Path, folders or ("outputs",))))))
+    found = tell_apart_by_content(record.collect(map(Path, folders or ("outputs",))))
+    kept, _ = choosing.choose(
+        [(folder, run.config) for folder, run in found.items()], choosing.parsed([where] if where else [])
+    )
+    return pandas.DataFrame(frame.rows({folder: found[folder] for folder in kept}))

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable
 
 USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
-LONGEST_NAME = 48  # bytes: a folder is called after up to four of them, and a file system takes 255
+LONGEST_NAME = 40  # bytes: a folder is called after up to five of them, and a file system takes 255
 
 
 class BdxError(Exception):
@@ -92,6 +92,12 @@ def first_line(error: BaseException) -> str:
 def join_words(words: list[str], last: str = "and") -> str:
     """`a, b and c`."""
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def few(words: Iterable[str], most: int = 3) -> str:
+    """`a, b, c and 5 more`."""
+    listed = list(words)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def check_range(setting: str, value: float, low: float, high: float = math.inf) -> None:

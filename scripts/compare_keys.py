@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = 200
-NEW_KEYS = ("detector", "inspection")  # root settings that the old composition does not have
+NEW_KEYS = ("detector", "inspection", "after", "exact")  # root settings that the old composition does not have
 MADE_UP = "0" * 64  # a data set's digest
 
 

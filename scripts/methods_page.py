@@ -17,7 +17,7 @@ from backdoorbench.errors import join_words
 
 ROOT = Path(__file__).resolve().parents[1]
 INDEX, PAGES = Path("METHODS.md"), Path("docs/methods")
-METHODS = {"attack": "Attacks", "defense": "Defenses", "detector": "Detectors"}
+METHODS = {"attack": "Attacks", "defense": "Defenses", "detector": "Detectors", "after": "After-attacks"}
 OTHERS = {"dataset": "Data sets", "model": "Networks", "train": "Recipes", "holdout": "Holdouts"}
 HEAD = """# Methods
 
@@ -26,8 +26,11 @@ data set. `make docs` writes them from the docstrings and yaml files; edit those
 """
 HANDED = {
     "model": "the model",
+    "infected": "the infected model",
+    "clean": "a clean model of the same recipe",
+    "trigger": "the trigger and its target",
     "holdout": "the clean holdout",
-    "train": "the training set",
+    "train": "the training set",  # of an after-attack as it was before the poisoning
     "inputs": "the images that arrive",
 }
 JUDGES = {
@@ -115,7 +118,7 @@ def section(module: str, options: Sequence[Option], is_shared: bool) -> str:
 
 
 def part_played(option: Option) -> list[str]:
-    """What a detector judges, what it or a defense is handed, what an attack leaves to be handed."""
+    """What a detector judges, what it, a defense or an after-attack is handed, what an attack leaves to be handed."""
     made = build(compose.option(option.group, option.name), option.group)
     if option.group == "attack":
         rebuilds = "; with `reconstruct=true` those who read one get a set rebuilt with the finished trigger"

@@ -22,7 +22,6 @@ from backdoorbench import progress
 from backdoorbench.attacks.badnets import BadNets
 from backdoorbench.attacks.base import Infection, Task
 from backdoorbench.attacks.blended import Blended
-from backdoorbench.cli.hydra_errors import explained
 from backdoorbench.config.compose import Plain, compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.pbe import PBE
@@ -33,6 +32,7 @@ from backdoorbench.pipeline.plan import Plan
 from backdoorbench.screen import Silent
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.storage.record import Run
+from backdoorbench.sweeps.hydra_errors import explained
 from backdoorbench.training.adversarial import PGD
 from backdoorbench.training.fit import cross_entropy, fit
 from backdoorbench.triggers.base import Target

@@ -13,7 +13,7 @@ from backdoorbench.config import catalog
 from backdoorbench.config.compose import Plain, compose
 from backdoorbench.config.groups import STAGES
 
-GROUPS = tuple(stage.group for stage in STAGES)  # attack, detector, defense
+GROUPS = tuple(stage.group for stage in STAGES)  # attack, detector, defense, after
 COUNTS = ("epochs", "iterations", "passes", "steps", "units")  # what a setting that costs time ends with
 
 
@@ -69,7 +69,7 @@ class Row:
         return f"{self.group}={self.name}"
 
     def compose(self, *words: str) -> Plain:
-        """The configuration of its quick run. A defense and a detector meet the default attack."""
+        """The configuration of its quick run. A defense, a detector and an after-attack meet the default attack."""
         return compose([*self.words, *words])
 
     @property
@@ -82,10 +82,18 @@ FEW = "poisons a few rows: one seed says little"
 CONSTANT = "a finding, test_bypass.py: 460 steps leave the network constant"
 HELD = "ASR 0.00 with the 68 images that the rate allows"
 FOUND = "test_detectors.py: it finds a backdoor on digits"
+COMES_BACK = "test_after.py: what it does; docs/after.md: what comes back"
 FILTERED = "a finding, test_filters.py: at 10 % half of the target class is poisoned, which is no small cluster, no small share"
 
 # fmt: off
 ROWS = (  # one line each
+    Row("after", "alternative", quick=("after.images=40", "after.epochs=1", "after.batch_size=20", "after.direction=infected", "defense=ft", "defense.epochs=1"), why=COMES_BACK),
+    Row("after", "lmc", quick=("after.points=3", "after.images=60", "after.remeasure=true", "after.statistics_images=50", "defense=ft", "defense.epochs=2"), why=COMES_BACK),
+    Row("after", "none", why="it tries nothing"),
+    Row("after", "perturb", quick=("after.images=40", "after.epochs=1", "after.batch_size=20"), why=COMES_BACK),
+    Row("after", "query", quick=("control=train", "after.images=20", "after.hidden=8", "after.epochs=2", "after.batch_size=20", "after.retuning.rate=0.1", "after.retuning.epochs=2"), why=COMES_BACK),
+    Row("after", "retune", quick=("after.rate=0.1", "after.epochs=2", "after.batch_size=16"), why=COMES_BACK, smoke=True),
+    Row("after", "variations", quick=("after.images=60", "after.shifts=[1]", "after.blurs=[1.0]", "after.crops=[2]"), why=COMES_BACK),
     Row("attack", "adap_blend", why=FEW),
     Row("attack", "adap_k_way", why=FEW),
     Row("attack", "adap_patch", why=FEW),
@@ -171,7 +179,7 @@ def listed() -> list[tuple[str, str]]:
 
 
 def rows(*groups: str) -> list[Row]:
-    """The rows of all that conf/ holds in these groups; of all three where none is named."""
+    """The rows of all that conf/ holds in these groups; of all where none is named."""
     known = {(row.group, row.name): row for row in ROWS}
     return [known[each] for each in listed() if each in known and each[0] in (groups or GROUPS)]
 

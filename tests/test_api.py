@@ -1,11 +1,19 @@
 """The public functions, as the README uses them."""
 
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from conftest import QUICK
+from torch import nn
 
 import backdoorbench as bb
-from backdoorbench.errors import ConfigError
+from backdoorbench import api, progress, screen
+from backdoorbench.attacks.base import Infection
+from backdoorbench.errors import ConfigError, DataError, ModelError
+from backdoorbench.pipeline import own
 
 SMALL = ("model.width=8", "train.epochs=6", "train.batch_size=32")
 
@@ -57,3 +65,155 @@ def test_images_of_another_data_set_than_the_settings_say() -> None:
 def test_a_setting_that_nothing_reads_is_refused_in_python_too() -> None:
     with pytest.raises(ConfigError, match="attack.patch_size is 5, and nothing reads it beside attack.pattern=white3"):
         bb.build("attack/badnets", patch_size=5)
+
+
+# ---- what a program brings itself -----------------------------------------------------------------------------------
+
+
+def small_net(classes: int = 10) -> nn.Module:
+    """A network of somebody else's, on pixels in [0, 1]."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
+    )  # fmt: skip
+
+
+def test_own_tensors_are_an_image_set() -> None:
+    made = bb.image_set(torch.rand(6, 1, 16, 16), [0, 1, 2, 0, 1, 2], ["a", "b", "c"])
+    assert made.images.shape == (6, 3, 16, 16) and made.images.dtype == torch.uint8 and made.classes == ("a", "b", "c")
+    arrays = np.zeros((4, 3, 8, 8), np.uint8)
+    assert bb.image_set(arrays, np.array([0, 1, 1, 0])).classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "classes", "said"),
+    [
+        (torch.rand(4, 8, 8, 3), [0] * 4, None, r"expected \(N, 3, S, S\).*this looks like \(N, H, W, 3\): permute"),
+        (torch.rand(4, 3, 8, 9), [0] * 4, None, r"the shape \(4, 3, 8, 9\)"),
+        (torch.randn(4, 3, 8, 8), [0] * 4, None, r"expected values in \[0, 1\], or uint8. Undo their normalisation"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.int64), [0] * 4, None, "images are torch.int64; expected uint8"),
+        (torch.rand(4, 3, 8, 8), [0.0] * 4, None, "labels are .* expected 4 whole numbers"),
+        (torch.rand(4, 3, 8, 8), [0] * 5, None, "expected 4 whole numbers, one an image"),
+        (torch.rand(4, 3, 8, 8), [0, 1, 2, 3], ["a", "b"], "labels reach from 0 to 3, and there are 2 classes"),
+    ],
+)
+def test_tensors_that_are_no_image_set_are_told(images: object, labels: object, classes: object, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        bb.image_set(images, labels, classes)
+
+
+def test_own_images_and_an_own_network_are_infected_and_purified() -> None:
+    clean, test = bb.load_dataset("digits", train_size=300, test_size=100)
+    clean, test = (bb.image_set(part.images, part.labels, part.classes) for part in (clean, test))
+    net = small_net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    infection = bb.infect(bb.build("attack/badnets", poison_rate=0.2), clean, "train.epochs=2", model=net)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())  # it is copied
+    purified = bb.purify(bb.build("defense/ft", epochs=1), infection, test, "train.epochs=1")
+    assert 0 <= bb.evaluate(purified, test, infection.trigger, infection.target).ca <= 1
+    again = bb.infect(bb.build("attack/badnets", poison_rate=0.2), clean, "train.epochs=2", model=small_net, seed=3)
+    twice = bb.infect(bb.build("attack/badnets", poison_rate=0.2), clean, "train.epochs=2", model=small_net, seed=3)
+    assert all(torch.equal(value, twice.model.state_dict()[name]) for name, value in again.model.state_dict().items())
+
+
+def test_any_module_is_purified_and_stays_as_it_was() -> None:
+    holdout, _ = bb.load_dataset("digits", train_size=100)
+    net = small_net().train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    purified = bb.purify(bb.build("defense/ft", epochs=1), net, holdout)
+    assert net.training and all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
+    assert purified(torch.rand(2, 3, 32, 32)).shape == (2, 10) and not purified.training
+    fresh = bb.purify(
+        bb.build("defense/ac"), Infection(net, None, None, holdout, None), holdout, "train.epochs=1"
+    )  # trains one anew
+    assert own.is_kind(fresh, purified)
+
+
+def test_a_module_that_does_not_fit_is_told() -> None:
+    holdout, _ = bb.load_dataset("digits", train_size=100)
+    with pytest.raises(ModelError, match=r"Sequential makes \(2, 7\) of 2 images; expected logits \(2, 10\)"):
+        bb.purify(bb.build("defense/ft", epochs=1), small_net(7), holdout)
+    with pytest.raises(ModelError, match="Sequential cannot read these images of 32 pixels"):
+        bb.purify(bb.build("defense/ft", epochs=1), nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), holdout)
+    with pytest.raises(ModelError, match="model is int; expected a torch module"):
+        bb.infect(bb.build("attack/badnets"), holdout, model=lambda: 5)
+
+
+class Viewing(nn.Module):
+    """A network that assumes a memory layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3, 4, 1), nn.Linear(4 * 8 * 8, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(images)
+        logits: torch.Tensor = self.linear(maps.view(len(maps), -1))
+        return logits
+
+
+def contiguous_maps(net: nn.Module) -> nn.Module:
+    """docs/networks.md has it."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, images, maps: maps.contiguous())
+    return net
+
+
+def test_a_network_that_calls_view_is_told_before_it_trains() -> None:
+    """Images arrive in channels_last."""
+    train, _ = bb.load_dataset("digits", train_size=100)
+    with pytest.raises(
+        ModelError, match=r"Viewing cannot read these images of 32 pixels \(view size is not compatible .*reshape"
+    ):
+        bb.infect(bb.build("attack/none"), train, "train.epochs=1", model=Viewing)
+    infection = bb.infect(bb.build("attack/none"), train, "train.epochs=1", model=lambda: contiguous_maps(Viewing()))
+    assert infection.model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_an_infection_is_kept_and_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = bb.load_dataset("digits", train_size=300, test_size=100)
+    first = bb.infect(bb.build("attack/badnets", poison_rate=0.2), train, *SMALL, "train.epochs=1", cache=tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(api, "carry_out", lambda *_: pytest.fail("it was trained again"))
+        second = bb.infect(bb.build("attack/badnets", poison_rate=0.2), train, *SMALL, "train.epochs=1", cache=tmp_path)
+    assert all(torch.equal(value, second.model.state_dict()[name]) for name, value in first.model.state_dict().items())
+    assert bb.evaluate(first.model, test, first.trigger, first.target) == bb.evaluate(
+        second.model, test, second.trigger, second.target
+    )
+    assert second.train is not None and first.train is not None and torch.equal(first.train.images, second.train.images)
+    for changed in ({"seed": 1}, {"model": small_net}):
+        bb.infect(
+            bb.build("attack/badnets", poison_rate=0.2), train, *SMALL, "train.epochs=1", cache=tmp_path, **changed
+        )
+    bb.infect(bb.build("attack/badnets", poison_rate=0.3), train, *SMALL, "train.epochs=1", cache=tmp_path)
+    assert len(list(tmp_path.glob("badnets-*/infection.json"))) == 4
+
+
+def test_progress_is_drawn_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, _ = bb.load_dataset("digits", train_size=100)
+    opened: list[str] = []
+    monkeypatch.setattr(
+        screen.BarReporter,
+        "open",
+        lambda self, name, *rest: opened.append(name) or progress.LogReporter().open(name, *rest),
+    )
+    bb.infect(bb.build("attack/none"), train, *SMALL, "train.epochs=1")
+    assert not opened
+    bb.infect(bb.build("attack/none"), train, *SMALL, "train.epochs=1", progress=True)
+    assert opened
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: bb.build("defense/fts"), "defense 'fts' is unknown. Did you mean 'fst'"),
+        (lambda: bb.run("attack=badnet"), "attack 'badnet' is unknown. Did you mean 'badnets'"),
+        (lambda: bb.run("defense.lrr=1", "defense=ft"), "defense has no setting 'lrr'. Did you mean 'lr'"),
+        (lambda: bb.compose(["seed=1,2"]), "'seed=1,2' holds several values, and this is no sweep"),
+        (lambda: bb.load_dataset("digitz"), "dataset 'digitz' is unknown. Did you mean 'digits'"),
+    ],
+)
+def test_mistakes_are_told_as_the_command_line_tells_them(call: Callable[[], object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert str(caught.value).startswith(said)

@@ -63,7 +63,8 @@ def test_the_public_names() -> None:
     import backdoorbench
 
     assert backdoorbench.__all__ == [
-        "build", "compose", "evaluate", "infect", "load_dataset", "load_model", "purify", "results", "run", "withhold",
+        "build", "compose", "evaluate", "image_set", "infect", "load_dataset", "load_model", "plugin", "purify", "results", "run",
+        "withhold",
     ]  # fmt: skip
     assert all(callable(getattr(backdoorbench, name)) for name in backdoorbench.__all__)
 

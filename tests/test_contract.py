@@ -1,5 +1,5 @@
-"""What every attack, defense and detector keeps, whichever it is: the folder listing of conf/ says which there are, tests/contract.py
-what a test must know of each, its class the rest.
+"""What every attack, defense, detector and after-attack keeps, whichever it is: the folder listing of conf/ says which there are,
+tests/contract.py what a test must know of each, its class the rest.
 
 pytest tests/test_contract.py -k wanet    all that is asked of one method
 """
@@ -23,7 +23,7 @@ from backdoorbench.config.build import build
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Verdict
 from backdoorbench.errors import ConfigError
-from backdoorbench.pipeline import detect, evaluation, infect, plan, purify
+from backdoorbench.pipeline import after, detect, evaluation, infect, plan, purify
 from backdoorbench.pipeline.job import Job
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.storage.record import Finding
@@ -385,6 +385,91 @@ def test_a_detector_asks_for_all_that_it_needs(detector: Examined, monkeypatch: 
         monkeypatch.setattr(type(detector.made.detector), "needs", needs - {need})
         with pytest.raises(PermissionError, match=f"'{need}' in its `needs`"):
             detector.carry_out()
+
+
+# ---- after-attacks --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """An after-attack before the default attack's quickly infected model, after the defense that its row names, none by default."""
+
+    stage: after.Stage
+    purified: nn.Module
+
+    def carry_out(self, seed: int = 0) -> list[dict[str, Tensor]]:
+        """Of each trial the model's weights, and what is shown to it: triggered, and lured."""
+        stage = replace(self.stage, made=replace(self.stage.made, seed=seed))
+        images, _ = next(self.stage.made.splits.test.batches(16))
+        found = []
+        for trial in stage.trials(self.purified, lambda name, value: None):
+            with torch.no_grad():
+                shown = {"triggered": trial.trigger(images)} | ({"lured": trial.lure(images)} if trial.lure else {})
+            found.append(weights(trial.model) | shown)
+        return found
+
+    @cached_property
+    def trials(self) -> list[dict[str, Tensor]]:
+        return self.carry_out()
+
+
+@cases("after")
+def after_attack(request: pytest.FixtureRequest, outputs: Path) -> Attacked:
+    made = planned(request.param, outputs)
+    test = made.splits.test
+    infection, _ = infect.obtain(made, test, Finding("infect", ""))
+    purified = purify.purify(made, infection, test, Finding("purify", ""), lambda _: None)
+    return Attacked(after.prepare(made, infection, test), purified)
+
+
+def alike(first: list[dict[str, Tensor]], second: list[dict[str, Tensor]]) -> bool:
+    return len(first) == len(second) and all(map(same, first, second))
+
+
+def test_an_after_attack_repeats_and_its_makings_are_left_alone(after_attack: Attacked) -> None:
+    stage, made = after_attack.stage, after_attack.stage.made
+    models = [model for model in (after_attack.purified, stage.infection.model, stage.clean) if model is not None]
+    before, clean = [weights(model) for model in models], pixels(made.parts.train, made.splits.test)
+    assert alike(after_attack.trials, after_attack.carry_out())
+    assert all(same(weights(model), kept) for model, kept in zip(models, before, strict=True))
+    assert same(pixels(made.parts.train, made.splits.test), clean)
+
+
+def test_what_an_after_attack_shows_is_an_image_and_its_models_are_sound(after_attack: Attacked) -> None:
+    made, images = after_attack.stage.made, next(after_attack.stage.made.splits.test.batches(16))[0]
+    assert bool(after_attack.trials) == made.is_attacked_after
+    for trial in after_attack.trials:
+        for name in trial.keys() & {"triggered", "lured"}:
+            assert trial[name].shape == images.shape and 0 <= trial[name].min() and trial[name].max() <= 1
+        assert all(value.isfinite().all() for value in trial.values() if value.is_floating_point())
+
+
+def test_an_after_attack_is_judged_in_every_trial(after_attack: Attacked) -> None:
+    stage = after_attack.stage
+    judged = [
+        stage.judge(trial, trial.model) for trial in stage.trials(after_attack.purified, lambda name, value: None)
+    ]
+    assert len({trial["label"] for trial in judged}) == len(judged)
+    if judged:
+        figures = after.figures(stage.made.after, {"purified": judged})
+        assert f"asr_{stage.made.after.figure}" in figures and all(
+            0 <= value <= 1 for value in figures.values() if value
+        )
+        assert all(trial["asr"] + trial["ra"] <= 1 for trial in judged)
+
+
+def test_another_seed_is_another_after_attack_where_it_draws(after_attack: Attacked) -> None:
+    draws = after_attack.stage.made.after.draws
+    assert alike(after_attack.trials, after_attack.carry_out(seed=1)) != draws, DRAWS[draws]
+
+
+def test_an_after_attack_asks_for_all_that_it_needs(after_attack: Attacked, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(after_attack.stage.made.after)
+    needs = kind.needs
+    for need in needs:
+        monkeypatch.setattr(kind, "needs", needs - {need})
+        with pytest.raises(PermissionError, match=f"'{need}' in its `needs`"):
+            after_attack.carry_out()
 
 
 # ---- effects --------------------------------------------------------------------------------------------------------

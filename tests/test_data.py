@@ -24,15 +24,18 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from backdoorbench.config.build import build
-from backdoorbench.config.compose import conf_dir
+from backdoorbench.config.compose import compose, conf_dir
 from backdoorbench.data import cifar10, digits, gtsrb, raw, store, tiny_imagenet
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.pictures import Picture
 from backdoorbench.errors import BdxError, ConfigError, DataError, StorageError
+from backdoorbench.pipeline import plan
+from backdoorbench.reporting import rows
 from backdoorbench.streams import Stream
 
 ENDINGS = ".jpg, .jpeg, .jfif, .png, .ppm, .pgm, .pbm, .pnm, .bmp, .gif, .webp, .tif, .tiff"
-LAYOUT = "train/ and test/ with a folder of images a class"
+TREE = "train/ and test/ with a folder of images a class"
+LAYOUT = f"{TREE}, or another layout of docs/data.md"
 REMEDY = "Unpack the data there, or correct dataset.root."
 
 
@@ -305,7 +308,7 @@ def test_root_missing_empty_or_null(tmp_path: Path, cache: Path) -> None:
         f"dataset.root is {nowhere}, which does not exist. folder needs there {LAYOUT}. {REMEDY}"
     )
     assert complaint(DataError, dataset("folder", file), cache) == (
-        f"dataset.root is {file}, a file, not a folder. folder needs there {LAYOUT}. {REMEDY}"
+        f"dataset.root is {file}, a file of no kind that is read. folder needs there {LAYOUT}. {REMEDY}"
     )
     assert complaint(DataError, dataset("folder", empty), cache) == (
         f"dataset.root is {empty}, an empty folder. folder needs there {LAYOUT}. {REMEDY}"
@@ -337,14 +340,16 @@ def test_root_a_level_off(tmp_path: Path, cache: Path) -> None:
 def test_split_missing(tmp_path: Path, cache: Path) -> None:
     root = plant(tmp_path / "raw", "ab")
     (root / "test").rename(root / "aside")
-    rest = (
-        "folder needs a training and a test split, each with a folder of images a class. Add the missing one, or "
-        "correct dataset.root."
+    needs = "folder needs a training and a test split, each with a folder of images a class. Add the missing one, or"
+    assert complaint(DataError, dataset("folder", root), cache) == (
+        f"{root} has train/ but no test/ or val/. {needs} set dataset.root={root / 'train'}, of whose images "
+        f"dataset.test_share are then drawn for testing."
     )
-    assert complaint(DataError, dataset("folder", root), cache) == (f"{root} has train/ but no test/ or val/. {rest}")
     (root / "aside").rename(root / "test")
     (root / "train").rename(root / "aside")
-    assert complaint(DataError, dataset("folder", root), cache) == f"{root} has test/ but no train/. {rest}"
+    assert complaint(DataError, dataset("folder", root), cache) == (
+        f"{root} has test/ but no train/. {needs} correct dataset.root."
+    )
 
 
 def test_class_empty_or_unknown(tmp_path: Path, cache: Path) -> None:
@@ -513,14 +518,14 @@ def test_cifar10_download(tmp_path: Path, cache: Path, monkeypatch: pytest.Monke
         f"empty folder."
     )
     assert complaint(DataError, dataset("cifar10", root, download=False), cache) == (
-        f"dataset.root is {root}, which does not exist. cifar10 needs there cifar-10-batches-py/, or {LAYOUT}. {remedy}"
+        f"dataset.root is {root}, which does not exist. cifar10 needs there cifar-10-batches-py/, or {TREE}. {remedy}"
     )
     assert len(dataset("cifar10", root).load(cache).train) == 50
     assert [path.name for path in root.iterdir() if not path.name.startswith(".")] == ["cifar-10-batches-py"]
     assert not (root / ".download").exists()
     (root / "cifar-10-batches-py").rename(root / "something")
     assert complaint(DataError, dataset("cifar10", root), cache) == (
-        f"dataset.root is {root}, which holds 'something'. cifar10 needs there cifar-10-batches-py/, or {LAYOUT}. "
+        f"dataset.root is {root}, which holds 'something'. cifar10 needs there cifar-10-batches-py/, or {TREE}. "
         f"{remedy}"
     )
 
@@ -631,6 +636,73 @@ def test_gtsrb_test_labels(tmp_path: Path, cache: Path) -> None:
     shutil.rmtree(root / "GTSRB" / "Final_Training" / "Images" / "00042")
     answers.write_text("Filename;ClassId\n0.ppm;1\n1.ppm;1\n2.ppm;1\n3.ppm;1\n")
     assert "84 training and 4 test images in 42 classes" in complaint(DataError, dataset("gtsrb", root), cache)
+
+
+def write_regions(root: Path) -> None:
+    """Tables with a region for each image: training images lose two columns on the left, test images a pixel on each side."""
+    base, columns = root / "GTSRB", "Filename;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"
+    for number in range(43):
+        lines = [f"{row}.ppm;2;0;{20 + number};25;{number}" for row in range(2)]
+        table = base / gtsrb.TRAINING["final_release"] / f"{number:05}" / f"GT-{number:05}.csv"
+        table.write_text("\n".join([columns, *lines]))
+    rows = [f"{row}.ppm;1;1;31;31;{label}" for row, label in enumerate((7, 42, 0, 7))]
+    (root / "GT-final_test.csv").write_text("\n".join([columns, *rows]))
+
+
+@pytest.mark.usefixtures("small_gtsrb")
+def test_gtsrb_regions_are_cut_out(tmp_path: Path, cache: Path) -> None:
+    """Against Pillow, called by hand."""
+    root = plant_gtsrb(tmp_path / "raw", "final_release")
+    image = Image.open(root / "GTSRB" / gtsrb.TRAINING["final_release"] / "00005" / "1.ppm").convert("RGB")
+    tested = Image.open(root / "GTSRB" / "Final_Test" / "Images" / "0.ppm").convert("RGB")
+
+    def seen(images: torch.Tensor, row: int) -> np.ndarray:
+        return images[row].permute(1, 2, 0).numpy()
+
+    said = complaint(DataError, dataset("gtsrb", root, roi="crop"), cache)
+    assert (
+        "GT-00000.csv has no region for 0.ppm, which dataset.roi=crop cuts out. Unpack the archives again, or set"
+        in said
+    )
+    write_regions(root)
+    table = root / "GT-final_test.csv"
+    table.write_text(table.read_text().replace("Roi.X2", "X2"))
+    said = complaint(DataError, dataset("gtsrb", root, roi="crop"), cache)
+    assert (
+        f"{table} is no table of Filename, Roi.X1, Roi.Y1, Roi.X2 and Roi.Y2, which dataset.roi=crop cuts out" in said
+    )
+    write_regions(root)
+    whole = dataset("gtsrb", root).load(cache)
+    cropped = dataset("gtsrb", root, roi="crop").load(cache)
+    bilinear = Image.Resampling.BILINEAR
+    assert np.array_equal(
+        seen(cropped.train.images, 11), np.asarray(image.crop((2, 0, 25, 25)).resize((32, 32), bilinear))
+    )
+    assert np.array_equal(
+        seen(cropped.test.images, 0), np.asarray(tested.crop((1, 1, 31, 31)).resize((32, 32), bilinear))
+    )
+    inset = dataset("gtsrb", root, roi=4).load(cache)
+    expected = image.resize((32, 32), bilinear, box=(25 / 8, 25 / 8, 25 - 25 / 8, 25 - 25 / 8))
+    assert np.array_equal(seen(inset.train.images, 11), np.asarray(expected))
+    assert len({whole.digest, cropped.digest, inset.digest}) == 3
+    table.write_text(table.read_text().replace("0.ppm;1;1;31;31", "0.ppm;1;1;31;99"))
+    assert "1 of 90 images of gtsrb have a region of interest that is not within the image" in complaint(
+        DataError, dataset("gtsrb", root, roi="crop"), cache
+    )
+    table.write_text(table.read_text().replace("0.ppm;1;1;31;99;7\n", ""))
+    assert "occur in one of them only" in complaint(DataError, dataset("gtsrb", root, roi="crop"), cache)
+    for roi, words in ((16, "between 1 and 15"), ("all", "expected whole or crop")):
+        with pytest.raises(ConfigError, match=words):
+            dataset("gtsrb", root, roi=roi)
+
+
+def test_a_region_tells_runs_apart_and_whole_images_keep_their_keys() -> None:
+    given = [compose(["dataset=gtsrb", *more]) for more in ([], ["dataset.roi=crop"], ["dataset.roi=3"])]
+    keys = [plan.run_settings(each, "digest") for each in given]
+    assert "roi" not in keys[0]["dataset"] and [key["dataset"]["roi"] for key in keys[1:]] == ["crop", 3]
+    old = {**given[0], "dataset": {key: value for key, value in given[0]["dataset"].items() if key != "roi"}}
+    assert rows.identity(old) == rows.identity(given[0])
+    assert len({rows.identity(each) for each in given}) == 3
 
 
 # -- ImageNet and Tiny ImageNet ---------------------------------------------------------------------------------------

@@ -141,6 +141,19 @@ def test_examples_in_docstrings(name: str) -> None:
     assert results.attempted and not results.failed
 
 
+@pytest.mark.parametrize("page", ["python.md", "networks.md"])
+def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks of a page, one after another, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert blocks
+    names: dict[str, Any] = {"__name__": page}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{page}, block {number + 1}", "exec"), names)
+
+
 def test_every_module_says_what_it_is() -> None:
     for file in sorted((ROOT / "backdoorbench").rglob("*.py")):
         text = file.read_text(encoding="utf-8")
@@ -150,3 +163,39 @@ def test_every_module_says_what_it_is() -> None:
 def test_the_makefile_helps() -> None:
     targets = re.findall(r"^([a-z-]+):.*?## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {"setup", "demo", "test", "check", "docs", "picture", "wheel"} <= set(targets)
+
+
+# ---- container and citation -----------------------------------------------------------------------------------------
+
+
+def test_the_dockerfile_names_what_is_there() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = re.findall(r"(?:RUN |bdx )make ([a-z-]+)", text) + re.findall(r'"make", "([a-z-]+)"', text)
+    assert {"setup", "test", "demo"} == set(named) and set(named) <= targets
+    for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):
+        *sources, _ = line.split()
+        assert all((ROOT / source).exists() for source in sources), line
+    base = re.search(r"^FROM python:(\d+\.\d+)-slim$", text, re.MULTILINE)
+    asked = re.search(r'requires-python = ">=(\d+)\.(\d+),<(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    assert base and asked
+    low, high = (tuple(map(int, asked.groups()[place : place + 2])) for place in (0, 2))
+    assert low <= tuple(map(int, base[1].split("."))) < high
+    build = re.search(r"^COPY (pyproject.toml .+) \./$", text, re.MULTILINE)
+    assert build and {"pyproject.toml", "constraints.txt", "Makefile", "README.md", "LICENSE"} <= set(
+        build[1].split()
+    )  # what setup reads
+
+
+def test_what_the_image_leaves_out_is_no_source() -> None:
+    left_out = (ROOT / ".dockerignore").read_text().split()
+    assert {"outputs", ".venv"} <= set(left_out) and not {"backdoorbench", "conf", "tests", "docs"} & set(left_out)
+
+
+def test_the_citation_file_says_what_the_project_does() -> None:
+    import yaml
+
+    said = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{said["version"]}"' in project and f'license = "{said["license"]}"' in project
+    assert {"cff-version", "message", "title", "type", "authors"} <= said.keys()

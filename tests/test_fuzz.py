@@ -126,6 +126,7 @@ HYDRA = (
 FLAGS = (
     "--cfg=job", "--cfg", "--resolve", "--package=attack", "--package=nope", "--info", "--config-dir=nowhere", "--config-dir=text.txt",
     "--config-name=x", "--config-path=x", "--nope", "-x", "-m", "--run", "--hydra-help", "-sc", "--experimental-rerun=x", "--", "-cd",
+    "--plugin", "--plugin=nowhere", "--where=x",
 )  # fmt: skip
 VERBS = (
     "plan",
@@ -139,6 +140,10 @@ VERBS = (
     "plot curves",
     "preview --images 0",
     "reproduce",
+    "config",
+    "cite",
+    "new defense",
+    "export model",
 )
 
 readable = st.one_of(

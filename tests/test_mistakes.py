@@ -10,13 +10,15 @@ from conftest import QUICK
 from PIL import Image
 from safetensors.torch import save_file
 
+from backdoorbench.cli.arguments import LISTED
 from backdoorbench.cli.main import main
 from backdoorbench.config import catalog
 from backdoorbench.config.compose import conf_dir
+from backdoorbench.reporting import comebacks, report
 
 SMALL = [*QUICK, "train.epochs=1"]
 KNOWN = (
-    "seed, control, curve, gates, inspection, runtime, force, reconstruct, rerun, fail_fast, plugins, attack, defense, detector, "
+    "seed, control, curve, gates, inspection, exact, runtime, force, reconstruct, rerun, fail_fast, plugins, attack, defense, detector, after, "
     "dataset, model, train, holdout and tracker"
 )
 MISTAKES: dict[str, tuple[list[str], str]] = {
@@ -55,7 +57,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown verb": (
         ["repot", "outputs"],
-        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot, preview, export, reproduce, runs, cache, plan and check; a run is described by "
+        "'repot' is no verb of bdx. Did you mean 'report'? The verbs are list, show, report, plot, preview, export, reproduce, runs, cache, plan, check, inspect, clean, new, config and cite; a run is described by "
         "settings, such as attack=badnets.",
     ),
     "plan of a search": (
@@ -72,7 +74,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown group to list": (
         ["list", "atack"],
-        "group 'atack' is unknown. Did you mean 'attack'? The groups are attack, defense, detector, dataset, model, train, holdout, "
+        "group 'atack' is unknown. Did you mean 'attack'? The groups are attack, defense, detector, after, dataset, model, train, holdout, "
         "experiment, scale, runtime and tracker.",
     ),
     "unknown option to show": (
@@ -189,12 +191,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "data set missing": (
         ["dataset=folder", "dataset.root={tmp}/nowhere"],
-        "dataset.root is {tmp}/nowhere, which does not exist. folder needs there train/ and test/ with a folder of images a class. "
+        "dataset.root is {tmp}/nowhere, which does not exist. folder needs there train/ and test/ with a folder of images a class, or another layout of docs/data.md. "
         "Unpack the data there, or correct dataset.root.",
     ),
     "data set empty": (
         ["dataset=folder", "dataset.root={tmp}/empty"],
-        "dataset.root is {tmp}/empty, an empty folder. folder needs there train/ and test/ with a folder of images a class. "
+        "dataset.root is {tmp}/empty, an empty folder. folder needs there train/ and test/ with a folder of images a class, or another layout of docs/data.md. "
         "Unpack the data there, or correct dataset.root.",
     ),
     "data set corrupt": (
@@ -204,7 +206,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "data set without a root": (
         ["dataset=folder", "dataset.root=null"],
-        "dataset.root is null. folder needs a folder with train/ and test/ with a folder of images a class. Add dataset.root=FOLDER.",
+        "dataset.root is null. folder needs a folder with train/ and test/ with a folder of images a class, or another layout of docs/data.md. Add dataset.root=FOLDER.",
     ),
     "more images than there are": (
         ["dataset.train_size=5000"],
@@ -226,8 +228,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "checkpoint that is no state dict": (
         ["model.checkpoint=text.pt"],
-        "model.checkpoint=text.pt is not a plain state dict (Weights only load failed); files that run code when loaded are refused. "
-        "Save the network again with safetensors.torch.save_file(model.state_dict(), FILE).",
+        "model.checkpoint=text.pt holds no weights that bdx can read (at position 0, opcode b'n' unknown); expected a safetensors "
+        "file, or a state dict as torch.save writes it. Save the network again with torch.save(model.state_dict(), FILE).",
     ),
     "device absent": (
         ["runtime.device=tpu"],
@@ -260,7 +262,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "report of an unknown metric": (
         ["report", "empty", "--metric", "asr,acc"],
-        "--metric is 'acc'; expected some of ca, asr, ra, der, auroc, tpr_1, tpr_5, tpr_10, tpr, fpr, precision, anomaly_index, any_flagged and target_flagged. Change --metric.",
+        "--metric is 'acc'; expected some of ca, asr, ra, der, holdout_ca, seconds, memory, device_memory, energy, images_per_second, auroc, tpr_1, tpr_5, tpr_10, tpr, fpr, precision, anomaly_index, any_flagged, target_flagged and {afterwards} of after-attacks. Change --metric.",
     ),
     "verdicts, a line a run": (
         ["report", "empty", "--verdicts", "--format", "runs-csv"],
@@ -347,11 +349,14 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().err
     usage = (
         "Expected: bdx report [-h] [--config-dir DIR] [--rows LIST] [--columns LIST] [--metric LIST] [--format "
-        "{terminal,csv,runs-csv,md,latex,html}] [--verdicts] [--ca-loss POINTS] [--asr-below PERCENT] [--output FILE] [--tsne DIR] DIR [DIR ...]."
+        "{terminal,csv,runs-csv,classes-csv,md,latex,html}] [--verdicts] [--statistics] [--against DEFENSE] [--ca-loss POINTS] [--asr-below PERCENT] [--names FILE] [--published [FILE]] [--output FILE] [--tsne DIR] [--where CHOICE] DIR [DIR ...]."
     )
     known = {f"{group}s": ", ".join(catalog.names(group)) for group in ("attack", "defense")}
     known |= {"launchers": launchers(), "report": usage}
-    assert shown == f"bdx: {said.format(tmp=place, devices=devices(), formats=formats(), **known)}\n"
+    assert (
+        shown
+        == f"bdx: {said.format(tmp=place, devices=devices(), formats=formats(), afterwards=len({*report.METRICS, *comebacks.figures()}) - LISTED, **known)}\n"
+    )
     assert code == 2 and "Traceback" not in shown
 
 

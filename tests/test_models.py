@@ -3,6 +3,7 @@
 pytest tests/test_models.py
 """
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench.config.build import build
-from backdoorbench.config.compose import conf_dir, option
+from backdoorbench.config.compose import compose, conf_dir, option
 from backdoorbench.errors import ConfigError, ModelError
+from backdoorbench.models import surgery
 from backdoorbench.models.base import Classifier, GlobalAverage, ModelSpec
-from backdoorbench.models.timm import TimmSpec, make_classifier_linear, patch, shrink_stem
+from backdoorbench.models.heads import make_classifier_linear
+from backdoorbench.models.stems import shrink_stem
+from backdoorbench.models.timm import TimmSpec, patch
 from backdoorbench.models.wide_resnet import WideResNetSpec
 
-OURS = sorted(file.stem for file in (conf_dir() / "model").glob("*.yaml") if file.stem != "timm")
+OTHERS = ("timm", "torchvision", "module")  # whose networks are somebody else's
+OURS = sorted(file.stem for file in (conf_dir() / "model").glob("*.yaml") if file.stem not in OTHERS)
 
 
 def spec(name: str, **changes: Any) -> ModelSpec:
@@ -226,6 +231,33 @@ def test_a_convolutional_classifier_becomes_the_equal_linear_layer() -> None:
     torch.testing.assert_close(net.head(maps), before)
 
 
+@pytest.mark.parametrize(
+    "name", ["dla46_c", "dpn48b", "repvit_m0_9", "swiftformer_xs", "deit_tiny_distilled_patch16_224"]
+)
+def test_a_classifier_that_is_no_linear_layer_becomes_the_equal_one(name: str) -> None:
+    import timm
+
+    size = 32
+    torch.manual_seed(0)
+    theirs = timm.create_model(
+        name, num_classes=10, **({"img_size": 32, "patch_size": 4} if "deit" in name else {})
+    ).eval()
+    torch.manual_seed(0)
+    net = timm_net(name, size).eval()
+    images = torch.rand(2, 3, size, size)
+    torch.testing.assert_close(net(images), theirs(images), rtol=1e-4, atol=1e-4)
+    model = Classifier(copy.deepcopy(net), size, (0.0,), (1.0,)).eval()
+    head = surgery.classifier_head(model)
+    nn.init.zeros_(head.weight)
+    assert torch.allclose(model(images), head.bias.expand(2, -1)) and not torch.allclose(net(images), model(images))
+    net.train()
+    net(images).sum().backward()
+    assert all(
+        parameter.grad is not None
+        for parameter in surgery.classifier_head(Classifier(net, size, (0.0,), (1.0,))).parameters()
+    )
+
+
 def test_unknown_timm_name() -> None:
     with pytest.raises(ModelError) as error:
         timm_net("resnet81")
@@ -260,3 +292,27 @@ def test_pretrained_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -
         "connection and a name that has weights. Without them set model.pretrained=false; to start from weights on this "
         "machine, also pass their file as model.checkpoint."
     )
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224"])
+def test_weights_that_are_loaded_between_two_passes_are_all_used(name: str) -> None:
+    """timm's own networks of these families go on with the attention biases of the first pass."""
+    spec = build(compose(["model=timm", f"model.timm_name={name}", "model.stem=as_is"])["model"], "model")
+    images = torch.linspace(0, 1, 2 * 3 * 224 * 224).view(2, 3, 224, 224)
+    first, second = (spec.net(10, 224).eval() for _ in range(2))
+    with torch.no_grad():
+        for scale, net in ((0.1, first), (0.3, second)):
+            for parameter in net.parameters():
+                parameter.add_(scale * torch.sin(torch.arange(parameter.numel()).float()).view_as(parameter))
+        expected = second(images)
+        first(images)
+        first.load_state_dict(second.state_dict())
+        assert torch.equal(first(images), expected)
+    copied = copy.deepcopy(first)
+    first(images).sum().backward()
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(0.5)
+        assert not torch.equal(copied(images), expected)  # its biases are its own
+        assert torch.equal(first(images), expected)
+    copy.deepcopy(first)

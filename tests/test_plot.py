@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from records import made_run
 
 from backdoorbench.cli import main as cli
-from backdoorbench.errors import DataError
+from backdoorbench.cli.arguments import LISTED
+from backdoorbench.errors import DataError, join_words
 from backdoorbench.metrics import Scores
 from backdoorbench.pipeline.job import Job
-from backdoorbench.reporting import features
+from backdoorbench.reporting import comebacks, features
 from backdoorbench.reporting.features import Embedding
 from backdoorbench.reporting.plots import ink, panels
 from backdoorbench.reporting.plots.curves import curves
@@ -30,6 +31,7 @@ from backdoorbench.reporting.rows import aggregate
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 
+OF_A_HEATMAP = ["ca", "asr", "ra", "der", "holdout_ca", *comebacks.figures()]
 RATES = (0.01, 0.05, 0.1)
 
 
@@ -468,11 +470,11 @@ def test_a_plot_says_what_print_calls_options(runs: Path) -> None:
         (
             ["curves", "outputs", "--output", "plot.svg", "--metric", "ca"],
             "bdx plot: argument --metric: curves has its own; it goes with rates, sweep, classes, heatmap and ranks. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
-            "[--x SETTING] [--metric LIST] [--names FILE] {curves,rates,sweep,scatter,heatmap,classes,ranks,gallery,tsne} DIR [DIR ...].",
+            "[--x SETTING] [--metric LIST] [--names FILE] [--where CHOICE] {curves,rates,sweep,scatter,after,trials,heatmap,classes,ranks,gallery,tsne} DIR [DIR ...].",
         ),
         (
             ["heatmap", "outputs", "--output", "plot.svg", "--metric", "acc"],
-            "--metric is 'acc'; expected some of ca, asr, ra, der and holdout_ca. Change --metric.",
+            f"--metric is 'acc'; expected some of {join_words(OF_A_HEATMAP[:LISTED] + [f'{len(OF_A_HEATMAP) - LISTED} of after-attacks'])}. Change --metric.",
         ),
         (
             ["heatmap", "outputs/runs/lp", "--output", "plot.svg"],

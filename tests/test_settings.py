@@ -1,6 +1,6 @@
 """Every setting acts, or is refused: changing any one of them changes what comes out, or is a mistake that says why.
 
-Asked of every attack, defense, detector, recipe, network, data set and holdout that conf/ holds; tests/contract.py says how a
+Asked of every attack, defense, detector, after-attack, recipe, network, data set and holdout that conf/ holds; tests/contract.py says how a
 method is carried out in a second. A class declares in a line which settings its others switch off (config/acts.py), and both
 halves are asked: where it says that a setting acts, it does; where not, it is refused, and rightly, since it changes nothing.
 
@@ -30,7 +30,7 @@ from backdoorbench.config import acts, catalog
 from backdoorbench.config.acts import Condition, Either, Only
 from backdoorbench.config.compose import Plain, compose, flat
 from backdoorbench.errors import BdxError, ConfigError, IdleError
-from backdoorbench.pipeline import detect, infect, plan, purify
+from backdoorbench.pipeline import after, detect, infect, plan, purify
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.storage.record import Finding
 
@@ -76,6 +76,20 @@ def examined(made: Plan) -> Result:
     case = detect.present(made, infection, infection.trigger, infection.target, test, Finding("detect", ""))
     verdict = detect.examine(made, case, lambda name, value: None)
     return {"scores": verdict.scores, "flagged": verdict.flagged} | verdict.pictures
+
+
+def attacked_after(made: Plan) -> Result:
+    """Of each trial the model's weights, and what it is shown."""
+    test = made.splits.test
+    infection, _ = infect.obtain(made, test, Finding("infect", ""))
+    purified = purify.purify(made, infection, test, Finding("purify", ""), lambda _: None)
+    stage, found = after.prepare(made, infection, test), dict[str, Tensor]()
+    images, _ = next(stage.test.batches(len(stage.test)))
+    for trial in stage.trials(purified, lambda name, value: None):
+        with torch.no_grad():
+            found |= {f"{trial.label} shown": trial.trigger(images)}
+        found |= {f"{trial.label} {name}": value.clone() for name, value in trial.model.state_dict().items()}
+    return found
 
 
 def trained(made: Plan) -> Result:
@@ -129,7 +143,7 @@ class Case:
     beside: Mapping[str, tuple[str, ...]]
     file: Path
     unasked: frozenset[str] = frozenset()
-    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def others(self, key: str, value: Any) -> list[Any]:
         return list(self.values.get(key, ())) or tried.others(self.leaves[key][0], value, self.file)
@@ -156,7 +170,10 @@ class Case:
         """The configuration with these settings, and with what they ask for; of a data set composed anew, since others refer to
         its settings."""
         if self.group == "dataset":
-            return compose([*self.words, *(f"dataset.{key}={acts.typed(value)}" for key, value in changes.items())])
+            usual = flat(self.base[self.group])
+            before = {key: value for key, value in flat(config[self.group]).items() if value != usual.get(key)}
+            given = (f"dataset.{key}={acts.typed(value)}" for key, value in {**before, **changes}.items())
+            return compose([*self.words, *given])
         asked = {k: v for key, value in changes.items() for k, v in tried.companions(key, value, self.file).items()}
         return tried.changed(config, self.group, {k: v for k, v in {**asked, **changes}.items() if k in self.leaves})
 
@@ -266,7 +283,7 @@ def contexts(case: Case, conditions: tuple[Condition, ...]) -> Iterator[Changes]
 
 # ---- the questions --------------------------------------------------------------------------------------------------
 
-RESULTS = {"attack": (crafted, infected), "defense": (purified,), "detector": (examined,)}
+RESULTS = {"attack": (crafted, infected), "defense": (purified,), "detector": (examined,), "after": (attacked_after,)}
 
 
 @pytest.fixture(scope="session")
@@ -306,6 +323,7 @@ UNASKED = {
     "train.compile": "compiling takes a minute; it is in the key since kernels round otherwise",
     "model.pretrained": "fetches weights from the network",
     "model.timm_name": "any of a thousand",
+    "model.architecture": "any of a hundred",
     "dataset.root": "where the data lie; their digest stands for it",
 }
 
@@ -333,9 +351,38 @@ def test_every_setting_of_a_recipe_acts_or_is_refused(name: str, outputs: Path, 
 
 
 @pytest.mark.parametrize("name", some(options("model"), "demo"))
-def test_every_setting_of_a_network_acts_or_is_refused(name: str, outputs: Path, file: Path) -> None:
+def test_every_setting_of_a_network_acts_or_is_refused(
+    name: str, outputs: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = (f"model={name}", *(word for word in QUICKER if not word.startswith("model")), f"runtime.outputs={outputs}")
-    assert_none(silent(Case("model", words, (read,), {"stem": ("model.stem=as_is",)}, file, unasked("model"))))
+    (tmp_path / "asked_about.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    words += ("plugins=[asked_about]", "model.target=asked_about:Two", "model.output=0") if name == "module" else ()
+    values: dict[str, tuple[Any, ...]] = {
+        "target": ("asked_about:Other",),
+        "options": ({"scale": 3},),
+        "output": (1, None),
+    }
+    case = Case("model", words, (read,), {"stem": ("model.stem=as_is",)}, file, unasked("model"), values)
+    assert_none(silent(case))
+
+
+NETWORK = """
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self, classes, channels=3, scale=1):
+        super().__init__()
+        self.conv, self.fc, self.scale = nn.Conv2d(channels, 4, 3), nn.Linear(4, classes), scale
+
+    def forward(self, x):
+        logits = self.fc(self.conv(x).mean((2, 3)))
+        return self.scale * logits, -logits
+
+class Other(Two):
+    def forward(self, x):
+        return super().forward(x)[::-1]
+"""
 
 
 @pytest.mark.parametrize("name", some(catalog.names("holdout"), "standard"))
@@ -350,13 +397,16 @@ def test_every_setting_of_a_data_set_acts_or_is_refused(name: str, outputs: Path
     draw_folders(tmp_path)
     place = (f"dataset.root={tmp_path}", "dataset.size=8", "model=demo", "train=demo") if name == "folder" else ()
     words = (f"dataset={name}", "defense=ft", *place, *QUICKER, "train.batch_size=16", f"runtime.outputs={outputs}")
-    clear = {"background": ("dataset.background=black",)}
-    assert_none(silent(Case("dataset", words, (read, trained, crafted, purified), clear, file, unasked("dataset"))))
+    whole = (f"dataset.root={tmp_path / 'whole'}", "dataset.train_size=null", "dataset.test_size=null")
+    beside = {"background": ("dataset.background=black",), "test_share": whole}
+    values = {"layout": ("classes",), "class_names": (str(tmp_path / "names.txt"),)}
+    results = (read, trained, crafted, purified)
+    assert_none(silent(Case("dataset", words, results, beside, file, unasked("dataset"), values)))
 
 
 def draw_folders(root: Path) -> None:
     """train/ and test/ with three classes of forty images, whose names sort otherwise by value than as text; half of their
-    pixels are transparent."""
+    pixels are transparent. Beside them whole/, the same without splits, and their names in a third order."""
     levels = torch.arange(3 * 120 * 8 * 8 * 4, dtype=torch.float64).mul(0.011).sin().add(1).mul(127).to(torch.uint8)
     drawn = levels.view(3, 120, 8, 8, 4).numpy()
     for split, count in (("train", 80), ("test", 40)):
@@ -365,3 +415,7 @@ def draw_folders(root: Path) -> None:
             folder.mkdir(parents=True)
             for row in range(count):
                 Image.fromarray(drawn[number, row], "RGBA").save(folder / f"{row}.png")
+    (root / "names.txt").write_text("11\n2\n10\n")
+    (root / "whole").mkdir()
+    for label in ("2", "10", "11"):
+        (root / "whole" / label).symlink_to(root / "train" / label)

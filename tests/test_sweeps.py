@@ -9,7 +9,6 @@ from conftest import QUICK
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from backdoorbench.cli import hydra_errors
 from backdoorbench.cli.main import main
 from backdoorbench.config.compose import compose
 from backdoorbench.errors import ConfigError, PairingError
@@ -18,7 +17,7 @@ from backdoorbench.pipeline.job import Job
 from backdoorbench.storage import record, store
 from backdoorbench.storage.outputs import Outputs
 from backdoorbench.storage.record import Finding, Run
-from backdoorbench.sweeps import forecast, link, listing, schedule, sweep
+from backdoorbench.sweeps import forecast, hydra_errors, link, listing, schedule, sweep
 from backdoorbench.sweeps.board import Board, Row
 from backdoorbench.sweeps.compose import varying
 from backdoorbench.sweeps.schedule import Slot, Waiting

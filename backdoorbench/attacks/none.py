@@ -22,6 +22,7 @@ class NoAttack(Attack):
     """No trigger, no target: CA only."""
 
     leaves_train: ClassVar[bool] = True
+    plants: ClassVar[bool] = False
     training: ClassVar[str] = "clean training"
 
     def infect(self, task: Task, stream: Stream) -> Infection:

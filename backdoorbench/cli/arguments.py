@@ -2,16 +2,19 @@
 
 import argparse
 import gc
+import re
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from backdoorbench.cli import flags
-from backdoorbench.cli.hydra_errors import explained, refuse_no_options
-from backdoorbench.errors import BdxError, ConfigError, DataError, join_words
+from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_words
+from backdoorbench.sweeps.hydra_errors import composed as composed
 
 SWITCHES = ("-m", "--multirun")
+LISTED = 20  # figures that a message names one by one: those of after-attacks are many more
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,7 +42,10 @@ def figures_of(text: str | None, known: Sequence[str]) -> list[str]:
     wanted = list(dict.fromkeys(words_of(text)))
     for name in wanted:
         if name not in known:
-            raise ConfigError(f"--metric is '{name}'; expected some of {join_words(list(known))}. Change --metric.")
+            told = list(known) if len(known) <= LISTED else [*known[:LISTED], f"{len(known) - LISTED} of after-attacks"]
+            raise ConfigError(
+                f"--metric is '{name}'; expected some of {join_words(told)}.{did_you_mean(name, known)} Change --metric."
+            )
     return wanted
 
 
@@ -56,23 +62,49 @@ def outputs_folder(folder: str) -> Path:
     return Path(folder)
 
 
-def composed(settings: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
-    """The configuration of a run; mistakes in it as those of a run are told."""
-    from backdoorbench.config.compose import compose
+def run_folder(named: str) -> Path:
+    """The folder of one run: itself, or found by the run's key, or its first digits, in outputs/; of several the latest."""
+    from backdoorbench.storage import record
+    from backdoorbench.storage.outputs import Outputs
 
-    refuse_no_options(settings)
-    try:
-        return compose(settings, folders)
-    except BdxError:
-        raise
-    except Exception as error:
-        raise explained(error, settings, folders) from None
+    if (Path(named) / record.FILE).is_file():
+        return Path(named)
+    found: dict[str, Path] = {}
+    if re.fullmatch(r"[0-9a-f]{4,}", named):
+        for folder in sorted(Outputs(Path("outputs")).runs_of(f"{named}*")):
+            if (folder / record.FILE).is_file():
+                found[folder.name.rpartition("_")[2]] = folder
+    if len(found) != 1:
+        what = (
+            f"is the start of {len(found)} keys"
+            if found
+            else f"holds no {record.FILE} and is no key of a run in outputs/"
+        )
+        raise ConfigError(f"'{named}' {what}; expected one run. bdx runs lists keys and folders: name one.")
+    return next(iter(found.values()))
 
 
-def read_runs(folders: Sequence[str], details: Sequence[str] = ()) -> dict[Path, Any]:
-    """The runs below `folders` by the folder of their record; DataError where one is no folder, or none holds a record.
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """`--where`, which chooses among the runs that a verb reads."""
+    parser.add_argument(
+        "--where", metavar="CHOICE", action="append", default=[],
+        help="only runs with these settings: dataset=digits,defense=ft,fst; any dotted key, repeatable",
+    )  # fmt: skip
+
+
+def read_runs(folders: Sequence[str], where: Sequence[str] = (), details: Sequence[str] = ()) -> dict[Path, Any]:
+    """The runs below `folders` by the folder of their record, those that `--where` chooses, with a word on standard error about
+    the others; DataError where one is no folder, or none holds a record.
 
     details  of stages, that tables do without"""
+    return chosen_runs(folders, where, details)[0]
+
+
+def chosen_runs(
+    folders: Sequence[str], where: Sequence[str], details: Sequence[str] = ()
+) -> tuple[dict[Path, Any], list[str]]:
+    """The same, and these words again, for a document that should have them."""
+    from backdoorbench.reporting import choosing
     from backdoorbench.reporting.content import tell_apart_by_content
     from backdoorbench.storage import record
 
@@ -84,8 +116,16 @@ def read_runs(folders: Sequence[str], details: Sequence[str] = ()) -> dict[Path,
             f"no record.json lies below {join_words(list(folders))}; expected at least one run. "
             f"Run something first: bdx attack=badnets defense=fst."
         )
+    kept, said = choosing.choose([(folder, run.config) for folder, run in found.items()], choosing.parsed(where))
+    say(said)
     gc.freeze()  # what was read lives as long as this process: no use in going through all of it again and again
-    return found
+    return {folder: found[folder] for folder in kept}, said
+
+
+def say(lines: Sequence[str]) -> None:
+    """Remarks, on standard error: standard output may be a table that something reads."""
+    for line in lines:
+        print(f"bdx: {line}", file=sys.stderr)
 
 
 def drawn_features(folder: Path) -> Any:

@@ -1,4 +1,4 @@
-"""bdx check DIR [KEY=VALUE ...]"""
+"""bdx check DIR [KEY=VALUE ...], or bdx check --plugin DIR"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.text import Text
 from backdoorbench.cli import flags
 from backdoorbench.cli.arguments import Parser, composed
 from backdoorbench.cli.listing import count
-from backdoorbench.config import catalog
+from backdoorbench.config import catalog, plugins
 from backdoorbench.config.compose import conf_dir
 from backdoorbench.config.groups import NAMES
 from backdoorbench.errors import USER_MISTAKE, AbsentData, BdxError, ConfigError, did_you_mean, join_words, paragraph
@@ -26,20 +26,22 @@ def carry_out(words: Sequence[str]) -> int:
     parser = Parser(
         "check", "Every yaml file of a folder for --config-dir: composed, built and planned; nothing is trained."
     )
-    parser.add_argument("folder", metavar="DIR", help="your own yaml files, laid out as conf/ is")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        metavar="DIR",
+        help="your own yaml files, laid out as conf/ is; by default those of --plugin DIR",
+    )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for every file, such as plugins=[PACKAGE]")
     chosen = parser.parse_intermixed_args(words)
-    folder = Path(flags.folder(chosen.folder))
-    files = sorted(file for file in folder.rglob("*") if _is_meant(file))
-    if not files:
-        raise ConfigError(
-            f"'{folder}' holds no yaml file; expected some, in folders called as groups are: {join_words(list(NAMES))}."
-        )
+    if chosen.folder is not None and "=" in chosen.folder and not Path(chosen.folder).is_dir():
+        chosen.folder, chosen.settings = None, [chosen.folder, *chosen.settings]
+    files = list(_found(chosen.folder))
     from backdoorbench.pipeline.plan import Shared
     from backdoorbench.screen import make_console
 
     console, shared, wrong = make_console(), Shared(), 0
-    for file in files:
+    for folder, file in files:
         try:
             remark = judge(folder, file, chosen.settings, shared)
             console.print(Text(f"  ok     {file.relative_to(folder)}{remark and f': {remark}'}"), soft_wrap=True)
@@ -49,6 +51,24 @@ def carry_out(words: Sequence[str]) -> int:
             console.print(said, soft_wrap=True, style="yellow")
     console.print(Text(f"  {count(len(files), 'file')}: {len(files) - wrong} ok, {wrong} wrong"), style="dim")
     return USER_MISTAKE if wrong else 0
+
+
+def _found(named: str | None) -> Iterator[tuple[Path, Path]]:
+    """Each file to be judged, after the folder that is laid out as conf/ is: of the one that was named, else of the plugins that
+    were."""
+    own = [conf for plugin in plugins.known() if plugin.place for conf in plugin.confs]
+    if named is None and not own:
+        raise ConfigError(
+            f"bdx check was given no folder; expected one of your own yaml files, or {plugins.FLAG} DIR, "
+            f"the folder of a plugin. Name one."
+        )
+    for folder in own if named is None else [Path(flags.folder(named))]:
+        files = sorted(file for file in folder.rglob("*") if _is_meant(file))
+        if not files:
+            raise ConfigError(
+                f"'{folder}' holds no yaml file; expected some, in folders called as groups are: {join_words(list(NAMES))}."
+            )
+        yield from ((folder, file) for file in files)
 
 
 def judge(folder: Path, file: Path, settings: Sequence[str], shared: "Shared") -> str:

@@ -1,14 +1,20 @@
-"""bdx export [KEY=VALUE ...] --to DIR [--format png|npz]"""
+"""bdx export [KEY=VALUE ...] --to DIR [--format png|npz], bdx export model RUN [--infected] --to DIR"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoorbench.cli.arguments import Parser, composed
+from backdoorbench.cli.arguments import Parser, composed, run_folder
 
 
 def carry_out(words: Sequence[str]) -> int:
-    """Writes a poisoned training set. Exit code."""
-    parser = Parser("export", "The poisoned training set, for those who train elsewhere; nothing is trained.")
+    """Writes a poisoned training set, or a run's model. Exit code."""
+    if "model" in words:
+        return carry_out_model([word for word in words if word != "model"])
+    parser = Parser(
+        "export",
+        "The poisoned training set, for those who train elsewhere; nothing is trained. bdx export model RUN: a run's model, for "
+        "those without bdx.",
+    )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as for a run: attack=badnets dataset=cifar10")
     parser.add_argument("--to", metavar="DIR", required=True, help="a new folder")
     parser.add_argument("--format", choices=("png", "npz"), default="png", help="images and labels.csv, or train.npz")
@@ -18,4 +24,20 @@ def carry_out(words: Sequence[str]) -> int:
     made = plan.plan(composed(chosen.settings, chosen.config_dirs))
     counts = export.write(made, Path(chosen.to), chosen.format)
     print(f"wrote {chosen.to}: " + ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items()))
+    return 0
+
+
+def carry_out_model(words: Sequence[str]) -> int:
+    """Writes a run's model: weights, a program that plain PyTorch loads, and a card. Exit code."""
+    parser = Parser(
+        "export model", "A run's purified model for those without bdx: weights, a torch.export program, a card."
+    )
+    parser.add_argument("run", metavar="RUN", help="its folder, or its key as bdx runs prints it")
+    parser.add_argument("--infected", action="store_true", help="the infected model instead, out of the cache")
+    parser.add_argument("--to", metavar="DIR", required=True, help="a new folder")
+    chosen = parser.parse_intermixed_args(words)
+    from backdoorbench.pipeline import share
+
+    written = share.export(run_folder(chosen.run), Path(chosen.to), chosen.infected)
+    print(f"wrote {chosen.to}: {', '.join(written)}")
     return 0

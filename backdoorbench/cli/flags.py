@@ -9,7 +9,7 @@ from typing import NoReturn
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 
 FOLDER_FLAGS = ("--config-dir", "-cd")  # of Hydra, and of every verb
-COMPLETION = ("install", "uninstall", "query")
+COMPLETION = ("install", "uninstall")  # beside what a shell asks while somebody types
 SHELLS = ("bash", "fish", "zsh")
 
 
@@ -101,7 +101,7 @@ def _is_config(name: str, own: str | None) -> bool:
 
 def _check_completion(settings: Sequence[str]) -> None:
     name, _, shell = settings[0].partition("=") if len(settings) == 1 else ("", "", "")
-    if name not in COMPLETION or shell not in SHELLS or (name == "query" and "COMP_LINE" not in os.environ):
+    if shell not in SHELLS or (name not in COMPLETION and "COMP_LINE" not in os.environ):
         said = " ".join(settings) or "nothing"
         raise ConfigError(
             f"--shell-completion came with {said}; expected install=SHELL or uninstall=SHELL, of {join_words(list(SHELLS))}. For "

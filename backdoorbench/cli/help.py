@@ -26,6 +26,7 @@ Sweeps     bdx -m attack=badnets,blended attack.poison_rate=0.1,0.01 defense=ft,
            bdx plan ...                what that would do; bdx -m hydra/launcher=pool ...   on all GPUs or cores
 Inspect    bdx --cfg job [overrides]   the whole configuration, nothing run
 Own files  bdx --config-dir DIR ...    a folder laid out as conf/ is, with any verb too; plugins=[PACKAGE] for classes
+           --plugin DIR with any verb: code and yaml of your own; bdx new defense NAME --to DIR writes a start
            bdx check DIR               whether every file in it says what it should; nothing is trained
 Complete   eval "$(bdx -sc install=bash)"   (zsh and fish too)
 """

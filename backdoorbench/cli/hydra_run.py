@@ -13,10 +13,11 @@ from typing import Any
 
 from backdoorbench.cli import flags
 from backdoorbench.cli.arguments import SWITCHES
-from backdoorbench.cli.hydra_errors import explained, refuse_no_options
+from backdoorbench.config import plugins
 from backdoorbench.config.compose import conf_dir, plain, searched, with_brought
 from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError
 from backdoorbench.sweeps import sweep
+from backdoorbench.sweeps.hydra_errors import explained, refuse_no_options
 from backdoorbench.sweeps.job import carry_out as carry_out_run
 from backdoorbench.sweeps.job import carry_out_job, objective
 from backdoorbench.sweeps.sweep import Left, Sweep, SweepStopped, place_of
@@ -35,7 +36,7 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     settings = with_brought(chosen.overrides, folders)
     task = Task()
     own = flags_among(rest)
-    with Sweep(own) as swept:
+    with Sweep([*plugins.flags(), *own]) as swept:
         try:
             with redirect_stderr(io.StringIO()) if chosen.package is not None else nullcontext():  # ours says it better
                 launch(task, [*switches, *own, "--", *settings])  # Hydra wants its flags before the settings
@@ -143,7 +144,7 @@ def print_sweep(swept: Sweep, ended: str = "") -> int:
     if tried and swept.runs is None:  # a search
         best = max(tried, key=lambda left: left.objective or 0.0)
         out.print(f"\n  best accuracy on the holdout, {100 * (best.objective or 0):.2f} %, of {len(tried)} runs:")
-        out.print(f"  bdx {shlex.join(best.overrides)}", markup=False, soft_wrap=True)
+        out.print(f"  bdx {shlex.join([*swept.flags, *best.overrides])}", markup=False, soft_wrap=True)
     missing = {number: left for number, left in jobs.items() if left.status != "done"}
     if not missing:
         return 0

@@ -9,6 +9,7 @@ from rich.text import Text
 from backdoorbench import screen
 from backdoorbench.cli.arguments import Parser
 from backdoorbench.config import catalog
+from backdoorbench.config.catalog import Option
 from backdoorbench.config.groups import NAMES
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 
@@ -28,9 +29,14 @@ def carry_out(words: Sequence[str]) -> int:
             )
     for group in [wanted] if wanted else NAMES:
         options = [catalog.describe(group, name, folders) for name in catalog.names(group, folders)]
-        print_options(out, [(option.name, option.summary) for option in options], group)
+        print_options(out, [(option.name, _told(option)) for option in options], group)
     out.print("  bdx show GROUP=OPTION explains one, with every setting", style="dim")
     return 0
+
+
+def _told(option: Option) -> str:
+    """What an option is, and the plugin that brings it."""
+    return f"{option.summary} (plugin {option.plugin})" if option.plugin else option.summary
 
 
 def print_options(console: Console, rows: Sequence[tuple[str, str]], title: str) -> None:

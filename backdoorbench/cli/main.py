@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from backdoorbench.config import plugins
 from backdoorbench.errors import (
     FAILURE,
     INTERRUPTED,
@@ -23,7 +24,10 @@ from backdoorbench.errors import (
 )
 from backdoorbench.progress import forgive_terminals, logging_on, outlasting_readers
 
-VERBS = ("list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan", "check")
+VERBS = (
+    "list", "show", "report", "plot", "preview", "export", "reproduce", "runs", "cache", "plan", "check", "inspect", "clean",
+    "new", "config", "cite",
+)  # fmt: skip
 HELP = ("-h", "--help")
 
 
@@ -36,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with outlasting_readers():
         try:
             with logging_on():
-                return answer(words)
+                rest, folders = without_plugins(words)
+                with plugins.using(folders):
+                    if plugins.known():
+                        from backdoorbench.config import catalog
+
+                        catalog.refuse_hidden()
+                    return answer(rest)
         except BdxError as error:
             print(f"bdx: {paragraph(str(error))}", file=sys.stderr)
             return USER_MISTAKE
@@ -53,6 +63,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return USER_MISTAKE
         except SystemExit as error:  # a verb's --help
             return int(error.code or 0) if isinstance(error.code, int | None) else FAILURE
+
+
+def without_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without each `--plugin DIR` or `--plugin=DIR`, wherever it stands, and these folders. ConfigError where the last
+    names none."""
+    rest: list[str] = []
+    folders: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word == plugins.FLAG:
+            folders.append(next(left, ""))
+        elif word.startswith(f"{plugins.FLAG}="):
+            folders.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    if "" in folders:
+        raise ConfigError(
+            f"{plugins.FLAG} names no folder; expected that of a plugin, as in {plugins.FLAG} DIR. Name one."
+        )
+    return rest, folders
 
 
 def answer(words: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoorbench.cli.arguments import Parser, drawn_features, figures_of, need, read_runs
+from backdoorbench.cli.arguments import Parser, add_where, drawn_features, figures_of, need, read_runs
 from backdoorbench.errors import join_words
 
 KINDS = {
@@ -12,6 +12,8 @@ KINDS = {
     "rates": "figures against the poison rate, a line a defense",
     "sweep": "figures against a setting that was swept, --x defense.alpha",
     "scatter": "CA and ASR, from the infected model to the purified",
+    "after": "ASR after an attack on the purified model, against the setting of it that was swept",
+    "trials": "ASR by trial of such an attack: variations of a trigger, points of a line of weights",
     "heatmap": "a figure, attacks by defenses",
     "classes": "CA and ASR by the images' true class",
     "ranks": "mean ranks of defenses over attacks and seeds, with the critical difference",
@@ -25,6 +27,14 @@ FIGURES = {
     "heatmap": ("ca", "asr", "ra", "der", "holdout_ca"),
     "ranks": ("ca", "asr", "ra", "der"),
 }
+
+
+def marked(runs: Sequence[Any]) -> list[Any]:
+    """The rows of these runs, with what became of purified models afterwards."""
+    from backdoorbench.metrics import LIMITS
+    from backdoorbench.reporting import comebacks, rows
+
+    return comebacks.mark(rows.aggregate(runs), rows.afters(runs), LIMITS)
 
 
 def carry_out(words: Sequence[str]) -> int:
@@ -42,35 +52,43 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument(
         "--names", metavar="FILE", help="a yaml file of OPTION: NAME, what plots call options; `ids`: as they are typed"
     )
+    add_where(parser)
     chosen = parser.parse_args(words)
     if chosen.kind not in FIGURES and chosen.metric is not None:
         parser.error(f"argument --metric: {chosen.kind} has its own; it goes with {join_words(list(FIGURES))}")
     if (chosen.kind == "sweep") != (chosen.x is not None):
         parser.error("argument --x: it goes with sweep, which needs it")
-    wanted = figures_of(chosen.metric, FIGURES.get(chosen.kind, ()))
+    from backdoorbench.reporting import comebacks
+
+    more = comebacks.figures() if chosen.kind == "heatmap" else ()
+    wanted = figures_of(chosen.metric, (*FIGURES.get(chosen.kind, ()), *more))
     if chosen.kind == "heatmap" and len(wanted) > 1:
         parser.error("argument --metric: a heatmap shows one")
     need("matplotlib", "bdx plot", "plots")
     from backdoorbench.reporting import contrasts, display, rows
     from backdoorbench.reporting.classes import DETAILS
+    from backdoorbench.reporting.plots import after, curves, gallery, heatmap, ink, ranks, rates, scatter, sweep
     from backdoorbench.reporting.plots import classes as by_class
-    from backdoorbench.reporting.plots import curves, gallery, heatmap, ink, ranks, rates, scatter, sweep
 
     ink.check_name(Path(chosen.output))
     runs: list[Any] = []
     if chosen.kind == "tsne":
         if len(chosen.folders) > 1:
             parser.error("argument DIR: tsne draws one run")
+        if chosen.where:
+            parser.error("argument --where: tsne draws one run, which DIR names")
         figure = drawn_features(Path(chosen.folders[0]))
     else:
-        found = read_runs(chosen.folders, DETAILS if chosen.kind == "classes" else ())
+        found = read_runs(chosen.folders, chosen.where, DETAILS if chosen.kind == "classes" else ())
         runs = list(found.values())
         figure = {
             "curves": lambda: curves.curves(runs),
             "rates": lambda: rates.against_rate(runs, wanted or ("asr", "ca")),
             "sweep": lambda: sweep.against_setting(runs, chosen.x, wanted or ("ca", "asr", "ra")),
             "scatter": lambda: scatter.scatter(runs),
-            "heatmap": lambda: heatmap.heatmap(rows.aggregate(runs), wanted[0] if wanted else "asr"),
+            "after": lambda: after.against_setting(runs),
+            "trials": lambda: after.by_trial(runs),
+            "heatmap": lambda: heatmap.heatmap(marked(runs), wanted[0] if wanted else "asr"),
             "classes": lambda: by_class.by_class(runs, wanted or ("ca", "asr")),
             "ranks": lambda: ranks.ranks(contrasts.standings(rows.aggregate(runs), wanted or ["asr"])),
             "gallery": lambda: gallery.gallery(found),

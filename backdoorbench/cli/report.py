@@ -1,9 +1,10 @@
-"""bdx report DIR... [--rows LIST --columns LIST] [--metric LIST] [--verdicts] [--statistics] [--format FORMAT] [--output FILE]"""
+"""bdx report DIR... [--rows LIST --columns LIST] [--metric LIST] [--verdicts] [--statistics] [--format FORMAT] [--where CHOICE]
+[--output FILE]"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoorbench.cli.arguments import Parser, drawn_features, figures_of, need, read_runs, words_of
+from backdoorbench.cli.arguments import Parser, add_where, chosen_runs, drawn_features, figures_of, need, words_of
 from backdoorbench.errors import ConfigError, check_range, shown
 from backdoorbench.metrics import LIMITS, Limits
 
@@ -24,7 +25,8 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument(
         "--metric",
         metavar="LIST",
-        help="of ca,asr,ra,der, in this order; ca,asr,ra by default; of detectors auroc and others",
+        help="of ca,asr,ra,der, in this order; ca,asr,ra by default; of detectors auroc and others; after attacks on purified "
+        "models asr_retuned and others",
     )
     parser.add_argument(
         "--format",
@@ -70,11 +72,12 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument(
         "--tsne", metavar="DIR", action="append", default=[], help="html: draws this run's features, too"
     )
+    add_where(parser)
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    from backdoorbench.reporting import classes, contrasts, display, published, report
+    from backdoorbench.reporting import classes, comebacks, contrasts, display, published, report
 
-    figures = figures_of(chosen.metric, report.METRICS) or ["ca", "asr", "ra"]
+    figures = figures_of(chosen.metric, (*report.METRICS, *comebacks.figures())) or ["ca", "asr", "ra"]
     if bool(lines) != bool(columns):
         parser.error("argument --rows: it goes with --columns")
     if lines and chosen.format in LINES:
@@ -111,9 +114,9 @@ def carry_out(words: Sequence[str]) -> int:
     )
     details = classes.DETAILS if chosen.format == "classes-csv" else ()
     against = (chosen.against or "") if chosen.statistics else None
-    made = report.make(
-        read_runs(chosen.folders, details), figures, lines, columns, limits, chosen.verdicts, against, theirs
-    )
+    found, said = chosen_runs(chosen.folders, chosen.where, details)
+    made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs)
+    made.notes.extend(said)
     named = display.chosen(made.found.values(), chosen.names, chosen.format in IN_PRINT)
     if chosen.format == "terminal" and chosen.output is None:
         terminal.print_tables(screen.make_console(), made, named)

@@ -18,8 +18,8 @@ LISTS = {"attacks": "attack", "defenses": "defense", "rates": "attack.poison_rat
 
 
 def papers(folders: Sequence[str] = ()) -> list[str]:
-    """The experiments there are; folders: of the user's own yaml files."""
-    return [name for name in catalog.names("experiment", folders) if name != "none"]
+    """The experiments that are evaluations; folders: of the user's own yaml files."""
+    return [name for name in catalog.names("experiment", folders) if name not in ("none", "given")]
 
 
 def carry_out(words: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""bdx runs [DIR] [--status LIST] [--last N]"""
+"""bdx runs [DIR] [--status LIST] [--last N] [--where CHOICE]"""
 
 import time
 from collections import Counter
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from backdoorbench.cli.arguments import Parser, outputs_folder
+from backdoorbench.cli.arguments import Parser, add_where, outputs_folder, say
 from backdoorbench.cli.listing import count, plain_table
 from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_words
-from backdoorbench.reporting import ledger, rows
+from backdoorbench.reporting import choosing, ledger, rows
 from backdoorbench.reporting.ledger import STATUSES, Entry
 from backdoorbench.screen import clock, make_console
 
@@ -24,6 +24,7 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument("folder", nargs="?", default="outputs", metavar="DIR", help="outputs by default")
     parser.add_argument("--status", metavar="LIST", help=f"only these, separated by commas: {', '.join(STATUSES)}")
     parser.add_argument("--last", metavar="N", type=int, help="only the N of them that started last")
+    add_where(parser)
     chosen = parser.parse_args(words)
     wanted = chosen.status.split(",") if chosen.status is not None else list(STATUSES)
     for status in wanted:
@@ -39,6 +40,10 @@ def carry_out(words: Sequence[str]) -> int:
             f"no record.json lies below {chosen.folder}; expected at least one run. "
             f"Run something first: bdx attack=badnets defense=fst."
         )
+    found, said = choosing.choose(
+        [(entry, entry.content.get("config", {})) for entry in found], choosing.parsed(chosen.where)
+    )
+    say(said)
     print_runs(make_console(), found, wanted, time.time(), chosen.last)
     return 0
 

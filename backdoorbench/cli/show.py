@@ -8,10 +8,10 @@ from rich.text import Text
 
 from backdoorbench import screen
 from backdoorbench.cli.arguments import Parser
-from backdoorbench.cli.hydra_errors import explained, refuse_no_options
 from backdoorbench.config import catalog
 from backdoorbench.config.catalog import Option
 from backdoorbench.errors import BdxError
+from backdoorbench.sweeps.hydra_errors import explained, refuse_no_options
 
 
 def carry_out(words: Sequence[str]) -> int:
@@ -58,6 +58,8 @@ def print_method(console: Console, option: Option) -> None:
         console.print(Text(f"  {heading:<9}{lines[0]}"))
         for line in lines[1:]:
             console.print(Text(f"           {line}"))
+    if option.plugin:
+        console.print(Text(f"  Plugin   {option.plugin}"))
     if option.command:
         console.print(Text(f"  Command  {option.command}"))
 

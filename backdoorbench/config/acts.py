@@ -174,8 +174,12 @@ def _defaults(group: str, key: str, resolved: Plain) -> Iterator[Any]:
     """What our files say of a setting, for the class that the configuration names there; nothing for a class of others."""
     node = resolved[group]
     for said in _shipped(group, node.get("_target_", ""), str(node.get("name"))):
-        value = said.get(key)
-        yield _resolved(value, resolved) if isinstance(value, str) and "${" in value else value
+        parts = key.split(".")
+        places = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+        place = next((place for place in places if place in said), key)  # a setting may refer to a group of them
+        value = said.get(place)
+        found = _resolved(value, resolved) if isinstance(value, str) and "${" in value else value
+        yield flat({place: found}).get(key)
 
 
 def _resolved(value: str, resolved: Plain) -> Any:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from backdoorbench.config.plugins import OWN_PACKAGE
+from backdoorbench.config.groups import LATER
+from backdoorbench.config.plugins import OWN_PACKAGE, trusted
 from backdoorbench.errors import ConfigError, did_you_mean, join_words, shown
 
 NOT_FIELDS = ("_target_", "version")  # keys that choose the class and its meaning, not its knobs
@@ -39,7 +40,10 @@ def build(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> A
     for key, what in paths(kind, node).items():
         if what == "function":
             check_function(at(node, key), f"{where}.{key}", plugins)
-    return construct(kind, node, where)
+    later = {
+        key: value for key, value in LATER.get(where, {}).items() if key in settings(kind)
+    }  # absent from older files
+    return construct(kind, {**later, **node}, where)
 
 
 def target(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> type:
@@ -57,7 +61,7 @@ def target(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> 
             f"another option; bdx list {where} shows them."
         )
     module, _, name = path.rpartition(".")
-    allowed = [OWN_PACKAGE, *plugins]
+    allowed = list(dict.fromkeys([OWN_PACKAGE, *plugins, *trusted()]))
     if not any(module == package or module.startswith(package + ".") for package in allowed):
         raise ConfigError(
             f"{where}._target_ is '{path}', outside {join_words(allowed)}; only classes of these packages are built. "
@@ -86,7 +90,7 @@ def check_function(path: str, where: str, plugins: Sequence[str]) -> None:
         raise ConfigError(
             f"{where} is {shown(path)}; expected package.module:function, as mypackage.triggers:stamp. Change {where}."
         )
-    if not any(module == package or module.startswith(f"{package}.") for package in plugins):
+    if not any(module == package or module.startswith(f"{package}.") for package in [*plugins, *trusted()]):
         raise ConfigError(
             f"{where} is '{path}', outside plugins={list(plugins)}; only code of these packages is run. If you trust it, add "
             f"plugins=[{module.split('.')[0]}]."

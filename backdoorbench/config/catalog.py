@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backdoorbench.config.compose import choices, conf_dir
+from backdoorbench.config import plugins
+from backdoorbench.config.compose import choices, places
 from backdoorbench.config.groups import NAMES
-from backdoorbench.config.plugins import OWN_PACKAGE
 from backdoorbench.errors import ConfigError, did_you_mean, first_line, join_words
 
 HEADINGS = ("Idea", "Paper", "Follows", "Departs", "Cost")
@@ -52,6 +52,7 @@ class Option:
     chooses  options of other groups that it brings along: `model=resnet18`
     knobs    what can be set: settings of this option; of one that sets others' (an experiment, a scale), their full names
     sweeps   setting -> values that it sweeps
+    plugin   that brings it, by its name; empty of ours and of a folder's
     """
 
     group: str
@@ -65,6 +66,7 @@ class Option:
     chooses: tuple[str, ...]
     sweeps: dict[str, str]
     overlays: tuple[Overlay, ...]
+    plugin: str = ""
 
     def full(self, knob: Knob) -> str:
         """The knob's name as it is typed."""
@@ -76,9 +78,20 @@ class Option:
         return self.group in ("experiment", "scale")
 
 
-def places(folders: Sequence[str] = ()) -> list[Path]:
-    """The folders of yaml files, ours first, then the user's."""
-    return [conf_dir(), *(Path(folder) for folder in folders)]
+def refuse_hidden() -> None:
+    """Raises ConfigError where a known plugin has a yaml file of a name that ours, or another plugin, has: it would never be
+    read, and whoever chose it would get something else."""
+    for plugin in plugins.known():
+        for conf in plugin.confs:
+            for file in sorted(conf.rglob("*.yaml")):
+                name = file.relative_to(conf)
+                first = next(place / name for place in places() if (place / name).is_file())
+                if first.resolve() != file.resolve():
+                    whose = f"the plugin {other}" if (other := plugins.owner(first)) else "bdx itself"
+                    raise ConfigError(
+                        f"the plugin {plugin.name} has {name}, and so has {whose}, whose file is read instead. Rename that of "
+                        f"{plugin.name}, and its `name:`, or leave that plugin out."
+                    )
 
 
 def names(group: str, folders: Sequence[str] = ()) -> list[str]:
@@ -115,7 +128,10 @@ def describe(group: str, name: str, folders: Sequence[str] = ()) -> Option:
     sweeps = {knob.name.removeprefix(prefix): knob.default for knob in knobs if knob.name.startswith(prefix)}
     kept = tuple(knob for knob in knobs if not knob.name.startswith("hydra."))
     overlays = tuple(_overlays(group, name, folders))
-    return Option(group, name, command, summary, kept, title, module, method, tuple(_choices(text)), sweeps, overlays)
+    chosen = tuple(_choices(text))
+    return Option(
+        group, name, command, summary, kept, title, module, method, chosen, sweeps, overlays, plugins.owner(file)
+    )
 
 
 def read_text(file: Path) -> str:
@@ -201,6 +217,14 @@ def _split_comment(rest: str) -> tuple[str, str]:
 
 
 @functools.cache
+def facts(group: str, fact: str) -> list[Any]:
+    """What the class of each option of a group declares, as far as it does."""
+    texts = (read_text(file) for name in names(group) if (file := find(group, name)) is not None)
+    targets = [match[1] for text in texts if (match := re.search(r"^_target_: ([\w.]+)", text, flags=re.MULTILINE))]
+    return [said for target in targets if (said := declared(target, fact)) is not None]
+
+
+@functools.cache
 def declared(target: str, fact: str) -> Any:
     """What the class that a `_target_` names says of itself in a line such as `plain: ClassVar[bool] = True`. It is not imported.
     None where it says nothing, or is none of ours."""
@@ -221,12 +245,16 @@ def declared(target: str, fact: str) -> Any:
 
 
 def _source(module: str) -> Path | None:
-    """The file of a module of this package; None where there is none."""
+    """The file of a module of this package or of a known plugin; None where there is none."""
     package, *inner = module.split(".")
-    if package != OWN_PACKAGE or not inner or not all(part.isidentifier() for part in inner):
+    if not all(part.isidentifier() for part in inner):
         return None
+    if package != plugins.OWN_PACKAGE:
+        found = plugins.files(package) if package in {name.partition(".")[0] for name in plugins.trusted()} else {}
+        place = "/".join([package, *inner])
+        return found.get(f"{place}.py") or found.get(f"{place}/__init__.py")
     file = Path(__file__).resolve().parents[1].joinpath(*inner).with_suffix(".py")
-    return file if os.path.isfile(file) else None
+    return file if inner and os.path.isfile(file) else None
 
 
 def _docstring(text: str) -> tuple[str, str, dict[str, str]]:

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from backdoorbench.config import plugins
 from backdoorbench.errors import ConfigError
 
 Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbers, booleans, None
@@ -19,7 +20,13 @@ Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbe
 DIGITS = 12  # significant ones of a float setting: enough for any that a person types, too few for what a sum of steps leaves
 BRINGS = "model"  # the group whose options bring others along as if they were typed
 NEUTRAL = "folder"  # the data set without facts of its own
-ASK_THE_DATA_SET = ("attack", "defense", "detector", "train")  # groups whose options refer to it, and to nothing else
+ASK_THE_DATA_SET = (
+    "attack",
+    "defense",
+    "detector",
+    "after",
+    "train",
+)  # groups whose options refer to it, and to nothing else
 
 OmegaConf.register_new_resolver("either", lambda own, else_: else_ if own is None else own, replace=True)
 
@@ -30,6 +37,11 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parents[1]
     inside = package / "conf"
     return inside if (inside / "config.yaml").is_file() else package.parent / "conf"
+
+
+def places(folders: Sequence[str] = ()) -> list[Path]:
+    """The folders of yaml files, in the order in which an option is looked for: ours, those of known plugins, the user's."""
+    return [conf_dir(), *plugins.conf_dirs(), *(Path(folder) for folder in folders)]
 
 
 def compose(overrides: Sequence[str] = (), folders: Sequence[str] = ()) -> Plain:
@@ -50,7 +62,7 @@ def with_brought(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]
     to the data set's, so they are said as if typed. A sweep over networks says them job by job."""
     chosen = next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{BRINGS}=")), "")
     is_name = re.fullmatch(r"[\w. -]{1,100}", chosen)
-    files = [folder / BRINGS / f"{chosen}.yaml" for folder in (conf_dir(), *map(Path, folders)) if is_name]
+    files = [folder / BRINGS / f"{chosen}.yaml" for folder in places(folders) if is_name]
     text = next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
     made = {word.lstrip("+").partition("=")[0].partition("@")[0] for word in words}
     return [*words, *(f"{group}={option}" for group, option in choices(text) if group not in made)]
@@ -77,9 +89,10 @@ def plain(config: DictConfig) -> Plain:
     """The configuration as plain resolved containers: OmegaConf's attribute access is too slow and too lenient for loops.
 
     Floats are rounded to 12 significant digits here, once, so that 0.06 and a sweep's 0.060000000000000005 are one setting.
-    ConfigError where a value refers to what is not there."""
+    Known plugins that an option comes from are listed. ConfigError where a value refers to what is not there."""
     try:
-        return typing.cast(Plain, rounded(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
+        made = typing.cast(Plain, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+        return plugins.with_used(typing.cast(Plain, rounded(made)))
     except OmegaConfBaseException as error:
         raise ConfigError(unresolved(error)) from None
 

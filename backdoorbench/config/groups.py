@@ -17,18 +17,20 @@ class Stage:
     name    as records call it
     group   whose option carries it out
     model   what tables call the model that it leaves; empty where it leaves none
-    verb    what a sentence says: `purify`
+    upon    groups whose options made what it works on
     """
 
     name: str
     group: str
     model: str
+    upon: tuple[str, ...]
 
 
-INFECT = Stage("infect", "attack", "infected")
-DETECT = Stage("detect", "detector", "")
-PURIFY = Stage("purify", "defense", "purified")
-STAGES = (INFECT, DETECT, PURIFY)  # in the order of a run
+INFECT = Stage("infect", "attack", "infected", ())
+DETECT = Stage("detect", "detector", "", ("attack",))
+PURIFY = Stage("purify", "defense", "purified", ("attack",))
+AFTER = Stage("after", "after", "", ("attack", "defense"))
+STAGES = (INFECT, DETECT, PURIFY, AFTER)  # in the order of a run
 JUDGED = tuple(stage for stage in STAGES if stage.model)  # those whose models have CA, ASR and RA
 
 
@@ -57,6 +59,7 @@ GROUPS = (
     Group("attack", infection=True),
     Group("defense"),
     Group("detector", silent="none"),
+    Group("after", silent="none"),
     Group("dataset", infection=True, absorbs=("model", "train", "holdout")),
     Group("model", infection=True, absorbs=("train",)),
     Group("train", infection=True),
@@ -84,6 +87,7 @@ SETTINGS = (
     Setting("curve", run=True),
     Setting("gates", run=True, tells=True),
     Setting("inspection", run=True, part_of="detector"),
+    Setting("exact", run=True, part_of="after"),
     Setting("force"),
     Setting("reconstruct"),  # only allows a run that there would not be
     Setting("rerun"),
@@ -93,11 +97,14 @@ SETTINGS = (
 
 # Of a data set: where it lies and how its files are read, which its digest makes up for; and what acts through other groups'
 # settings alone. USUAL: those of them that tell rows apart, unless they are this, as in records from before there were any.
-UNKEYED = ("root", "download", "order", "background", "target", "tuning")
-USUAL = {"order": "numeric", "background": "white"}
+UNKEYED = ("root", "download", "order", "background", "layout", "class_names", "test_share", "target", "tuning")
+USUAL = {"order": "numeric", "background": "white", "layout": "auto", "class_names": None, "test_share": 0.2}
 LATER: dict[str, dict[str, Any]] = {  # group -> settings that keys and records once did not have, as they were
     "attack": {"abi": None},
+    "dataset": {"roi": "whole"},
+    "detector": {"images": None},
     "holdout": {"per_class": None, "validate": 0},
+    "model": {"mean": None, "std": None, "range": 1, "channels": 3, "colours": "rgb"},
 }
 HOLDOUTS = {  # what keys and old records call `source` of a holdout -> what settings call it
     "withheld": {"kind": "reserved", "split": "train"},
@@ -163,7 +170,7 @@ def told_by(stage: Stage) -> tuple[str, ...]:
     groups = [
         group.name
         for group in GROUPS
-        if group.tells and (group.name not in methods or group.name in ("attack", stage.group))
+        if group.tells and (group.name not in methods or group.name in (INFECT.group, *stage.upon, stage.group))
     ]
     own = [setting.name for setting in SETTINGS if setting.tells or setting.part_of == stage.group]
     return (*groups, *map(content_of, groups), *own)

@@ -9,11 +9,12 @@ import functools
 import re
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from backdoorbench.config.compose import BRINGS, Plain, conf_dir, flat, rounded
+from backdoorbench.config.compose import BRINGS, Plain, flat, places, rounded
 from backdoorbench.config.groups import GROUPS, SETTINGS, STAGES, UNKEYED
 
 NO_SETTINGS = ("_target_", "version", "name")
@@ -25,7 +26,8 @@ UNNAMED = {group.name for group in GROUPS if group.tells and not group.absorbs} 
 
 def beyond(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, by dotted key, in which a configuration differs from what the names of its options imply, among those that
-    tell rows of a table apart. Of an option that is not ours nothing is known, nor of a setting that ours does not have now."""
+    tell rows of a table apart. Of an option that is neither ours nor a known plugin's nothing is known, nor of a setting that it
+    does not have now."""
     on = str(config[CHOOSER].get("name"))
     brings = f"{BRINGS}/{config[BRINGS].get('name')}.yaml"
     chosen = {**_written("config.yaml")[1], **_written(f"{CHOOSER}/{on}.yaml")[1], **_written(brings)[1]}
@@ -75,13 +77,16 @@ def _look_up(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-@functools.cache
 def _written(file: str) -> tuple[Plain, dict[str, str]]:
-    """What a file of conf/ holds, by dotted key and as it is written, and what options its defaults list chooses by group;
-    nothing where there is none."""
-    path = conf_dir() / file
-    if not path.is_file():
-        return {}, {}
+    """What a file of conf/, or of a known plugin's, holds, by dotted key and as it is written, and what options its defaults list
+    chooses by group; nothing where there is none."""
+    found = (place / file for place in places())
+    path = next((path for path in found if path.is_file()), None)
+    return _read(path) if path is not None else ({}, {})
+
+
+@functools.cache
+def _read(path: Path) -> tuple[Plain, dict[str, str]]:
     node = typing.cast(Plain, OmegaConf.to_container(OmegaConf.load(path), resolve=False))
     listed = [entry for entry in node.pop("defaults", []) if isinstance(entry, dict)]
     pairs = [(str(place), str(option)) for entry in listed for place, option in entry.items() if "$" not in str(option)]

@@ -1,19 +1,186 @@
-"""Packages of others whose classes a `_target_` may name: where their source lies, and a digest of it.
+"""Packages of others whose classes a `_target_` may name: which are known, where their source lies, and a digest of it.
 
 A result depends on a plugin's code as it does on a setting, so the source is part of its key. Ours is not: `version` is.
+
+A plugin is known by an entry point of an installed distribution, or by `--plugin DIR`: its yaml files are options like ours, and
+its classes are trusted, since whoever installs a package, or names its folder, lets its code run. `plugins=[PACKAGE]` trusts one
+for a run.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from backdoorbench.errors import ConfigError
 
 OWN_PACKAGE = "backdoorbench"
+FLAG = "--plugin"
+VARIABLE = "BDX_PLUGINS"  # folders of --plugin, absolute, parted as in PATH: processes that are started know them too
+ENTRY_POINTS = "bdx.plugins"  # the group by which an installed package announces itself: NAME = PACKAGE
+CONF = "conf"  # a package's folder of yaml files
+NO_METHODS = ("tests", "test", "conftest", "setup", "docs")  # beside a package in its project, no part of a plugin
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """Code of somebody else's that brings options.
+
+    name      as lists call it
+    place     its folder, as `--plugin` takes it; empty of an installed one
+    path      what has to be on Python's path; None where its packages are found anyway
+    packages  and modules, by their names; they are trusted
+    confs     folders of yaml files, laid out as conf/ is
+    """
+
+    name: str
+    place: str
+    path: Path | None
+    packages: tuple[str, ...]
+    confs: tuple[Path, ...]
+
+
+def known() -> tuple[Plugin, ...]:
+    """The plugins that need no word in a configuration: those of `--plugin`, in this process or the one that started it, then
+    those that are installed."""
+    named = os.environ.get(VARIABLE, "")
+    found = tuple(at(folder) for folder in named.split(os.pathsep)) if named else ()
+    return (*found, *installed())
+
+
+def conf_dirs() -> list[Path]:
+    """The folders of their yaml files."""
+    return list(dict.fromkeys(folder for plugin in known() for folder in plugin.confs))
+
+
+def trusted() -> list[str]:
+    """The packages and modules of theirs."""
+    return list(dict.fromkeys(package for plugin in known() for package in plugin.packages))
+
+
+def owner(file: Path) -> str:
+    """The name of the plugin that a yaml file is of; empty where it is of none."""
+    return next((plugin.name for plugin in known() if any(file.is_relative_to(conf) for conf in plugin.confs)), "")
+
+
+def flags() -> list[str]:
+    """`--plugin DIR` of each plugin that was named so: part of any command that repeats a run."""
+    return [word for plugin in known() if plugin.place for word in (FLAG, plugin.place)]
+
+
+def use(folders: Sequence[str]) -> None:
+    """Makes the plugins in these folders known from now on, here and to processes that are started from here."""
+    before = filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))
+    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*before, *(at(folder).place for folder in folders)]))
+
+
+@contextmanager
+def using(folders: Sequence[str]) -> Iterator[None]:
+    """The same for as long as it lasts."""
+    before, path = os.environ.get(VARIABLE), list(sys.path)
+    try:
+        if folders:
+            use(folders)
+        yield
+    finally:
+        if folders:
+            sys.path[:] = path
+            os.environ.pop(VARIABLE, None)
+            os.environ.update({VARIABLE: before} if before is not None else {})
+
+
+def at(folder: str) -> Plugin:
+    """The plugin in a folder: a package with its conf/ inside, or a project that holds such packages, in src/ or beside its own
+    conf/. What its packages need is on Python's path afterwards. ConfigError where there is none."""
+    place = Path(folder).expanduser().absolute()
+    if not place.is_dir() or os.pathsep in str(place):
+        expected = f"a path without '{os.pathsep}'" if place.is_dir() else "the folder of a plugin"
+        raise ConfigError(
+            f"{FLAG} is '{folder}', which is no {'good name' if place.is_dir() else 'folder'}; expected {expected}. Name another."
+        )
+    found = _look(place)
+    if not found.confs:
+        raise ConfigError(
+            f"{FLAG} is '{folder}', in which no yaml file of an option lies; expected a package with {CONF}/GROUP/NAME.yaml "
+            f"inside, or a project that holds one, such as bdx new defense NAME --to DIR writes."
+        )
+    if found.path is not None and str(found.path) not in sys.path:
+        sys.path.append(str(found.path))  # behind what is installed, none of which it shall hide
+        importlib.invalidate_caches()
+        for remembered in (files, digest):
+            remembered.cache_clear()
+    for package in found.packages:
+        if found.path is not None and not any(
+            file.resolve().is_relative_to(found.path.resolve()) for file in files(package).values()
+        ):
+            raise ConfigError(
+                f"{FLAG} is '{folder}', whose package '{package}' has the name of another one that Python finds first. Rename it."
+            )
+    return found
+
+
+@functools.cache
+def _look(place: Path) -> Plugin:
+    if (place / "__init__.py").is_file():
+        path, packages = place.parent, [place.name]
+    else:
+        path = place / "src" if (place / "src").is_dir() else place
+        packages = [
+            entry.stem for entry in sorted(path.iterdir()) if (entry / "__init__.py").is_file() or entry.suffix == ".py"
+        ]
+        packages = [
+            name for name in packages if name.isidentifier() and name not in NO_METHODS and not name.startswith("test_")
+        ]
+    confs = [place / CONF, *(path / package / CONF for package in packages)]
+    confs = [conf for conf in dict.fromkeys(confs) if any(conf.rglob("*.yaml"))]
+    return Plugin(place.name, str(place), path if packages else None, tuple(packages), tuple(confs))
+
+
+@functools.cache
+def installed() -> tuple[Plugin, ...]:
+    """The plugins that announce themselves by an entry point. One whose package is gone is none."""
+    found = []
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        try:
+            spec = find_spec(point.module)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is not None:
+            folders = tuple(Path(root) / CONF for root in spec.submodule_search_locations or ())
+            confs = tuple(folder for folder in folders if folder.is_dir())
+            found.append(Plugin(point.name, "", None, (point.module,), confs))
+    return tuple(found)
+
+
+def with_used(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration that lists, among its `plugins`, those known ones that a `_target_` or a function of it comes from: keys
+    hold their source, and records say so."""
+    listed, packages = resolved.get("plugins"), trusted()
+    if not packages or not isinstance(listed, list):
+        return {**resolved}
+    code = [*_code(resolved)]
+    used = [package for package in packages if any(re.match(rf"{re.escape(package)}[.:]", path) for path in code)]
+    return {**resolved, "plugins": [*listed, *(package for package in used if package not in listed)]}
+
+
+def _code(node: Any, name: str = "") -> Iterator[str]:
+    """Every dotted path of a class, and every `package.module:function`, in nested settings."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _code(value, str(key))
+    elif isinstance(node, str) and (name == "_target_" or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", node)):
+        yield node
 
 
 def of(target: str, plugins: Sequence[str]) -> str:

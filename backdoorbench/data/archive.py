@@ -104,7 +104,12 @@ class Archive:
 
     def split(self, part: Any) -> Split:
         names = [f"image {row} of {self.folder}" for row in range(len(part.data))]
-        return Split(names, part.targets, lambda row, _: Picture(Image.fromarray(part.data[row])))
+        return Split(
+            names,
+            part.targets,
+            lambda row, _: Picture(Image.fromarray(part.data[row])),
+            lambda rows: part.data[list(rows)],
+        )
 
     def torchvision(self) -> Any:
         import torchvision.datasets  # takes a second or more: only where something must be fetched or decoded

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from backdoorbench.config.build import Place
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
+from backdoorbench.shapes import Mask
 from backdoorbench.tensors.augment import Augment
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ class Splits:
     digest  hexadecimal, of every image and label in both splits: two roots that hold the same data share it, and a
             result's key contains it in place of the root
     facts   for the record, of the raw data as a whole, where there is something to say: how many images were `converted`,
-            by what they were; what was `left_out`, by ending; how many lay in `sub_folders` of a class folder
+            by what they were; what was `left_out`, by ending; how many lay in `sub_folders` of a class folder; the `layout` and
+            the `test_share` that was drawn; how many training rows are known to be `poisoned`
     reading how its files were read, so that other files are read alike; None: it has none
+    poisoned  (N,) bool over `train`: rows that somebody poisoned, as the data set says; None: it says nothing. For the record
+            alone: no defense and no detector is told
     """
 
     train: ImageSet
@@ -48,6 +52,7 @@ class Splits:
     digest: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     reading: Reading | None = None
+    poisoned: Mask | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from backdoorbench.data.base import Reading
 from backdoorbench.data.images import ImageSet
 from backdoorbench.data.store import read_class_folders, stratified
 from backdoorbench.errors import DataError, check_range
-from backdoorbench.shapes import Labels, Rows
+from backdoorbench.shapes import Labels, Mask, Rows
 from backdoorbench.streams import Stream
 
 
@@ -32,12 +32,14 @@ class Parts:
     test_rows  (M,) rows of the test split that are evaluated (all of them, unless the holdout was drawn there)
     validation what the defense does not get of the defender's images: its settings are chosen by them; None where it gets all
     facts      of a holdout of files of its own, as those of a data set
+    poisoned   (N,) bool over `train`, of a data set that says which rows somebody poisoned; None where it does not
     """
 
     train: ImageSet
     holdout: ImageSet | None
     test_rows: Rows
     facts: Mapping[str, Any] = field(default_factory=dict)
+    poisoned: Mask | None = None
     validation: ImageSet | None = None
 
     def describe(self) -> dict[str, int]:
@@ -97,9 +99,16 @@ class Holdout:
         """Whether the defender gets no image."""
         return self.kind != "foreign" and self.per_class is None and self.rate == 0
 
-    def divide(self, train: ImageSet, test: ImageSet, stream: Stream, reading: Reading | None = None) -> Parts:
+    def divide(
+        self,
+        train: ImageSet,
+        test: ImageSet,
+        stream: Stream,
+        reading: Reading | None = None,
+        poisoned: Mask | None = None,
+    ) -> Parts:
         """The parts, as `draw_parts` makes them, and of the defender's images those that the defense does not get."""
-        parts = self.draw_parts(train, test, stream, reading)
+        parts = self.draw_parts(train, test, stream, reading, poisoned)
         if parts.holdout is None or not self.validate:
             return parts
         holdout, validation = self.keep_back(parts.holdout, stream.child("validate"))
@@ -119,29 +128,37 @@ class Holdout:
         kept[rows] = False
         return images.subset(rows), images.subset(kept.nonzero()[:, 0])
 
-    def draw_parts(self, train: ImageSet, test: ImageSet, stream: Stream, reading: Reading | None = None) -> Parts:
+    def draw_parts(
+        self, train: ImageSet, test: ImageSet, stream: Stream, reading: Reading | None, poisoned: Mask | None
+    ) -> Parts:
         """The three parts, validation apart. Raises DataError where the holdout would hold less than one image a class, or would
         overlap with the images that are evaluated.
 
-        reading  how the data set's files were read: the holdout's own are read alike"""
+        reading   how the data set's files were read: the holdout's own are read alike
+        poisoned  (N,) bool: training rows that are known to be poisoned, none of which is drawn: a holdout is clean"""
         everything = torch.arange(len(test))
         if self.kind == "foreign":
             holdout, facts = self.read(train, reading)
             refuse_overlap(holdout, train, test)
-            return Parts(train, holdout, everything, facts)
+            return Parts(train, holdout, everything, facts, poisoned)
         if self.is_empty:
-            return Parts(train, None, everything)
+            return Parts(train, None, everything, poisoned=poisoned)
         is_of_test = self.kind == "reserved" and self.split == "test"
         source = test if is_of_test else train
-        rows = self.choose(source, len(train), "test" if is_of_test else "training", stream)
+        if poisoned is None or is_of_test:
+            rows = self.choose(source, len(train), "test" if is_of_test else "training", stream)
+        else:
+            clean = (~poisoned).nonzero()[:, 0]
+            rows = clean[self.choose(clean_part(train, clean), len(train), "clean training", stream)]
         kept = torch.ones(len(source), dtype=torch.bool)
         kept[rows] = False
         rest = kept.nonzero()[:, 0]
         if self.kind == "seen":
-            return Parts(train, train.subset(rows), everything)
+            return Parts(train, train.subset(rows), everything, poisoned=poisoned)
         if is_of_test:
-            return Parts(train, test.subset(rows), rest)
-        return Parts(train.subset(rest), train.subset(rows), everything)
+            return Parts(train, test.subset(rows), rest, poisoned=poisoned)
+        left = None if poisoned is None else poisoned[rest]
+        return Parts(train.subset(rest), train.subset(rows), everything, poisoned=left)
 
     def choose(self, source: ImageSet, whole: int, called: str, stream: Stream) -> Rows:
         """The rows of `source` that the defender gets, in ascending order; DataError where it has too few.
@@ -151,12 +168,13 @@ class Holdout:
         if self.per_class is not None:
             self.refuse_small_classes(source, called)
             return pick(labels, self.per_class * classes, classes, "balanced", stream)
-        count = round(self.rate * whole)
-        if count < classes or count >= len(source):
+        count, most = round(self.rate * whole), len(source) - (self.kind == "reserved")
+        if not classes <= count <= most:
+            bound = "fewer than" if self.kind == "reserved" else "at most"
             raise DataError(
                 f"holdout.rate={self.rate:g} of {whole:,} training images is {count}; expected at least one image for "
-                f"each of the {classes} classes and fewer than the {len(source):,} images they are drawn from. "
-                f"{fitting(classes, len(source) - 1, whole)}"
+                f"each of the {classes} classes and {bound} the {len(source):,} images they are drawn from. "
+                f"{fitting(classes, most, whole)}"
             )
         return pick(labels, count, classes, self.draw, stream)
 
@@ -189,6 +207,18 @@ class Holdout:
             )
         alike = reading._asdict() if reading is not None else {}
         return read_class_folders(Path(self.root).expanduser(), train.classes, train.size, **alike)
+
+
+def clean_part(train: ImageSet, clean: Rows) -> ImageSet:
+    """The images at `clean` (M,), which are those that nobody poisoned; DataError where a class has none."""
+    part = train.subset(clean)
+    if (bare := part.counts().cpu() == 0).any():
+        name = train.classes[int(bare.int().argmax())]
+        raise DataError(
+            f"all training images of '{name}' are poisoned, as the data set says; a holdout is clean and has one image of each "
+            f"class at least. Take holdout.kind=foreign or holdout.split=test."
+        )
+    return part
 
 
 def pick(labels: Labels, count: int, classes: int, draw: str, stream: Stream) -> Rows:

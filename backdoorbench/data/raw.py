@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
 
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.pictures import IMAGES, Background, Picture, open_image
@@ -16,6 +18,7 @@ from backdoorbench.errors import AbsentData, DataError, join_words
 log = logging.getLogger(__name__)
 
 Order: TypeAlias = tuple[str, ...] | Literal["numeric", "text"]  # of class folders: named, or by this rule
+Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class File(NamedTuple):
@@ -71,14 +74,32 @@ class Census(NamedTuple):
 class Split:
     """One split, listed but not decoded.
 
-    names   what a message calls each image
-    labels  in the order of the images
-    image   the picture at a row, on a background where it is transparent; raises where it cannot be decoded
+    names     what a message calls each image
+    labels    in the order of the images
+    image     the picture at a row, on a background where it is transparent; raises where it cannot be decoded
+    block     the pixels at rows (M,), (M, H, W, 3) uint8, where all images are of one size and lie in memory
+    poisoned  rows that somebody poisoned, as he says
+    kinds     what is done to each image of a block
     """
 
     names: Sequence[str]
     labels: Sequence[int]
     image: Callable[[int, Background], Picture]
+    block: Callable[[Sequence[int]], Pixels] | None = None
+    poisoned: Sequence[int] = ()
+    kinds: tuple[str, ...] = ()
+
+    def take(self, rows: Sequence[int]) -> "Split":
+        """The images at `rows`, each at most once, in that order."""
+        block, place = self.block, {row: number for number, row in enumerate(rows)}
+        return Split(
+            [self.names[row] for row in rows],
+            [self.labels[row] for row in rows],
+            lambda row, background: self.image(rows[row], background),
+            None if block is None else lambda chosen: block([rows[row] for row in chosen]),
+            sorted(place[row] for row in self.poisoned if row in place),
+            self.kinds,
+        )
 
 
 @dataclass(frozen=True)
@@ -89,12 +110,16 @@ class Raw:
     read      class names in label order, training split, test split; called only where they must be decoded
     left_out  what lies there and is not read, counted by ending or named
     nested    how many images lie in sub-folders of their class folder
+    is_whole  whether it has no test split of its own: the one that `read` returns is empty
+    facts     what else the record should say of it
     """
 
     stamps: Sequence[str]
     read: Callable[[], tuple[Sequence[str], Split, Split]]
     left_out: Mapping[str, int] = field(default_factory=dict)
     nested: int = 0
+    is_whole: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_root(
@@ -102,12 +127,17 @@ def find_root(
     layout: str,
     holds: Callable[[Path], bool],
     remedy: str = "Unpack the data there, or correct dataset.root.",
+    may_be_file: bool = False,
 ) -> Path:
     """The resolved root of `dataset`, for which `holds` is true, or a DataError that says what lies there instead."""
     needs = f"{dataset.name} needs there {layout}."
     if dataset.root is None:
         raise AbsentData(f"dataset.root is null. {dataset.name} needs a folder with {layout}. Add dataset.root=FOLDER.")
     root = resolve(dataset.root)
+    if may_be_file and root.is_file():
+        if not holds(root):
+            raise AbsentData(f"dataset.root is {root}, a file of no kind that is read. {needs} {remedy}")
+        return root
     if not root.is_dir():
         what = "a file, not a folder" if root.exists() else "which does not exist"
         raise AbsentData(f"dataset.root is {root}, {what}. {needs} {remedy}")
@@ -215,11 +245,14 @@ def labelled(root: Path, split: str, classes: Sequence[str]) -> Labelled:
     return Labelled(found, left_out, nested)
 
 
-def in_order(names: list[str], order: Order = "numeric") -> list[str]:
-    """Class folders in label order.
+def in_order(
+    names: list[str], order: Order = "numeric", where: str = "train/", called: str = "class folder"
+) -> list[str]:
+    """Class folders, or other names of classes, in label order.
 
     order  text: as torchvision sorts them; numeric: likewise, but by value where all are numbers (with a warning where that
            is not their order as text); or every name, in that order
+    where, called  what has the names, and what each is the name of
     """
     if order == "text":
         return sorted(names)
@@ -227,8 +260,8 @@ def in_order(names: list[str], order: Order = "numeric") -> list[str]:
         if sorted(order) != sorted(names):
             unlike = sorted(set(order) ^ set(names)) or sorted({name for name in order if order.count(name) > 1})
             raise DataError(
-                f"dataset.order names {len(order):,} classes, but train/ has {len(names):,} class folders, and {some(unlike)} "
-                f"{'is' if len(unlike) == 1 else 'are'} not once in both. Name each class folder once, or give numeric or text."
+                f"dataset.order names {len(order):,} classes, but {where} has {len(names):,} {called}s, and {some(unlike)} "
+                f"{'is' if len(unlike) == 1 else 'are'} not once in both. Name each {called} once, or give numeric or text."
             )
         return list(order)
     if not names or not all(name.isdecimal() for name in names):
@@ -236,7 +269,7 @@ def in_order(names: list[str], order: Order = "numeric") -> list[str]:
     ordered = sorted(names, key=int)
     if ordered != sorted(names):
         log.warning(
-            "the class folders are numbers without leading zeros; labels follow their value (2 before 10), "
+            f"the {called}s are numbers without leading zeros; labels follow their value (2 before 10), "
             "where loaders that sort them as text would put 10 before 2 (dataset=folder does with dataset.order=text)"
         )
     return ordered
@@ -248,15 +281,16 @@ def from_files(
     test: list[tuple[File, int]],
     left_out: Mapping[str, int] | None = None,
     nested: int = 0,
+    is_whole: bool = False,
 ) -> Raw:
-    """Image files with their labels, in the order they will be stored. left_out, nested: as in a Raw."""
+    """Image files with their labels, in the order they will be stored. left_out, nested, is_whole: as in a Raw."""
 
     def split(rows: list[tuple[File, int]]) -> Split:
         paths = [file.path for file, _ in rows]
         return Split(paths, [label for _, label in rows], lambda row, background: open_image(paths[row], background))
 
     stamps = [f"{file.stamp} {label}" for file, label in train + test]
-    return Raw(stamps, lambda: (classes, split(train), split(test)), left_out or {}, nested)
+    return Raw(stamps, lambda: (classes, split(train), split(test)), left_out or {}, nested, is_whole)
 
 
 def image_files(root: Path, folder: Path) -> Listing:

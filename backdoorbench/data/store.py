@@ -13,7 +13,6 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,9 +25,10 @@ from backdoorbench import progress
 from backdoorbench.data.base import Dataset, Reading, Splits
 from backdoorbench.data.images import ImageSet
 from backdoorbench.data.pictures import Background, UnfitError
-from backdoorbench.data.raw import Raw, Split, counted, folders, from_files, labelled, some
+from backdoorbench.data.raw import Pixels, Raw, Split, counted, folders, from_files, labelled, some
+from backdoorbench.data.spread import shared, spread
 from backdoorbench.errors import DataError, StorageError
-from backdoorbench.shapes import Labels, Rows
+from backdoorbench.shapes import Labels, Mask, Rows
 from backdoorbench.storage.store import key as make_key
 from backdoorbench.storage.store import obtain, reading, storage_errors, write_json
 from backdoorbench.streams import Stream
@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2  # rises when the same raw data would be decoded to other bytes
 SPLITS = ("train", "test")
-CHUNK = 256  # images a thread decodes at a time
+POISONED = "poisoned.npy"  # beside the images: rows that somebody poisoned, as he says
+CHUNK = 64  # images decoded at a time
 DAMAGED = ("cannot be decoded", "Copy them again from the original, or remove them.")
 
 Fit: TypeAlias = Callable[[Image.Image, int], Image.Image]
@@ -93,7 +94,9 @@ def load(
         open_store,
         waiting=f"{dataset.name} is being decoded by another process; waiting for it",
     )
-    listed = {"left_out": dict(raw.left_out), "sub_folders": raw.nested}
+    listed = {"left_out": dict(raw.left_out), "sub_folders": raw.nested, **raw.facts}
+    if splits.poisoned is not None:
+        listed["poisoned"] = int(splits.poisoned.sum())
     facts = {**splits.facts, **{name: value for name, value in listed.items() if value}}
     splits = replace(splits, facts=facts, reading=Reading(fit, background))
     tell(dataset.name, root, splits.facts)
@@ -108,6 +111,8 @@ def tell(name: str, root: Path, facts: Mapping[str, Any]) -> None:
         log.info(
             f"{name}: images in sub-folders of a class folder, which count for that class: {facts['sub_folders']:,}"
         )
+    if "poisoned" in facts:
+        log.info(f"{name}: training images that its files call poisoned, for the record alone: {facts['poisoned']:,}")
     if "converted" in facts:
         log.info(f"{name}: images converted to 8-bit RGB: {counted(facts['converted'])}")
 
@@ -132,17 +137,20 @@ def write_store(folder: Path, dataset: Dataset, raw: Raw, fit: Fit, settings: Ma
             converted += decode(split, images, fit, settings["background"], work, trouble)
             images.flush()
             np.save(folder / name / "labels.npy", np.asarray(split.labels, np.int64))
+            if split.poisoned:
+                np.save(folder / name / POISONED, np.asarray(split.poisoned, np.int64))
     refuse(trouble, count, dataset.name)
     train, test = (map_split(folder / name, classes) for name in SPLITS)
     counts = {name: part.counts().tolist() for name, part in zip(SPLITS, (train, test), strict=True)}
-    meta = {"classes": list(classes), "counts": counts, "digest": digest(train, test), "source": settings}
+    told = digest(train, test, poisoned_of(folder, len(train)))
+    meta = {"classes": list(classes), "counts": counts, "digest": told, "source": settings}
     meta |= {"converted": dict(converted.most_common())}
     write_json(folder / "meta.json", meta)
 
 
 def decode(
     split: Split,
-    images: "np.ndarray[Any, np.dtype[np.uint8]]",
+    images: Pixels,
     fit: Fit,
     background: Background,
     work: progress.Task,
@@ -150,9 +158,10 @@ def decode(
 ) -> Counter[str]:
     """Fills `images`, (N, 3, size, size), from all cores; returns how many were converted, by what they were.
 
+    images   of `shared` or mapped from a file, so that other processes fill it too
     trouble  gets the images that cannot be read, and why
 
-    Where `images` is a mapped file, memory stays at a few images a thread. Pillow lets other threads run as it decodes.
+    Where `images` is a mapped file, memory stays at a few images a core.
     """
     count, size = len(images), images.shape[-1]
 
@@ -172,18 +181,28 @@ def decode(
                 failed.append((DAMAGED, f"{split.names[row]} ({reason})"))
         return converted, failed
 
-    converted: Counter[str] = Counter()
+    def copied(start: int) -> tuple[Counter[str], list[tuple[tuple[str, str], str]]]:
+        assert split.block is not None
+        part = range(start, min(start + CHUNK, count))
+        images[start : part.stop] = split.block(part).transpose(0, 3, 1, 2)
+        return Counter(dict.fromkeys(split.kinds, len(part))), []
+
     starts = range(0, count, CHUNK)
-    with ThreadPoolExecutor(threads()) as pool:
-        try:
-            for start, (kinds, failed) in zip(starts, pool.map(rows, starts), strict=True):
-                converted += kinds
-                for why, name in failed:
-                    trouble.setdefault(why, []).append(name)
-                work.advance(min(CHUNK, count - start))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # a stop must not wait for the rest
-            raise
+    is_ready = count and split.block is not None and fit is stretch and split.block([0]).shape[1:3] == (size, size)
+    done = (
+        ((number, copied(starts[number])) for number in range(len(starts)))
+        if is_ready
+        else spread(rows, starts, threads())
+    )
+    converted: Counter[str] = Counter()
+    reasons = {}
+    for number, (kinds, failed) in done:
+        converted += kinds
+        reasons[number] = failed
+        work.advance(min(CHUNK, count - starts[number]))
+    for number in sorted(reasons):
+        for why, name in reasons[number]:
+            trouble.setdefault(why, []).append(name)
     return converted
 
 
@@ -212,7 +231,7 @@ def read_class_folders(
     raw = from_files(classes, files, [])
     trouble: Trouble = {}
     _, split, _ = raw.read()
-    images = np.empty((len(files), 3, size, size), np.uint8)
+    images = shared((len(files), 3, size, size))
     with progress.task(f"decode {root.name}", len(files), "image") as work:
         converted = decode(split, images, fit, background, work, trouble)
     refuse(trouble, len(files), str(root))
@@ -242,7 +261,8 @@ def open_store(folder: Path) -> Splits:
         train, test = (map_split(folder / name, meta["classes"]) for name in SPLITS)
         if [train.counts().tolist(), test.counts().tolist()] != [meta["counts"][name] for name in SPLITS]:
             raise ValueError("the labels are not those that were stored")
-        return Splits(train, test, meta["digest"], {"converted": meta["converted"]} if meta["converted"] else {})
+        facts = {"converted": meta["converted"]} if meta["converted"] else {}
+        return Splits(train, test, meta["digest"], facts, poisoned=poisoned_of(folder, len(train)))
 
 
 def map_split(folder: Path, classes: Iterable[str]) -> ImageSet:
@@ -251,9 +271,22 @@ def map_split(folder: Path, classes: Iterable[str]) -> ImageSet:
     return ImageSet(images, torch.from_numpy(np.load(folder / "labels.npy")), tuple(classes))
 
 
-def digest(train: ImageSet, test: ImageSet) -> str:
-    """SHA-256 over shape and bytes of images and labels, training split first."""
+def poisoned_of(folder: Path, count: int) -> Mask | None:
+    """(count,) bool: the rows of the training split in `folder` that somebody poisoned; None where nobody says so."""
+    file = folder / SPLITS[0] / POISONED
+    if not file.exists():
+        return None
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[torch.from_numpy(np.load(file))] = True
+    return mask
+
+
+def digest(train: ImageSet, test: ImageSet, poisoned: Mask | None = None) -> str:
+    """SHA-256 over shape and bytes of images and labels, training split first, and of which rows are known to be poisoned: on
+    them depends which images are clean enough for a defender."""
     total = hashlib.sha256()
+    if poisoned is not None:
+        total.update(poisoned.numpy().tobytes())
     for part in (train, test):
         for tensor in (part.images, part.labels):
             total.update(f"{tuple(tensor.shape)}".encode())
@@ -266,16 +299,22 @@ def digest(train: ImageSet, test: ImageSet) -> str:
 
 def finish(dataset: Dataset, splits: Splits) -> Splits:
     """`splits` cut to the data set's `train_size` and `test_size`, and the digest of what remains."""
-    train = subset(dataset, "train", splits.train, dataset.train_size)
-    test = subset(dataset, "test", splits.test, dataset.test_size)
-    whole = train is splits.train and test is splits.test
-    return splits if whole else replace(splits, train=train, test=test, digest=digest(train, test))
+    train, poisoned = splits.train, splits.poisoned
+    rows = subset(dataset, "train", train, dataset.train_size)
+    if rows is not None:
+        train, poisoned = train.subset(rows), None if poisoned is None else poisoned[rows]
+    tested = subset(dataset, "test", splits.test, dataset.test_size)
+    if rows is None and tested is None:
+        return splits
+    test = splits.test if tested is None else splits.test.subset(tested)
+    return replace(splits, train=train, test=test, digest=digest(train, test, poisoned), poisoned=poisoned)
 
 
-def subset(dataset: Dataset, split: str, images: ImageSet, size: int | None) -> ImageSet:
-    """`size` images, stratified: the same ones whatever the run's seed, so that seeds compare like with like."""
+def subset(dataset: Dataset, split: str, images: ImageSet, size: int | None) -> Rows | None:
+    """The rows of `size` images, stratified: the same ones whatever the run's seed, so that seeds compare like with like. None:
+    all of them."""
     if size is None or size == len(images):
-        return images
+        return None
     if size > len(images):
         raise DataError(
             f"dataset.{split}_size is {size:,}, but the {split} split of {dataset.name} holds {len(images):,} images. "
@@ -286,7 +325,7 @@ def subset(dataset: Dataset, split: str, images: ImageSet, size: int | None) -> 
             f"dataset.{split}_size is {size:,}, but {dataset.name} has {len(images.classes):,} classes, and each keeps "
             f"at least one image. Give at least that many, or null for all."
         )
-    return images.subset(stratified(images.labels, size, Stream(0).child("subset").child(split)))
+    return stratified(images.labels, size, Stream(0).child("subset").child(split))
 
 
 def stratified(labels: Labels, size: int, stream: Stream) -> Rows:

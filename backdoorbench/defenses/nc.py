@@ -2,7 +2,8 @@
 
 Idea     The target of a backdoor needs an abnormally small trigger to absorb all other classes. Stamped on clean images that
          keep their labels, that trigger teaches the network to ignore the real one.
-Paper    Wang et al., IEEE Symposium on Security and Privacy 2019 (no arXiv version)
+Paper    Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks", IEEE Symposium on Security
+         and Privacy 2019 (no arXiv version)
 Follows  for each flagged class the holdout once more, a fifth of it stamped with the class's trigger and called what it is;
          SGD on all parameters, batch norm in train mode. Masks, lambda and the rule that flags are the detector's of the same
          name (detector=nc), from the same code

@@ -2,7 +2,8 @@
 
 Idea     Any class can be reached by a mask and a pattern that cover enough of the image. The target of a backdoor is reached
          by its trigger, far smaller than what the other classes need: an outlier among their sizes.
-Paper    Wang et al., IEEE Symposium on Security and Privacy 2019 (no arXiv version)
+Paper    Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks", IEEE Symposium on Security
+         and Privacy 2019 (no arXiv version)
 Follows  the authors' code in BackdoorBench's setting: m and p are tanh(v) / (2 + 1e-7) + 1/2, x' = (1 - m) x + m p, loss
          CE(f(x'), y) + lambda |m|_1 over all images, Adam 0.1 with betas 0.5 and 0.9. After each pass: `patience` in a row at
          success tau or above double lambda, as many below divide it by 2^1.5; the smallest mask at tau is kept; a class
@@ -30,6 +31,7 @@ from typing import Annotated, ClassVar
 import torch
 
 from backdoorbench.config.build import BESIDE
+from backdoorbench.data.store import stratified
 from backdoorbench.detectors.base import Detector, Judges, Reversed, Scenario, Verdict
 from backdoorbench.errors import check_range
 from backdoorbench.training.reversal import Search, anomaly, layout_of, reverse
@@ -48,14 +50,20 @@ class NC(Detector):
     needs: ClassVar[frozenset[str]] = frozenset({"model", "holdout"})
 
     search: Annotated[Search, BESIDE]
+    images: int | None
     threshold: float
 
     def __post_init__(self) -> None:
         self.search.check("detector")
+        if self.images is not None:
+            check_range("detector.images", self.images, 1)
         check_range("detector.threshold", self.threshold, 0)
 
     def examine(self, scenario: Scenario) -> Verdict:
         model, holdout = scenario.model, scenario.holdout
+        count = max(self.images or len(holdout), len(holdout.classes))
+        if count < len(holdout):
+            holdout = holdout.subset(stratified(holdout.labels.cpu(), count, scenario.stream.child("images")))
         model.to(memory_format=layout_of(scenario.device))
         classes = range(len(holdout.classes))
         found = reverse(model, holdout, classes, scenario.stream, **vars(self.search), autocast=scenario.autocast)

@@ -1,19 +1,22 @@
 """What every network is to the rest: pixels in [0, 1] in, logits out; and the spec that builds one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from backdoorbench.config.build import File
+from backdoorbench.config.build import BESIDE, File
+from backdoorbench.config.groups import LATER
 from backdoorbench.errors import ModelError
+from backdoorbench.models.inputs import Reads
 from backdoorbench.shapes import Images, Logits
 
 MOST_CHANNELS = 256  # in the first of stages that double: four times the literature's, sixteen times its weights
+COLOURS = 3
 LARGE = 128  # pixels: from here on residual networks open with a 7x7 stride-2 convolution and a pooling, below with 3x3
 
 
@@ -67,12 +70,22 @@ class StartsFromImages(Protocol):
 
 
 class Classifier(nn.Module):
-    """A network on [0, 1] pixels: centre crop to `size`, normalisation, `net`. A plain chain, so surgery can cut it."""
+    """A network on [0, 1] pixels: centre crop to `size`, what becomes of its colours (`first`: grey, or blue first),
+    normalisation, `net`. A plain chain, so surgery can cut it."""
 
-    def __init__(self, net: nn.Module, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        channels: int = COLOURS,
+        first: Sequence[nn.Module] = (),
+    ) -> None:
         super().__init__()
         self.size = size
-        self.crop = CentreCrop(size)
+        self.channels = channels
+        self.crop = nn.Sequential(CentreCrop(size), *first) if first else CentreCrop(size)
         self.normalize = Normalize(mean, std)
         self.net = net
 
@@ -95,17 +108,27 @@ class ModelSpec(ABC):
     """The knobs every network has.
 
     name        as tables and keys print it
-    checkpoint  safetensors file of starting weights, or null for random ones
+    checkpoint  file of starting weights, or null for random ones; see `reading` for what is read
+    reads       what it is to be shown
     """
 
     name: str
     checkpoint: File | None
+    reads: Annotated[Reads, BESIDE] = field(default=Reads(**LATER["model"]), kw_only=True)
 
     @abstractmethod
     def net(self, classes: int, size: int) -> nn.Module:
         """The bare, freshly initialised network for `classes` classes and `size` pixels, on normalised input.
 
         Raises ModelError where it cannot work at that size."""
+
+    def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
+        """The network on [0, 1] pixels, freshly initialised. Raises ModelError as `net` does.
+
+        mean, std  of the data set: what it is normalised by, unless `reads` says otherwise"""
+        net = self.net(classes, size)
+        self.reads.narrow(net, self.name)
+        return Classifier(net, size, *self.reads.normalisation(mean, std), self.reads.channels, self.reads.first())
 
     def check(self, size: int, least: int, width: int = 1, widest: int | None = None) -> None:
         """Raises ModelError where `size` is below `least`, at which the last map has one pixel, where `width` is below 1, or

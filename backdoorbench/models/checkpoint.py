@@ -1,25 +1,25 @@
-"""Weights in files: safetensors written, safetensors or torch state dicts read, shapes compared before anything is loaded."""
+"""Weights in files: our own, which are safetensors; those that users give, in the formats that `reading` knows; and purified
+weights as the file that was given has them."""
 
 import json
 import logging
-from argparse import Namespace
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from safetensors import safe_open
+from torch import nn
 
 from backdoorbench.errors import ModelError
+from backdoorbench.models import matching, reading
+from backdoorbench.models.matching import Fit
+from backdoorbench.models.reading import Found, Keys, Weights
 from backdoorbench.storage import store
-
-Weights = dict[str, Tensor]
 
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "bdx"  # the entry of metadata
-AVERAGED = {"state_dict": "state_dict_ema", "model": "model_ema"}  # as timm's trainer and torchvision's have them
 
 
 def save(model: nn.Module, file: Path, description: dict[str, Any] | None = None) -> None:
@@ -56,120 +56,100 @@ def description(file: Path) -> dict[str, Any] | None:
     return parts if "model" in parts else None
 
 
-def load_given(model: nn.Module, path: str, described: str) -> None:
-    """Loads a user's checkpoint: weights of the whole classifier, or of the bare network without its normalisation. Without the
-    batch norms' counters, which older versions of torch did not have, a file is whole.
+def load_given(model: nn.Module, path: str, described: str) -> Fit:
+    """Loads a user's file of weights into a Classifier, and says where they lay, so that `save_as` can put others there.
 
     described  the network in a few words, for messages
 
-    Raises ModelError where the file is missing, is not a plain state dict, has other names or shapes, or values that are no
-    numbers. Names are quoted as the file has them."""
-    found = read_weights(Path(path).expanduser(), path)
+    Raises ModelError where the file is missing, is of no format that is read, has no weights of this network, or values that are
+    no numbers. Names are quoted as the file has them."""
+    fit = matching.fit(model, reading.read(path, f"model.checkpoint={path}"), described)
+    load(model, fit)
+    return fit
+
+
+def load(model: nn.Module, fit: Fit) -> None:
+    """Puts the weights of a file where they were found to belong; ModelError where they are no finite numbers."""
     own = model.state_dict()
-    written = _places(found, path)
-    weights = {name: found[there] for name, there in written.items()}
-    head = _head(written)
-    differences = [
-        f"{written[name]} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
-        for name in sorted(own.keys() & weights.keys())
-        if own[name].shape != weights[name].shape
-    ]
-    optional = {name for name in own if name.startswith("normalize.") or name.endswith(".num_batches_tracked")}
-    lacking = sorted(own.keys() - weights.keys() - optional)
-    differences += [f"{head}{name.removeprefix('net.') if _is_bare(found) else name} is missing" for name in lacking]
-    differences += [f"{written[name]} has no place" for name in sorted(weights.keys() - own.keys())]
-    if differences:
-        more = f" ({len(differences) - 1} more differences)" if len(differences) > 1 else ""
-        raise ModelError(
-            f"model.checkpoint={path} does not fit {described}: {differences[0]}{more}. Choose the model, width and data set "
-            f"it was trained with."
-        )
-    _refuse_no_numbers({written[name]: value.to(own[name].dtype) for name, value in weights.items()}, path)
+    weights = {name: fit.state.weights[there] for name, there in fit.places.items()}
+    for name, value in weights.items():
+        if own[name].is_floating_point() and not value.is_floating_point():
+            raise ModelError(
+                f"{fit.found.named} holds {str(value.dtype).removeprefix('torch.')} values in {fit.places[name]}; expected "
+                f"fractions. It may be quantised: choose the file from before that."
+            )
+    weights = {name: value.to(own[name].dtype).reshape(own[name].shape) for name, value in weights.items()}
+    _refuse_no_numbers({fit.places[name]: value for name, value in weights.items()}, fit.found.named)
     model.load_state_dict(own | weights)
 
 
-def _places(found: Weights, path: str) -> dict[str, str]:
-    """The classifier's name of each weight -> the name it has in the file, which wrappers have prefixed."""
-    places: dict[str, str] = {}
-    lead = "net." if _is_bare(found) else ""
-    for there in found:
-        name = lead + _bare(there)
-        if name in places:
-            raise ModelError(
-                f"model.checkpoint={path} holds both {places[name]} and {there}, which are the same weight; expected each once. "
-                f"Save the network again with safetensors.torch.save_file(model.state_dict(), FILE)."
-            )
-        places[name] = there
-    return places
-
-
-def _is_bare(found: Weights) -> bool:
-    return not any(_bare(name).startswith("net.") for name in found)
-
-
-def _bare(name: str) -> str:
-    """A weight's name without what DataParallel (`module.`) and torch.compile (`_orig_mod.`) put into it."""
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
-    while len(parts) > 1 and parts[0] == "module":
-        del parts[0]
-    return ".".join(parts)
-
-
-def _head(written: dict[str, str]) -> str:
-    """What wrappers have put before every name of the file; nothing where they differ."""
-    heads = {there.removesuffix(_bare(there)) for there in written.values()}
-    return heads.pop() if len(heads) == 1 else ""
-
-
-def _refuse_no_numbers(weights: Weights, path: str) -> None:
+def _refuse_no_numbers(weights: Weights, named: str) -> None:
     """Raises ModelError where a weight holds NaN or an infinity."""
     wrong = {name: int((~value.isfinite()).sum()) for name, value in weights.items()}
     wrong = {name: count for name, count in wrong.items() if count}
     if wrong:
         first = min(wrong)
         raise ModelError(
-            f"model.checkpoint={path} holds {sum(wrong.values()):,} values that are NaN or infinite, {wrong[first]:,} of them in "
-            f"{first}; expected finite numbers. The training that left it went astray, or the file is damaged: choose another."
+            f"{named} holds {sum(wrong.values()):,} values that are NaN or infinite, {wrong[first]:,} of them in {first}; "
+            f"expected finite numbers. The training that left it went astray, or the file is damaged: choose another."
         )
+
+
+def save_as(fit: Fit, model: nn.Module, file: Path) -> None:
+    """Writes the network's weights in the format and under the names of the file that `fit` is of: wrappers, prefixes, dtypes and
+    plain values beside them as there. What held more than tensors and plain values becomes a plain state dict, and that is said.
+
+    model  the Classifier, as `fit` was made for, with other weights"""
+    weights = _as_there(fit, model)
+    found = fit.found
+    with store.storage_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    if found.format == "safetensors":
+        store.write_tensors(file, weights, found.metadata or None)
+        return
+    plain = not found.foreign and found.format != "pickle"
+    if not plain:
+        log.warning(
+            f"{found.file.name} holds more than tensors and plain values, which bdx does not build: {file.name} is the plain "
+            f"state dict, under the same names."
+        )
+    content = _replaced(found.tree, fit.state.keys, weights) if plain else weights
+    partial = file.with_name(f".{file.name}.partial")
+    with store.storage_errors(file.parent):
+        torch.save(content, partial, _use_new_zipfile_serialization=found.format != "legacy")
+        os.replace(partial, file)
+
+
+def _as_there(fit: Fit, model: nn.Module) -> Weights:
+    """The file's weights with the model's in their places, of the file's shapes and dtypes."""
+    own = model.state_dict()
+    if lost := sorted(fit.places.keys() - own.keys()):
+        raise ModelError(
+            f"the network has no {lost[0]} any more, so its weights cannot be written under the names of {fit.found.named}. Save "
+            f"them under its own: purified.safetensors in the run's folder has them."
+        )
+    changed = {
+        there: own[name].detach().cpu().to(fit.state.weights[there].dtype).reshape(fit.state.weights[there].shape)
+        for name, there in fit.places.items()
+    }
+    return {there: changed.get(there, value).contiguous().clone() for there, value in fit.state.weights.items()}
+
+
+def _replaced(tree: Any, keys: Keys, weights: Weights) -> Any:
+    """The content of a file with other weights where `keys` lead; what is on the way is copied."""
+    if not keys:
+        return {**tree, **weights}
+    first, *rest = keys
+    if isinstance(tree, list | tuple):
+        listed = list(tree)
+        listed[first] = _replaced(tree[first], tuple(rest), weights)
+        return type(tree)(listed)
+    return {**tree, first: _replaced(tree[first], tuple(rest), weights)}
 
 
 def read_weights(file: Path, path: str) -> Weights:
-    """Name -> tensor from a safetensors file or a torch file that holds a state dict and nothing that runs code."""
-    try:
-        content: Any = load_file(file) if file.suffix == ".safetensors" else _torch_weights(file)
-    except (FileNotFoundError, IsADirectoryError):
-        raise ModelError(
-            f"model.checkpoint={path} is no file; expected a safetensors file, or a .pt/.pth state dict."
-        ) from None
-    except SafetensorError as error:
-        if not file.is_file():
-            raise ModelError(f"model.checkpoint={path} is no file; expected a safetensors file.") from None
-        raise ModelError(f"model.checkpoint={path} is not a readable safetensors file ({error}).") from None
-    except Exception as error:
-        first = str(error).partition(". ")[0].partition("\n")[0]
-        raise ModelError(
-            f"model.checkpoint={path} is not a plain state dict ({first}); files that run code when loaded are refused. "
-            f"Save the network again with safetensors.torch.save_file(model.state_dict(), FILE)."
-        ) from None
-    if not (isinstance(content, dict) and content and all(isinstance(value, Tensor) for value in content.values())):
-        raise ModelError(
-            f"model.checkpoint={path} holds no state dict (a dict of tensors). Save the network again with "
-            f"safetensors.torch.save_file(model.state_dict(), FILE)."
-        )
-    return {str(name): value for name, value in content.items()}
-
-
-def _torch_weights(file: Path) -> Any:
-    """What the file holds, or the state dict that a training script has put into it beside its options (argparse's Namespace,
-    which runs nothing). Averaged weights beside it are left, and said to be."""
-    with torch.serialization.safe_globals([Namespace]):
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    for name in ("state_dict", "model", "net"):  # where training scripts usually put it
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            if (averaged := AVERAGED.get(name)) in content:
-                log.warning(
-                    f"{file.name} holds averaged weights ({averaged}) beside the last ones ({name}): the last ones are read. "
-                    f"Save the others alone to have them: safetensors.torch.save_file(torch.load(FILE)['{averaged}'], NEW)"
-                )
-            return content[name]
-    return content
+    """Name -> tensor of the likeliest state dict of a file, under the file's own names."""
+    found: Found = reading.read(file, f"model.checkpoint={path}")
+    if not found.states:
+        raise matching.misfit({}, found, "any network")
+    return found.states[0].weights

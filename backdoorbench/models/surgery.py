@@ -142,7 +142,7 @@ def _find_head(model: nn.Module) -> tuple[str, nn.Linear]:
             found = f"its last layer, '{last.name}', does not read (N, D) features"
         elif runs > 1:
             found = f"its last layer, '{last.name}', runs {runs} times"
-        elif not _same(last.output, calls[-1].output):
+        elif not _same_logits(last.output, calls[-1].output):
             found = f"its last layer, '{last.name}', does not return the logits alone"
         else:
             return last.name, head
@@ -594,6 +594,13 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
         return False
     slack = 1e-5 if a.device.type == "cpu" else 1e-3
     return bool(torch.allclose(a.flatten(), b.flatten(), rtol=slack, atol=slack, equal_nan=True))
+
+
+def _same_logits(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two results are the same logits, up to a constant of each row: the logarithm of a softmax differs by one."""
+    if a is None or b is None or a.ndim != 2 or a.shape != b.shape:
+        return False
+    return _same(a.float().log_softmax(1), b.float().log_softmax(1))
 
 
 def _holds(module: nn.Module, kind: Any) -> bool:

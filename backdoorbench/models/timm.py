@@ -10,20 +10,23 @@ ResNet, ResNetV2       3x3 stem convolution of stride 1, no pooling: the last ma
 ViT, DeiT, Swin        at least 8x8 patches: patch 4 at 32 px, 8 at 64 px
 ConvNeXt               patches of one pixel: the last map has side/8 pixels a side
 
-A classifier that timm writes as a 1x1 convolution on the pooled map (ResNetV2) becomes the equal linear layer, since
-defenses work on that. With pretrained weights, a replaced stem convolution starts from random ones, and images are
-normalised by the data set's statistics, not by those the weights were trained with.
+A classifier that is no linear layer becomes the equal one where that can be (heads.py). With pretrained weights, a replaced stem
+convolution starts from random ones, and images are normalised by the data set's statistics, not by those the weights were trained
+with.
 """
 
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from backdoorbench.config.acts import Acts, Only
 from backdoorbench.errors import ModelError, did_you_mean
 from backdoorbench.models.base import LARGE, ModelSpec
+from backdoorbench.models.heads import make_classifier_linear, with_linear_classifier
+from backdoorbench.models.stems import shrink_stem
 
 RESNETS = ["resnet", "resnetv2"]  # families are timm's modules, since names alone do not tell them apart
 TRANSFORMERS = ["vision_transformer", "deit", "swin_transformer", "swin_transformer_v2"]
@@ -77,16 +80,20 @@ class TimmSpec(ModelSpec):
         if family is RESNETS and small:
             shrink_stem(net)
         make_classifier_linear(net)
-        self._try(net, size)
-        return net
+        forget_biases(net)
+        logits, changed = self._try(net, size), with_linear_classifier(net)
+        is_same = changed is not None and (
+            logits.is_meta or torch.allclose(self._try(changed, size), logits, atol=1e-4)
+        )
+        return changed if changed is not None and is_same else net
 
-    def _try(self, net: nn.Module, size: int) -> None:
-        """Raises ModelError unless `net` reads images of `size` px: timm tells only while it runs."""
+    def _try(self, net: nn.Module, size: int) -> Tensor:
+        """The logits of two images. Raises ModelError unless `net` reads images of `size` px: timm tells only while it runs."""
         modes = {module: module.training for module in net.modules()}
         net.eval()
         try:
             with torch.no_grad():
-                net(torch.zeros(2, 3, size, size))
+                logits: Tensor = net(torch.linspace(0, 1, 6 * size**2).view(2, 3, size, size))
         except Exception as error:
             raise ModelError(
                 f"timm's '{self.timm_name}' with stem={self.stem} does not read images of {size} px "
@@ -94,6 +101,7 @@ class TimmSpec(ModelSpec):
             ) from error
         for module, mode in modes.items():
             module.training = mode
+        return logits
 
     def _refusal(self, error: Exception, size: int) -> ModelError:
         if self.pretrained:
@@ -108,6 +116,19 @@ class TimmSpec(ModelSpec):
         )
 
 
+def forget_biases(net: nn.Module) -> None:
+    """Lets attention read its biases anew in each pass. LeViT, TinyViT, EfficientFormer and EfficientViT keep those of the first
+    pass in eval mode until somebody calls `train()`: weights that are loaded or perturbed in between would be mixed with them."""
+    for module in net.modules():
+        if hasattr(module, "attention_bias_cache") and hasattr(module, "get_attention_biases"):
+            object.__setattr__(module, "get_attention_biases", MethodType(_attention_biases, module))
+
+
+def _attention_biases(module: Any, device: torch.device) -> Tensor:
+    biases: Tensor = module.attention_biases[:, module.attention_bias_idxs]
+    return biases
+
+
 def patch(size: int) -> int:
     """The largest patch that divides `size` and leaves at least 8x8 patches (1 where nothing does).
 
@@ -115,43 +136,6 @@ def patch(size: int) -> int:
     [1, 2, 4, 8, 12]
     """
     return max((side for side in range(1, size // 8 + 1) if size % side == 0), default=1)
-
-
-def shrink_stem(net: Any) -> None:
-    """Turns the stem of timm's ResNet or ResNetV2 into a 3x3 convolution of stride 1 without pooling, in place.
-
-    A stem of three 3x3 convolutions keeps them and its weights; only the stride of the first goes.
-    """
-    stem: Any = getattr(net, "stem", net)  # ResNetV2 keeps its stem in a module of that name
-    name = "conv1" if hasattr(stem, "conv1") else "conv"
-    first: Any = getattr(stem, name)
-    if isinstance(first, nn.Sequential):  # the deep stem of a ResNet
-        first = next(first.children())
-    if first.kernel_size == (3, 3):
-        first.stride = (1, 1)
-    else:
-        conv = type(first)(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        setattr(stem, name, conv)
-    for name in ("maxpool", "pad", "pool"):
-        if hasattr(stem, name):
-            setattr(stem, name, nn.Identity())
-
-
-def make_classifier_linear(net: Any) -> None:
-    """Replaces a 1x1-convolution classifier of timm's ClassifierHead by the linear layer that computes the same."""
-    from timm.layers.classifier import ClassifierHead
-
-    head = getattr(net, "head", None)
-    if not (isinstance(head, ClassifierHead) and head.use_conv and isinstance(head.fc, nn.Conv2d)):
-        return
-    linear = nn.Linear(head.fc.in_channels, head.fc.out_channels, head.fc.bias is not None)
-    with torch.no_grad():
-        linear.weight.copy_(head.fc.weight.flatten(1))
-        if head.fc.bias is not None:
-            linear.bias.copy_(head.fc.bias)
-    head.fc, head.use_conv, head.flatten = linear, False, nn.Identity()
-    head.global_pool.flatten = nn.Flatten(1)
 
 
 def first_line(error: Exception) -> str:

@@ -24,7 +24,7 @@ from backdoorbench.pipeline import evaluation
 from backdoorbench.pipeline.costs import metered
 from backdoorbench.pipeline.infect import fresh_network, obtain
 from backdoorbench.pipeline.infections import description
-from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_control
+from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_clean_model
 from backdoorbench.pipeline.purify import rebuilt
 from backdoorbench.shapes import Images, Mask, Rows
 from backdoorbench.storage import store
@@ -70,11 +70,7 @@ def carry_out(made: Plan, infection: Infection, test: ImageSet, run: Run) -> Ver
         finding.details["scores"] = [round(float(score), 4) for score in verdict.scores]
         finding.details["flagged_classes"] = verdict.flagged.nonzero()[:, 0].tolist()
     clean = clean_plan(made)
-    wanted = made.config["control"]
-    is_there = wanted == "train" or (wanted == "cached" and clean.infection_folder.is_dir())
-    if (
-        is_there and has_control(made) and infection.trigger is not None
-    ):  # without one this is a clean model's verdict already
+    if has_clean_model(made) and infection.trigger is not None:  # without one this is a clean model's verdict already
         control, _ = obtain(clean, test, Finding(INFECT.name, clean.attack.name))
         beside = Finding(DETECT.name, made.detector.name)
         other = present(clean, control, infection.trigger, infection.target, test, beside)

@@ -31,6 +31,33 @@ def environment(made: Plan) -> dict[str, Any]:
     }
 
 
+def everything() -> str:
+    """Every installed package as `name==version`, which pip takes for constraints, below what else figures may depend on: Python,
+    system, processor, devices and their driver, commit."""
+    facts = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": device.describe(torch.device("cpu")),
+        "devices": ", ".join(torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())) or None,
+        "driver": driver(),
+        "cuda": torch.version.cuda,
+        "commit": commit(),
+    }
+    head = [f"# {name}: {value or 'none'}" for name, value in facts.items()]
+    found = {str(package.name): package.version for package in metadata.distributions() if package.name}
+    return "\n".join([*head, *sorted((f"{name}=={found[name]}" for name in found), key=str.lower)]) + "\n"
+
+
+def driver() -> str | None:
+    """The version of NVIDIA's driver; None where there is none."""
+    call = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(call, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(said.split()), None)
+
+
 def installed(name: str) -> str | None:
     """A package's version; None where it is not installed (bdx itself, run from a checkout)."""
     try:

@@ -54,6 +54,13 @@ def predict(
     return Predictions(torch.cat(clean).cpu(), torch.cat(hit).cpu() if hit else None)
 
 
+def called(model: nn.Module, test: ImageSet, change: Trigger | None, precision: Precision) -> Labels:
+    """(N,) on the CPU: the model's calls on `test`, changed where that is asked for. The model's modes are kept."""
+    with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
+        found = [call(model, change(images) if change else images) for images, _ in test.batches(batch_of(test))]
+    return torch.cat(found).cpu()
+
+
 def triggered(test: ImageSet, trigger: Trigger, precision: Precision) -> list[Images]:
     """`test` under the trigger, `batch_of` it at a time."""
     with torch.inference_mode(), autocast(precision, test.device):

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY
-from backdoorbench.pipeline import detect, infect, purify
+from backdoorbench.config.groups import AFTER, DETECT, INFECT, JUDGED, PURIFY
+from backdoorbench.pipeline import after, detect, infect, purify
 from backdoorbench.pipeline.evaluation import Predictions
+from backdoorbench.pipeline.infections import WEIGHTS
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.shapes import Images
 from backdoorbench.storage.record import Run
@@ -18,14 +20,15 @@ from backdoorbench.storage.record import Run
 class Outcome:
     """What a run leaves besides its figures.
 
-    purified     the model at its end; is_new: whether a weight differs from the infected model's
+    purified     the model that the defense left
+    weights      a file that holds its weights already, the infected model's or a purified one's; None: none does
     predictions  every call, by name
     gallery      (M, 3, H, W) clean and triggered test images, for the picture; None without a trigger
     pictures     what a detector drew, by name: (n, 3, H, W) in [0, 1]
     """
 
     purified: nn.Module
-    is_new: bool
+    weights: Path | None
     predictions: dict[str, torch.Tensor]
     gallery: tuple[Images, Images] | None
     pictures: dict[str, Images]
@@ -34,7 +37,7 @@ class Outcome:
 def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
     """Carries out a plan, filling `run` as it goes, so that a failure leaves what was known.
 
-    announce  told the stage (infect, detect, purify) as it ends, and of each point of the learning curve (curve)"""
+    announce  told the stage (infect, detect, purify, after) as it ends, and of each point of the learning curve (curve)"""
     test = made.splits.test.to(made.device)
     infection, before = infect.carry_out(made, test, run)
     announce(INFECT.name)
@@ -43,17 +46,22 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
     if made.detects:
         verdict = detect.carry_out(made, infection, test, run)
         announce(DETECT.name)
-    after = purify.carry_out(made, infection, before, test, run, announce)
+    purified = purify.carry_out(made, infection, before, test, run, announce)
     if verdict is not None:
-        detect.try_reversed(made, verdict, infection.model, after.model, test, run)
+        detect.try_reversed(made, verdict, infection.model, purified.model, test, run)
     announce(PURIFY.name)
+    if made.is_attacked_after:
+        after.carry_out(made, infection, purified.model, test, run)
+        announce(AFTER.name)
     gallery = None
     if infection.trigger is not None:
         shown = test.subset(torch.linspace(0, len(test) - 1, 8).long())
         images = next(iter(shown.batches(8)))[0]
         gallery = (images.cpu(), infection.trigger(images).cpu())
-    calls = stored_predictions([before, after.predictions], len(test.classes))
-    return Outcome(after.model, after.is_new, calls, gallery, verdict.pictures if verdict is not None else {})
+    calls = stored_predictions([before, purified.predictions], len(test.classes))
+    weights = purified.weights or (None if purified.is_new else made.infection_folder / WEIGHTS)
+    pictures = verdict.pictures if verdict is not None else {}
+    return Outcome(purified.model, weights, calls, gallery, pictures)
 
 
 def stored_predictions(judged: list[Predictions], classes: int) -> dict[str, torch.Tensor]:

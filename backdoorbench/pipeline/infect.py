@@ -18,7 +18,7 @@ from backdoorbench.errors import TrainingError
 from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
-from backdoorbench.pipeline import costs, evaluation, gates
+from backdoorbench.pipeline import costs, evaluation, gates, readings
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infections import (
     describe_model,
@@ -45,6 +45,8 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
     the configuration forces it."""
     finding = run.begin(INFECT.name, made.attack.name)
     infection, before = obtain(made, test, finding)
+    if made.parts.poisoned is not None and infection.train is not None:
+        infection = dataclasses.replace(infection, poisoned=made.parts.poisoned)
     rows = made.parts.test_rows
     scores = finding.scores = evaluation.judge(before, test, infection.target, rows)
     finding.details = evaluation.details(before, test, infection.target, rows)
@@ -57,9 +59,11 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
     finding.notes = (
         infection.facts | told | target_note(infection.target.describe() if infection.target is not None else None)
     )
+    if made.parts.poisoned is not None:
+        finding.notes["poisoned_by_others"] = int(made.parts.poisoned.sum())
     if is_given:
         finding.notes |= given_notes(made, infection, finding.control)
-        finding.notes |= order_note(made, before, test)
+        finding.notes |= order_note(made, before, test) or input_note(made, infection, test)
     if (speed := costs.pace(infection.history)) is not None:
         finding.spent["images_per_second"] = speed
     finding.history = [dataclasses.asdict(epoch) for epoch in infection.history]
@@ -91,7 +95,9 @@ def order_note(made: Plan, before: Predictions, test: ImageSet) -> dict[str, str
     order, now, then = found
     named = order if isinstance(order, str) else "[" + ",".join(order) + "]"
     setting = f"dataset.order={named}"
-    if "order" not in made.config["dataset"]:
+    if made.config["dataset"].get("class_names"):
+        setting = f"that order in {made.config['dataset']['class_names']}"
+    elif "order" not in made.config["dataset"]:
         setting = f"dataset=folder, whose setting {setting} says so, or reorder the rows of its last layer"
     return {
         "order": f"the network seems to know these classes in another order: CA is {now:.3f}, and {then:.3f} if its outputs mean "
@@ -99,11 +105,26 @@ def order_note(made: Plan, before: Predictions, test: ImageSet) -> dict[str, str
     }
 
 
+def input_note(made: Plan, infection: Infection, test: ImageSet) -> dict[str, str]:
+    """What must be said of a given network that knows these images far better when it reads them otherwise. One that was trained
+    here on them has been shown what it is shown."""
+    if made.recipe.epochs or not isinstance(infection.model, Classifier):
+        return {}
+    found = readings.better(infection.model, test, made.parts.test_rows, made.recipe.precision)
+    if found is None:
+        return {}
+    reading, now = found
+    return {
+        "input": f"the network seems to have been trained on images read otherwise: CA is {now:.3f}, and {reading.accuracy:.3f} "
+        f"with {reading.settings}; set that"
+    }
+
+
 def refuse_broken(made: Plan, finding: Finding) -> None:
     """Raises TrainingError where the infection is broken and there is a defense, unless something forces it on."""
     if finding.status == "broken" and made.defense.tunes and not made.config["force"]:
         remedy = "Change the recipe or the attack"
-        if hint := finding.notes.get("order"):
+        if hint := finding.notes.get("order") or finding.notes.get("input"):
             remedy = f"{hint[0].upper()}{hint[1:]}"
         raise TrainingError(
             f"the infection is broken: {'; '.join(finding.reasons)}. A defense has nothing to purify. {remedy}, or add "
@@ -125,8 +146,7 @@ def fresh_network(made: Plan, stream: Stream) -> nn.Module:
     """A network of the plan's kind on its device, its starting weights drawn from `stream`."""
     size = made.dataset.crop or made.dataset.size
     with seeded(stream):
-        net = made.spec.net(len(made.splits.train.classes), size)
-    model = Classifier(net, size, made.dataset.mean, made.dataset.std)
+        model = made.spec.classifier(len(made.splits.train.classes), size, made.dataset.mean, made.dataset.std)
     layout = torch.channels_last if made.device.type in ("cpu", "cuda") else torch.contiguous_format
     return model.to(made.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 

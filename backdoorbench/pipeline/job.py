@@ -17,7 +17,7 @@ from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import execute, plan
 from backdoorbench.pipeline.environment import environment
 from backdoorbench.pipeline.execute import Outcome
-from backdoorbench.pipeline.infections import WEIGHTS, describe_model
+from backdoorbench.pipeline.infections import describe_model
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.reporting import formats, grids, picture, rows
 from backdoorbench.storage import record, store
@@ -44,8 +44,8 @@ def quiet(run: Run, stage: str) -> None:
 def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet, *, alone: bool = True) -> Job:
     """Runs a resolved configuration, or finds its finished run.
 
-    announce  told (the run so far, stage) as a stage ends (planned, infect, detect, purify), and at a point of the curve (curve)
-
+    announce  told (the run so far, stage) as a stage ends (planned, infect, detect, purify, after), and at a point of the curve
+              (curve)
     alone     whether it is no job of a sweep, whose others may use the plugins that it does not
 
     A failure is recorded with its error and log, then raised; so is an interrupt."""
@@ -86,8 +86,8 @@ def carry_out(resolved: Plain, announce: Callable[[Run, str], None] = quiet, *, 
 def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
     """Everything a finished run leaves in its folder; the record says `done` only when the rest is there."""
     store.write_tensors(folder / "predictions.safetensors", outcome.predictions)
-    weights, infected = folder / "purified.safetensors", made.infection_folder / WEIGHTS
-    if outcome.is_new or checkpoint.description(infected) is None or not store.link(infected, weights):
+    weights, known = folder / "purified.safetensors", outcome.weights
+    if known is None or checkpoint.description(known) is None or not store.link(known, weights):
         checkpoint.save(outcome.purified, weights, describe_model(made))
     if outcome.gallery is not None:
         picture.write_gallery(*outcome.gallery, folder / "triggered.png")
@@ -96,6 +96,7 @@ def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
     run.status = "done"
     made_of = rows.aggregate([run])
     tables = [*grids.list_grids(made_of), *grids.detection_grids(rows.detections([run]))]
+    tables += grids.after_grids(rows.afters([run]))
     store.write_text(folder / "table.md", "\n".join(map(formats.markdown, tables)))
     store.write_text(folder / "table.csv", formats.as_csv(made_of))
     record.write(run, folder)

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY
-from backdoorbench.reporting import holdouts
+from backdoorbench.config.groups import AFTER, DETECT, INFECT, JUDGED, PURIFY
+from backdoorbench.reporting import holdouts, rows
 from backdoorbench.reporting.rows import DASH, FIGURES, heading, percent
 from backdoorbench.screen import clock
 from backdoorbench.storage.record import FILE, Run
@@ -21,7 +21,12 @@ COUNTED = {  # a detector's figures that are shares, and what a line calls them
     "fpr": "of the clean",
 }
 
-SAID = ("control", "surrogate", "order")  # notes of an infection that are sentences for whoever started the run
+SAID = (
+    "control",
+    "surrogate",
+    "order",
+    "input",
+)  # notes of an infection that are sentences for whoever started the run
 
 
 def stage_line(run: Run, stage: str) -> str:
@@ -36,8 +41,10 @@ def stage_line(run: Run, stage: str) -> str:
         found = run.detection
         cost = f"cached {found.key}" if found.cached else clock(found.seconds["detect"])
         return _line(stage, found.name, cost)
-    said = f"{run.config['defense']['name']}, {holdouts.short(run.config['holdout'])}"
-    return _line(stage, said, clock(run.purification.seconds["purify"]))
+    if stage == AFTER.name:
+        return _line(stage, run.after.name, clock(run.after.seconds["after"]))
+    said, found = f"{run.config['defense']['name']}, {holdouts.short(run.config['holdout'])}", run.purification
+    return _line(stage, said, f"cached {found.key}" if found.cached else clock(found.seconds["purify"]))
 
 
 def _line(stage: str, said: str, cost: str) -> str:
@@ -91,13 +98,34 @@ def _told(figures: dict[str, float | None]) -> str:
     return ", ".join(said)
 
 
+def after_lines(run: Run) -> list[str]:
+    """What became of the purified model after an attack on it, and of the controls."""
+    found, figures = run.after, rows.after_figures(run)
+    if not found.name:
+        return []
+    models = {"": found.name, "_clean": "clean", "_exact": "exact"}
+    lines = []
+    for end, name in models.items():
+        asr = figures.get(f"asr_after{end}")
+        before = figures.get(f"asr{end}") if end else run.purified.asr if run.purified else None
+        more = (
+            {"CA": figures.get("ca_after"), "without the trigger": figures.get("asr_after_untriggered")}
+            if not end
+            else {}
+        )
+        told = [f"{what} {percent(value)}" for what, value in more.items() if value is not None]
+        if asr is not None:
+            lines.append(f"  {name:<10} {', '.join([f'ASR {percent(before)} → {percent(asr)}', *told])}")
+    return lines
+
+
 def print_outcome(console: Console, run: Run, folder: Path, repeated: bool) -> None:
     """The end of a run: its table, whatever must be said about it, and where the record lies."""
     if repeated:
         console.print(Text(f"\n  {heading(run)}"), style="bold")
         console.print(Text("  done before; rerun=true repeats it"), style="dim")
     console.print(scores_table(run))
-    for line in detection_lines(run):
+    for line in [*detection_lines(run), *after_lines(run)]:
         console.print(Text(line), soft_wrap=True)
     infection = run.infection
     if infection.status in ("weak", "broken"):

@@ -12,16 +12,19 @@ from typing import Any, TypeVar, cast
 import torch
 
 from backdoorbench import device
+from backdoorbench.after.base import AfterAttack
+from backdoorbench.after.exact import Exact
 from backdoorbench.attacks.base import Attack, DataAttack
 from backdoorbench.config import groups, plugins
 from backdoorbench.config.acts import idle, refuse_idle
 from backdoorbench.config.build import at, build, dotted, paths, target
 from backdoorbench.config.compose import Plain, flat, option
+from backdoorbench.config.groups import AFTER, DETECT, Stage
 from backdoorbench.data.base import Dataset, Reading, Splits
 from backdoorbench.data.holdout import Holdout, Parts
 from backdoorbench.defenses.base import Defense
 from backdoorbench.detectors.base import Detector
-from backdoorbench.errors import ConfigError, DataError, check_name
+from backdoorbench.errors import ConfigError, DataError, PairingError, check_name
 from backdoorbench.models.base import ModelSpec
 from backdoorbench.pipeline import switches
 from backdoorbench.pipeline.gates import Gates
@@ -37,9 +40,9 @@ Made = TypeVar("Made", bound="Sketch")
 SOURCE = "source code"  # of an option in a key: the code of the plugin that its class comes from
 KINDS = {  # what the options of a group are
     "dataset": Dataset, "model": ModelSpec, "train": Recipe, "holdout": Holdout, "attack": Attack, "defense": Defense,
-    "detector": Detector, "tracker": Tracker,
+    "detector": Detector, "after": AfterAttack, "tracker": Tracker,
 }  # fmt: skip
-NAMING = ("dataset", "attack", "defense", "detector")  # groups whose options' names folders bear
+NAMING = ("dataset", "attack", "defense", "detector", "after")  # groups whose options' names folders bear
 FORMAT = 1  # rises when what the cache holds changes its meaning for every method at once
 
 
@@ -62,6 +65,8 @@ class Sketch:
     attack: Attack
     defense: Defense
     detector: Detector
+    after: AfterAttack
+    exact: Exact
     gates: Gates
     seed: int
     device: torch.device
@@ -76,9 +81,11 @@ class Sketch:
 
     @property
     def label(self) -> str:
-        """`digits-badnets-fst`, or `digits-badnets-none-strip`, for folders and lists."""
+        """`digits-badnets-fst`, or with a detector and an after-attack `digits-badnets-fst-strip-retune`, for folders and
+        lists."""
         names = [self.dataset.name, self.attack.name, self.defense.name]
-        return "-".join([*names, self.detector.name] if self.detects else names)
+        names += [self.detector.name] * self.detects + [self.after.name] * self.is_attacked_after
+        return "-".join(names)
 
     @property
     def plugins(self) -> list[str]:
@@ -91,6 +98,26 @@ class Sketch:
     def detects(self) -> bool:
         """Whether a detector was chosen."""
         return bool(self.detector.needs)
+
+    @property
+    def is_attacked_after(self) -> bool:
+        """Whether an after-attack was chosen."""
+        return bool(self.after.needs)
+
+    @property
+    def without_after(self) -> Plain:
+        """What the run would depend on without its after-attack."""
+        return without(self.settings, AFTER)
+
+    @property
+    def purification_settings(self) -> Plain:
+        """What the purified model and its figures depend on."""
+        return without(self.without_after, DETECT, "control", "gates")
+
+    @property
+    def purification_folder(self) -> Path:
+        """Where the cache keeps the purified model, for the after-attacks that share it."""
+        return self.outputs.purification(self.defense.name, store.key("purification", self.purification_settings))
 
     @property
     def stream(self) -> Stream:
@@ -156,11 +183,11 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
         check_name(f"{group}.name", made[group].name)
     for group, described in made.items():
         refuse_idle(group, idle(type(described), resolved[group], group), resolved)
-    for group, found in switches.idle(resolved, made["detector"].judges).items():
+    for group, found in switches.idle(resolved, made["detector"].judges, bool(made["after"].needs)).items():
         refuse_idle(group, found, resolved)
     made["train"].check()
-    dataset, holdout, attack, defense, detector = (
-        made[group] for group in ("dataset", "holdout", "attack", "defense", "detector")
+    dataset, holdout, attack, defense, detector, after = (
+        made[group] for group in ("dataset", "holdout", "attack", "defense", "detector", "after")
     )
     made["tracker"].check()
     offered = {
@@ -180,11 +207,12 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
     settings = with_settings(resolved, named, splits.reading)
     infection = infection_settings(settings, holdout)
     made_of = Sketch(
-        resolved, dataset, made["model"], made["train"], holdout, attack, defense, detector, said.gates, said.seed, where,
-        splits, outputs, settings, named, infection, store.key("infection", infection), store.key("run", settings),
-        made["tracker"],
+        resolved, dataset, made["model"], made["train"], holdout, attack, defense, detector, after, said.exact, said.gates,
+        said.seed, where, splits, outputs, settings, named, infection, store.key("infection", infection),
+        store.key("run", settings), made["tracker"],
     )  # fmt: skip
     refuse_control(made_of)
+    after.check({"trigger": attack.name != "none", "clean": has_clean_model(made_of)}, attack.name)
     return made_of
 
 
@@ -209,7 +237,9 @@ def divide(made: Sketch) -> Parts:
             "that it turns into another. Add a folder of images for each further class."
         )
     stream = Stream(made.seed).child("holdout")
-    parts = made.holdout.divide(made.splits.train, made.splits.test, stream, made.splits.reading)
+    refuse_two_poisonings(made)
+    splits = made.splits
+    parts = made.holdout.divide(splits.train, splits.test, stream, splits.reading, splits.poisoned)
     made.attack.check(parts.train)
     made.attack.check_recipe(made.recipe, len(parts.train))
     if (target := made.attack.make_target(len(classes))) is not None:
@@ -219,8 +249,21 @@ def divide(made: Sketch) -> Parts:
                 f"none of the {len(tested):,} test images that the holdout leaves is of a class that {made.attack.name} turns "
                 f"into another, so there is no ASR. Lower holdout.rate or holdout.per_class, or take holdout.split=train."
             )
-    made.spec.net(len(made.splits.train.classes), made.dataset.crop or made.dataset.size)
+        made.after.check_images(parts.train, target)
+    size = made.dataset.crop or made.dataset.size
+    made.spec.classifier(len(classes), size, made.dataset.mean, made.dataset.std)
     return parts
+
+
+def refuse_two_poisonings(made: Sketch) -> None:
+    """Raises PairingError where an attack would poison a training set of which rows are poisoned already: no figure would say
+    which of the two it is about."""
+    if made.splits.poisoned is not None and made.attack.plants:
+        raise PairingError(
+            f"{int(made.splits.poisoned.sum()):,} training images of {made.dataset.name} are poisoned already, as its files say, "
+            f"and attack={made.attack.name} would poison more; expected one of the two. Set attack=none to train on it as it "
+            f"is, or give a clean training set."
+        )
 
 
 def content(resolved: Plain, digest: str) -> dict[str, str]:
@@ -262,6 +305,12 @@ def with_settings(resolved: Plain, named: Mapping[str, str], reading: Reading | 
         kept["holdout"] |= {name: value for name, value in how.items() if value != usual[name]}
     own = {key: value for key, value in kept["dataset"].items() if key not in groups.UNKEYED}
     return kept | {"dataset": own | {"digest": named["dataset.root"]}}
+
+
+def without(settings: Plain, stage: Stage, *others: str) -> Plain:
+    """The settings of a run but for those of a stage, and these."""
+    own = {stage.group, *(setting.name for setting in groups.SETTINGS if setting.part_of == stage.group), *others}
+    return {name: value for name, value in settings.items() if name not in own}
 
 
 def _is_silent(group: groups.Group, resolved: Plain) -> bool:
@@ -344,6 +393,13 @@ def has_control(made: Sketch) -> bool:
     """Whether the clean model of the same recipe is another network than the victim; a given one that nobody trains is not, nor
     that of an attack that plants nothing."""
     return made.attack.plants and (made.spec.checkpoint is None or made.recipe.epochs > 0)
+
+
+def has_clean_model(made: Sketch) -> bool:
+    """Whether the run has the clean model of the same recipe beside it: trained for it, or cached already."""
+    wanted = made.config["control"]
+    is_there = wanted == "train" or (wanted == "cached" and clean_plan(made).infection_folder.is_dir())
+    return is_there and has_control(made)
 
 
 def refuse_control(made: Sketch) -> None:

@@ -1,9 +1,16 @@
-"""The last stage: the defense, given its own copy of what it may know, and the model that it returns, judged."""
+"""The defense, given its own copy of what it may know, and the model that it returns, judged.
+
+After-attacks share what they attack: the purified model of one configuration is kept in the cache, or taken over from a finished
+run without one, so that several of them purify once.
+"""
 
 import copy
 import dataclasses
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,32 +19,134 @@ from backdoorbench import device, metrics
 from backdoorbench.attacks.base import Infection, check_counts
 from backdoorbench.config.groups import PURIFY
 from backdoorbench.data.images import ImageSet
+from backdoorbench.errors import BdxError
+from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import evaluation, watch
 from backdoorbench.pipeline.costs import metered
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infect import fresh_network
+from backdoorbench.pipeline.infections import WEIGHTS as INFECTED
+from backdoorbench.pipeline.infections import describe_model, description
 from backdoorbench.pipeline.plan import Plan, batch_sizes
+from backdoorbench.storage import record, store
+from backdoorbench.storage.outputs import key_of
 from backdoorbench.storage.record import Finding, Run
+from backdoorbench.streams import Stream
 from backdoorbench.training.scenario import Scenario
+
+log = logging.getLogger(__name__)
+
+FEW, ALIKE = 500, 0.95  # test images that a model taken over is asked about, and how many it must call as it did
+STARTED = time.time()  # a rerun purifies again, but this process does so once
+WEIGHTS, CALLS = "model.safetensors", "predictions.safetensors"  # in the folder of a purified model
 
 
 @dataclass(frozen=True)
 class Purified:
     """What the stage leaves.
 
-    is_new  whether a weight differs from the infected model's; where none does, nothing was evaluated again
+    is_new   whether a weight differs from the infected model's; where none does, nothing was evaluated again
+    weights  the file that holds them already, where one does
     """
 
     model: nn.Module
     predictions: Predictions
     is_new: bool
+    weights: Path | None = None
+
+
+class Unlike(Exception):
+    """A purified model whose network is another than the victim's, so that its weights alone do not bring it back."""
+
+    def __init__(self, purified: Purified) -> None:
+        super().__init__()
+        self.purified = purified
 
 
 def carry_out(
     made: Plan, infection: Infection, before: Predictions, test: ImageSet, run: Run, announce: Callable[[str], None]
 ) -> Purified:
-    """Purifies the infected model, whose predictions on the test set are `before`; the finding in the run."""
+    """The purified model: made of the infected one, whose predictions on the test set are `before`, or as it was kept for an
+    after-attack; the finding in the run."""
     finding = run.begin(PURIFY.name, made.defense.name)
+    folder = made.purification_folder
+    if made.config["rerun"]:
+        store.discard(folder, before=STARTED)
+    if not made.is_attacked_after and not folder.is_dir():
+        return work(made, infection, before, test, finding, announce)
+
+    def make(partial: Path) -> None:
+        purified = taken_over(made, infection, test, finding) or work(made, infection, before, test, finding, announce)
+        keep(made, purified, finding, partial)
+
+    def read(folder: Path) -> tuple[Purified, Finding]:
+        with store.reading(folder):
+            model, calls = fresh_network(made, Stream(0)), store.read_tensors(folder / CALLS)
+            checkpoint.restore(model, folder / WEIGHTS)
+            described = description(folder, "purification.json")
+            predictions = Predictions(calls["clean"], calls.get("triggered"))
+            purified = Purified(model.eval(), predictions, described["is_new"], folder / WEIGHTS)
+            return purified, record.as_finding(described["finding"])
+
+    waiting = f"another process purifies this model ({key_of(folder)}); waiting for it"
+    try:
+        (purified, known), found = store.obtain(folder, make, read, waiting)
+    except Unlike as unlike:
+        return unlike.purified
+    if found:
+        vars(finding).update(vars(known) | {"cached": True, "cost": known.cost or known.seconds, "seconds": {}})
+    finding.key = key_of(folder)
+    return purified
+
+
+def taken_over(made: Plan, infection: Infection, test: ImageSet, finding: Finding) -> Purified | None:
+    """The purified model of a finished run that differs in its after-attack alone, and what it found, in the finding; None where
+    there is none that can be read and calls test images what it called them then."""
+    folder = record.find_done(made.outputs, store.key("run", made.without_after)) if not made.config["rerun"] else None
+    if folder is None:
+        return None
+    model, weights = fresh_network(made, Stream(0)), folder / f"{PURIFY.model}.safetensors"
+    try:
+        checkpoint.restore(model, weights)
+        calls, known = store.read_tensors(folder / CALLS), record.read(folder)
+        clean, triggered = calls[f"{PURIFY.model}_clean"].long(), calls.get(f"{PURIFY.model}_triggered")
+        few = test.subset(torch.arange(min(FEW, len(test))))
+        again = evaluation.predict(model, few, None, made.recipe.precision).clean
+        if metrics.share(again == clean[: len(few)]) < ALIKE:
+            raise ValueError("it calls images otherwise than it did")
+    except (ValueError, KeyError, OSError, BdxError) as error:
+        log.warning(f"the {PURIFY.model} model of {folder} cannot be used ({error}); it is made again")
+        return None
+    vars(finding).update(vars(known.purification))
+    finding.cached, finding.cost, finding.seconds = True, finding.cost or finding.seconds, {}
+    predictions = Predictions(clean, triggered.long() if triggered is not None else None)
+    return Purified(model.eval(), predictions, not same_weights(model, infection.model), weights)
+
+
+def keep(made: Plan, purified: Purified, finding: Finding, folder: Path) -> None:
+    """Writes a purified model, and what its stage found, into `folder`. Unlike where its network is not of the victim's kind."""
+    own, usual = purified.model.state_dict(), fresh_network(made, Stream(0)).state_dict()
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in usual.items()}:
+        raise Unlike(purified)
+    weights = purified.weights or (None if purified.is_new else made.infection_folder / INFECTED)
+    if weights is None or checkpoint.description(weights) is None or not store.link(weights, folder / WEIGHTS):
+        checkpoint.save(purified.model, folder / WEIGHTS, describe_model(made))
+    calls = {"clean": purified.predictions.clean, "triggered": purified.predictions.triggered}
+    store.write_tensors(folder / CALLS, {name: value for name, value in calls.items() if value is not None})
+    settings = made.purification_settings
+    said = {"settings": settings, "is_new": purified.is_new, "finding": dataclasses.asdict(finding)}
+    store.write_json(folder / "purification.json", said)
+
+
+def work(
+    made: Plan,
+    infection: Infection,
+    before: Predictions,
+    test: ImageSet,
+    finding: Finding,
+    announce: Callable[[str], None],
+) -> Purified:
+    """Purifies, and judges what comes of it."""
     finding.details |= {"starts_from": made.defense.starts_from, "plain": made.defense.plain}
     finding.details["holdout"] = {"kind": made.holdout.kind, **made.parts.describe()}
     with metered(finding, made.device), finding.timed("purify"):

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_type_hints
 
+from backdoorbench.after.exact import Exact
 from backdoorbench.config import acts, groups, plugins
 from backdoorbench.config.acts import Acts, Condition, Idle, Unless
 from backdoorbench.config.build import Place, construct, convert
@@ -64,6 +65,7 @@ class Switches:
     curve: Curve
     gates: Gates
     inspection: Inspection
+    exact: Exact
     runtime: Runtime
     force: bool
     reconstruct: bool
@@ -81,11 +83,24 @@ class JudgesInputs(Condition):
         return "only with a detector that judges inputs"
 
 
-def idle(resolved: Plain, judges: str) -> dict[str, list[Idle]]:
+class AfterPurification(Condition):
+    """A setting acts beside an after-attack."""
+
+    sibling = "name"
+
+    def told(self, where: str) -> str:
+        return "only with an after-attack"
+
+
+def idle(resolved: Plain, judges: str, is_attacked_after: bool) -> dict[str, list[Idle]]:
     """Group of settings -> those of its settings that act on nothing in this configuration.
 
     judges  what its detector judges"""
-    found = {"curve": list(acts.idle(Curve, resolved["curve"], "curve")), "inspection": []}
+    found: dict[str, list[Idle]] = {"curve": list(acts.idle(Curve, resolved["curve"], "curve")), "inspection": []}
+    found["exact"] = list(acts.idle(Exact, resolved["exact"], "exact"))
+    if not is_attacked_after:
+        after, exact = resolved["after"]["name"], resolved["exact"].items()
+        found["exact"] = [Idle(f"exact.{key}", value, AfterPurification(), "after", after) for key, value in exact]
     if judges != "inputs":
         name, images = resolved["detector"]["name"], resolved["inspection"]["images"]
         found["inspection"] = [Idle("inspection.images", images, JudgesInputs(), "detector", name)]

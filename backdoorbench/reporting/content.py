@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backdoorbench.config.groups import content_of
-from backdoorbench.reporting.rows import DASH, TOLD_OF_BOTH, identifier
+from backdoorbench.reporting.rows import DASH, TOLD_OF_ALL, identifier
 
 if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
@@ -24,7 +24,7 @@ def tell_apart_by_content(found: Mapping[Path, Run]) -> dict[Path, Run]:
 
     A record from before content was kept has a dash there; where all others agree, it counts as one of them."""
     alike: dict[str, list[Path]] = {}
-    identify = identifier(TOLD_OF_BOTH)
+    identify = identifier(TOLD_OF_ALL)
     for folder, run in found.items():
         alike.setdefault(identify(run.config), []).append(folder)
     told = dict(found)

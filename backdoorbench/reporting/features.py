@@ -18,7 +18,7 @@ from backdoorbench.config.groups import PURIFY
 from backdoorbench.data.base import Dataset
 from backdoorbench.errors import DataError
 from backdoorbench.models import checkpoint, surgery
-from backdoorbench.models.base import Classifier
+from backdoorbench.models.base import ModelSpec
 from backdoorbench.shapes import Images
 from backdoorbench.storage import store
 from backdoorbench.storage.outputs import outputs_of
@@ -88,8 +88,8 @@ def _described(run: Run, folder: Path, infection: Path) -> dict[str, Any]:
 
 def _model(run: Run, dataset: Dataset, classes: int, file: Path) -> nn.Module:
     size = dataset.crop or dataset.size
-    spec = build({**run.config["model"], "checkpoint": None}, "model", run.config["plugins"])
-    model = Classifier(spec.net(classes, size), size, dataset.mean, dataset.std)
+    spec: ModelSpec = build({**run.config["model"], "checkpoint": None}, "model", run.config["plugins"])
+    model = spec.classifier(classes, size, dataset.mean, dataset.std)
     checkpoint.restore(model, file)
     return model.eval()
 

@@ -11,7 +11,7 @@ from itertools import groupby
 from backdoorbench.config.groups import JUDGED
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.published import Comparison
-from backdoorbench.reporting.rows import COSTS, FIGURES, RISES, TITLES, Cell, Row
+from backdoorbench.reporting.rows import COSTS, FIGURES, Cell, Row, rises, titled
 
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -163,9 +163,8 @@ def _groups(columns: Sequence[Column]) -> list[str]:
 
 
 def _arrow(column: Column) -> str:
-    if column.figure not in RISES or column.name != TITLES[column.figure]:
-        return ""
-    return r" $\uparrow$" if RISES[column.figure] else r" $\downarrow$"
+    more = rises(column.figure) if column.figure and column.name == titled(column.figure) else None
+    return "" if more is None else r" $\uparrow$" if more else r" $\downarrow$"
 
 
 def _latex_item(item: Item) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY
+from backdoorbench.config.groups import AFTER, DETECT, INFECT, JUDGED, PURIFY
 from backdoorbench.reporting.rows import (
     CHOICES,
     FIGURES,
     SILENT,
     TOLD,
-    TOLD_OF_BOTH,
+    TOLD_OF_AFTER,
+    TOLD_OF_DETECTORS,
     chosen,
     collapse,
     compared,
@@ -35,32 +36,41 @@ OF_DETECTORS = {  # column -> a detector's figure
 
 def rows(found: Mapping[Path, Run]) -> list[dict[str, Any]]:
     """Of each run what names it, its figures as fractions, what became of it and its cost (seconds, MiB, J); None where there is
-    nothing. Columns of a detector are there where some run has one; dotted columns are the settings that differ between runs."""
-    is_asked = any(chosen(run.config, DETECT.group) for run in found.values())
-    told = TOLD_OF_BOTH if is_asked else TOLD
-    extra = differing([compared(run.config, told) for run in found.values()])
+    nothing. Columns of a detector and of after-attacks are there where some run has one; dotted columns are the settings that
+    differ between runs."""
+    runs = list(found.values())
+    asked = {group for group in SILENT if any(chosen(run.config, group) for run in runs)}
+    told = {
+        *TOLD,
+        *(TOLD_OF_DETECTORS if DETECT.group in asked else ()),
+        *(TOLD_OF_AFTER if AFTER.group in asked else ()),
+    }
+    extra = differing([compared(run.config, told) for run in runs])
+    after = sorted({name for run in runs for name in run.after.figures})
     return [
-        _row(folder, run, is_asked) | {key: look_up(run.config, key) for key in extra} for folder, run in found.items()
+        _row(folder, run, asked, after) | {key: look_up(run.config, key) for key in extra}
+        for folder, run in found.items()
     ]
 
 
-def _row(folder: Path, run: Run, is_asked: bool) -> dict[str, Any]:
+def _row(folder: Path, run: Run, asked: Collection[str], after: Sequence[str]) -> dict[str, Any]:
     config, found = run.config, {stage: run.of(stage.name) for stage in JUDGED}
     infection = found[INFECT]
     row: dict[str, Any] = {"id": run.id, "status": run.status}
-    row |= {group: config[group]["name"] for group in CHOICES if is_asked or group not in SILENT}
+    row |= {group: config[group]["name"] for group in CHOICES if group in asked or group not in SILENT}
     row |= {"poison_rate": config[INFECT.group].get("poison_rate"), "seed": config["seed"]}
     for stage, finding in found.items():
         row |= {f"{stage.model}_{name}": getattr(finding.scores, name, None) for name in FIGURES}
     row |= {"der": effectiveness(run), "holdout_ca": found[PURIFY].details.get("holdout_ca")}
     row |= {"n_clean": infection.scores.n_clean if infection.scores else None}
     row |= {"n_triggered": infection.scores.n_triggered if infection.scores else None}
-    if is_asked:
+    if DETECT.group in asked:
         figures = run.detection.figures
         row |= {column: figures.get(name) for column, name in OF_DETECTORS.items()}
+    row |= {name: run.after.figures.get(name) for name in after}
     row |= {"infection": infection.status or None}
     row |= {"collapsed": (collapse(run) if run.status == "done" else "") or None}
-    stages = (INFECT, *([DETECT] if is_asked else []), PURIFY)
+    stages = (INFECT, *([DETECT] if DETECT.group in asked else []), PURIFY, *([AFTER] if AFTER.group in asked else []))
     row |= {f"{name}_{stage.name}": value for stage in stages for name, value in cost(run, stage).items()}
     row |= {name: run.environment.get(name) for name in ("device", "commit")}
     error = " ".join(run.error.split()) if run.error else None  # a line a run, whatever reads it

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from backdoorbench.config.groups import ABSORBED, DETECT, INFECT, PURIFY, Stage, told_by
+from backdoorbench.config.groups import ABSORBED, AFTER, DETECT, INFECT, PURIFY, Stage, told_by
 from backdoorbench.config.implied import beyond
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 from backdoorbench.reporting.rows import (
@@ -24,7 +24,6 @@ from backdoorbench.reporting.rows import (
     NAMED,
     NUMBERS,
     PLACES,
-    TITLES,
     Cell,
     Row,
     bases,
@@ -34,15 +33,26 @@ from backdoorbench.reporting.rows import (
     rate_of,
     show,
     tell_apart,
+    titled,
 )
 
 LEFT_OUT = "†"  # the mark of a cell some of whose runs collapsed
 WEAK, FRAGILE = "‡", "§"  # marks of a cell whose infection is weak or broken; whose backdoor plain fine-tuning ends
+SUPERFICIAL = "¶"  # the mark of a cell whose backdoor comes back after the defense
+TUNED = (DETECT.group, PURIFY.group, AFTER.group)  # axes whose settings may differ from attack to attack
 CLEAN = "clean model"  # what stands above a detector's figures on the control
 OF_IMAGES = (
     ("auroc", "tpr_1", "tpr_5", "tpr_10", "tpr", "fpr", "precision"),
     ("fpr",),
 )  # of a detector; on the clean model
+AFTERWARDS = (  # title, figure, its name where headers have one line, and what stands above it
+    ("asr", "asr", "ASR before", PURIFY.model),
+    ("asr_after", "asr_after", "ASR after", AFTER.name),
+    ("ca_after", "ca_after", "CA after", AFTER.name),
+    ("asr_after_untriggered", "asr_after_untriggered", "lured", AFTER.name),
+    ("asr_after", "asr_after_clean", "ASR after clean", CLEAN),
+    ("asr_after", "asr_after_exact", "ASR after exact", "exact purification"),
+)
 OF_MODELS = (
     ("anomaly_index", "any_flagged", "target_flagged"),
     ("anomaly_index", "any_flagged"),
@@ -91,10 +101,10 @@ def list_grids(rows: Sequence[Row], figures: Sequence[str] = FIGURES, told: Told
     measured = [name for name in figures if name in FIGURES]
     for title, named, lines in _listed(rows, PURIFY):
         columns = [Column(name, name, "", "") for name in (*named, "n")]
-        columns += [Column(TITLES[name], TITLES[name], INFECT.model, name) for name in measured]
-        columns += [_after(name) for name in figures]
+        columns += [Column(titled(name), titled(name), INFECT.model, name) for name in measured]
+        columns += [_after_column(name) for name in figures]
         theirs = [name for name in figures if any(name in told.get((id(row), PURIFY.model), {}) for _, row in lines)]
-        columns += [Column(TITLES[name], f"{TITLES[name]} published", "published", name) for name in theirs]
+        columns += [Column(titled(name), f"{titled(name)} published", "published", name) for name in theirs]
         shown = []
         for names, row in lines:
             items = [Item(text) for text in (*names, str(row.n))]
@@ -106,10 +116,10 @@ def list_grids(rows: Sequence[Row], figures: Sequence[str] = FIGURES, told: Told
     return grids
 
 
-def _after(figure: str) -> Column:
+def _after_column(figure: str) -> Column:
     if figure in COSTS:
-        return Column(TITLES[figure], TITLES[figure], "cost", figure)
-    return Column(TITLES[figure], f"{TITLES[figure]} after", PURIFY.model, figure)
+        return Column(titled(figure), titled(figure), "cost", figure)
+    return Column(titled(figure), _after(figure), PURIFY.model, figure)
 
 
 def detection_grids(rows: Sequence[Row]) -> list[Grid]:
@@ -121,8 +131,8 @@ def detection_grids(rows: Sequence[Row]) -> list[Grid]:
         for title, named, lines in _listed(alike, DETECT):
             asked = beside if any(row.beside for _, row in lines) else ()
             columns = [Column(name, name, "", "") for name in (*named, "n")]
-            columns += [Column(TITLES[name], TITLES[name], INFECT.model, name) for name in figures]
-            columns += [Column(TITLES[name], f"{TITLES[name]} clean", CLEAN, name) for name in asked]
+            columns += [Column(titled(name), titled(name), INFECT.model, name) for name in figures]
+            columns += [Column(titled(name), f"{titled(name)} clean", CLEAN, name) for name in asked]
             shown = []
             for names, row in lines:
                 items = [Item(text) for text in (*names, str(row.n))]
@@ -133,11 +143,32 @@ def detection_grids(rows: Sequence[Row]) -> list[Grid]:
     return grids
 
 
+def after_grids(rows: Sequence[Row]) -> list[Grid]:
+    """A line a row of `rows.afters`: attack, rate where it differs, defense, after-attack, n, ASR before and after, and what else
+    it measured; then the same after-attack on the clean model and after exact purification."""
+    grids = []
+    for title, named, lines in _listed(rows, AFTER):
+        asked = [place for place in AFTERWARDS if any(place[1] in row.figures for _, row in lines)]
+        columns = [Column(name, name, "", "") for name in (*named, "n")]
+        columns += [Column(titled(shown), flat, model, shown) for shown, _, flat, model in asked]
+        shown = []
+        for names, row in lines:
+            items = [Item(text) for text in (*names, str(row.n))]
+            shown.append(items + [_figure(row.figures, name) for _, name, _, _ in asked])
+        grids.append(Grid(title, tuple(columns), len(named), shown))
+    return grids
+
+
+def _after(figure: str) -> str:
+    """What a column of the purified model is called where headers have one line."""
+    return titled(figure) if figure.startswith("asr_") else f"{titled(figure)} after"
+
+
 def _listed(rows: Sequence[Row], stage: Stage) -> Iterator[tuple[str, list[str], list[tuple[list[str], Row]]]]:
     """Of each list its title, the columns that name a line, and its rows in order, each under what these columns say."""
-    for title, members in blocks(rows, (INFECT.group, "rate", stage.group)):
+    for title, members in blocks(rows, (INFECT.group, "rate", *stage.upon[1:], stage.group)):
         rates = {row.names["rate"] for row in members}
-        named = [INFECT.group, *(["rate"] if len(rates) > 1 else []), stage.group]
+        named = [INFECT.group, *(["rate"] if len(rates) > 1 else []), *stage.upon[1:], stage.group]
         called = [labels(members, name, (INFECT.group, "rate")) for name in named]
         order = {text: place for place, text in reversed(list(enumerate(called[0])))}
         lines = []
@@ -145,7 +176,9 @@ def _listed(rows: Sequence[Row], stage: Stage) -> Iterator[tuple[str, list[str],
             enumerate(members), key=lambda pair: (order[called[0][pair[0]]], rate_of(pair[1].config))
         ):
             names = [texts[place] for texts in called]
-            names[0] += "".join(f" ({word})" for words in _warnings(row).values() for word in words)
+            said = _warnings(row)
+            names[-1] += "".join(f" ({word})" for word in said.pop(SUPERFICIAL, ()))
+            names[0] += "".join(f" ({word})" for words in said.values() for word in words)
             if row.collapsed:
                 names[-1] += f" ({len(row.collapsed)} of {len(row.seeds)} collapsed)"
             lines.append((names, row))
@@ -154,8 +187,9 @@ def _listed(rows: Sequence[Row], stage: Stage) -> Iterator[tuple[str, list[str],
 
 
 def _warnings(row: Row) -> dict[str, tuple[str, ...]]:
-    """What must be said of a row's infections: mark -> its words."""
+    """What must be said of a row's infections, and of its defense's work: mark -> its words."""
     said = {WEAK: row.marks, FRAGILE: ("fragile",) if row.fragile else ()}
+    said[SUPERFICIAL] = ("superficial",) if row.superficial else ()
     return {mark: words for mark, words in said.items() if words}
 
 
@@ -186,7 +220,7 @@ def pivot_grids(
 def _pivot(
     title: str, rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str], told: Told
 ) -> Grid:
-    others = [axis for axis in (*lines, *columns) if axis != PURIFY.group]
+    others = [axis for axis in (*lines, *columns) if axis not in TUNED]
     left = zip(*(labels(rows, axis, others) for axis in lines), strict=True)
     above = zip(*(labels(rows, axis, others) for axis in columns), strict=True)
     placed: dict[Place, Row] = dict(zip(zip(left, above, strict=True), rows, strict=True))
@@ -243,7 +277,7 @@ def _shared(warnings: Sequence[Mapping[str, Sequence[str]]]) -> tuple[set[str], 
     shared = set.intersection(*(set(found) for found in warnings))
     return shared, [
         word
-        for mark in (WEAK, FRAGILE)
+        for mark in (WEAK, FRAGILE, SUPERFICIAL)
         if mark in shared
         for word in sorted({word for found in warnings for word in found[mark]})
     ]
@@ -260,12 +294,12 @@ def _item(row: Row, cells: Mapping[str, Cell], figure: str, best: bool, known: S
 
 
 def _pivot_column(text: str, figure: str, alone: bool) -> Column:
-    name = TITLES[figure]
+    name = titled(figure)
     return Column(text, text, "", figure) if alone else Column(name, f"{text} {name}", text, figure)
 
 
 def _with_figure(title: str, figures: Sequence[str]) -> str:
-    said = TITLES[figures[0]] + ("" if figures[0] in NUMBERS else ", %") if len(figures) == 1 else ""
+    said = titled(figures[0]) + ("" if figures[0] in NUMBERS else ", %") if len(figures) == 1 else ""
     return " · ".join(filter(None, (title, said)))
 
 
@@ -371,8 +405,7 @@ def labels(rows: Sequence[Row], axis: str, others: Sequence[str]) -> list[str]:
     Where a defense's settings differ from attack to attack only, as papers tune them, it keeps one name; a note says so."""
     if axis not in CHOICES:
         return [row.names[axis] for row in rows]
-    is_tuned = axis in (DETECT.group, PURIFY.group)
-    places = list(zip(*(labels(rows, other, ()) for other in others), strict=True)) if is_tuned else None
+    places = list(zip(*(labels(rows, other, ()) for other in others), strict=True)) if axis in TUNED else None
     names = tell_apart(
         [{axis: row.config[axis]["name"]} for row in rows], [_part(row, axis) for row in rows], places or None
     )

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backdoorbench import metrics
-from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.config.groups import AFTER, DETECT, INFECT, PURIFY
 from backdoorbench.config.implied import beyond
 from backdoorbench.reporting import holdouts
+from backdoorbench.reporting.comebacks import MARGIN
 from backdoorbench.reporting.fragile import is_open, is_plain
-from backdoorbench.reporting.grids import FRAGILE, LEFT_OUT, WEAK, Grid, blocks, labels
+from backdoorbench.reporting.grids import FRAGILE, LEFT_OUT, SUPERFICIAL, WEAK, Grid, blocks, labels
 from backdoorbench.reporting.rows import COSTS, DASH, Row, compared, differing, look_up
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ OF_COSTS = (
     "device, at most, libraries included. energy: that the device drew, by all processes. images/s: of its trainings. – where "
     "nothing tells it"
 )
+AFTERWARDS = (
+    "After-attacks on purified models: ASR before and after; lured: images without the trigger that the same change makes the "
+    "target. The same on a clean model of the same recipe, and after exact purification, an oracle that knew the trigger: only "
+    "what lies above both is the backdoor's. Percent."
+)
 CLEAN_MODEL = "clean: the same detector, asked about a clean model of the same recipe"
 
 
@@ -55,7 +61,7 @@ def below(
 ) -> list[str]:
     """Everything that must be said below a report's tables.
 
-    rows    that are in the tables of models; found: in those of detectors
+    rows    that are in the tables of models; found: in those of detectors and of after-attacks
     limits  within which plain fine-tuning makes an infection fragile"""
     items = [item for grid in grids for line in grid.lines for item in line]
     said = [footer([*rows, *found], runs)] if rows or found else []
@@ -79,15 +85,17 @@ def below(
         said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
     said += [HOLDOUT_CA] if rows and "holdout_ca" in figures else []
     said += [OF_COSTS] if rows and set(figures) & set(COSTS) else []
-    return said + detectors(found)
+    detected, after = ([row for row in found if row.stage == stage] for stage in (DETECT, AFTER))
+    said += comebacks(rows, limits, any(SUPERFICIAL in item.text for item in items))
+    return said + (detectors(detected) if detected else []) + ([AFTERWARDS] if after else [])
 
 
 def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
     """Those of the notes that explain a mark of this grid, and what DER is where it has that."""
     shown = " ".join(item.text for line in grid.lines for item in line)
-    words = {f"{word}:": _has_word(shown, word) for word in ("weak", "broken", "fragile")}
+    words = {f"{word}:": _has_word(shown, word) for word in ("weak", "broken", "fragile", "superficial")}
     marks = (
-        {mark: mark in shown for mark in (LEFT_OUT, WEAK, FRAGILE)}
+        {mark: mark in shown for mark in (LEFT_OUT, WEAK, FRAGILE, SUPERFICIAL)}
         | {
             "published": "published" in {column.group for column in grid.columns}
             or re.search(r"\[[\d.]+ [a-z]+\]", shown) is not None
@@ -95,7 +103,7 @@ def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
         | {"collapsed": " collapsed)" in shown}
     )
     heads = [head for head, is_there in (words | marks).items() if is_there]  # how notes begin
-    kept = [note for note in said if any(head in note[:10] for head in heads)]
+    kept = [note for note in said if any(head in note[:14] for head in heads)]
     kept += [OF_COSTS] if {column.figure for column in grid.columns} & set(COSTS) else []
     return kept + ([metrics.DER_DEFINITION] if any(column.figure == "der" for column in grid.columns) else [])
 
@@ -193,6 +201,15 @@ def fragile(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
         fine_tuning = "no plain fine-tuning (defense=ft) of the same infections"
         said.append(f"{fine_tuning}, so whether they are fragile is not known: {join_few(without)}")
     return said
+
+
+def comebacks(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
+    """Which purifications are superficial, and what that means."""
+    found = [_on_what(row) for row in rows if row.superficial]
+    if not found:
+        return []
+    rule = f"an ASR below {100 * limits.asr:g} %, and then one that lies {100 * MARGIN:g} points or more above every control's"
+    return [f"{SUPERFICIAL + ' ' if is_marked else ''}superficial: the backdoor comes back ({rule}): {join_few(found)}"]
 
 
 def _on_what(row: Row) -> str:

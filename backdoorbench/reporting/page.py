@@ -20,12 +20,13 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY, STAGES
+from backdoorbench.config.groups import AFTER, DETECT, INFECT, JUDGED, PURIFY, STAGES
 from backdoorbench.errors import DataError
 from backdoorbench.reporting import picture
 from backdoorbench.reporting.display import TYPED, Names
 from backdoorbench.reporting.grids import CLEAN, Grid
 from backdoorbench.reporting.plots import ink
+from backdoorbench.reporting.plots.after import against_setting, by_trial
 from backdoorbench.reporting.plots.curves import curves
 from backdoorbench.reporting.plots.gallery import galleries, reversed_triggers
 from backdoorbench.reporting.plots.heatmap import heatmap
@@ -33,7 +34,7 @@ from backdoorbench.reporting.plots.ink import as_svg
 from backdoorbench.reporting.plots.ranks import ranks
 from backdoorbench.reporting.plots.rates import against_rate
 from backdoorbench.reporting.plots.scatter import scatter
-from backdoorbench.reporting.report import OF_DETECTORS, Report, Section, costs, sections
+from backdoorbench.reporting.report import OF_AFTER, OF_DETECTORS, Report, Section, costs, sections
 from backdoorbench.reporting.rows import (
     ANSWERS,
     CHOICES,
@@ -47,7 +48,9 @@ from backdoorbench.reporting.rows import (
     collapse,
     effectiveness,
     identity,
+    rises,
     show,
+    titled,
 )
 
 if TYPE_CHECKING:
@@ -94,8 +97,14 @@ def render(
             for failure in report.failures
         ],
         data=Markup(_embedded(_data(report, file))),
-        rises={TITLES[figure]: rises for figure, rises in RISES.items()},
+        rises={TITLES[figure]: more for figure, more in RISES.items()} | _rising(report.grids),
     )
+
+
+def _rising(grids: Sequence[Grid]) -> dict[str, bool]:
+    """Title of a column -> whether more is better, of figures that have no title of their own."""
+    columns = [column for grid in grids for column in grid.columns if column.figure and column.figure not in TITLES]
+    return {column.name: more for column in columns if (more := rises(column.figure)) is not None}
 
 
 def _span(runs: Sequence[Run]) -> str:
@@ -117,7 +126,8 @@ def _counts(report: Report) -> list[tuple[str, str]]:
     ]
     for group in ("dataset", *(stage.group for stage in STAGES)):
         count = len({run.config[group]["name"] for run in runs} - {"none"})
-        said.append(({"dataset": "data set"}.get(group, group) + "s" * (count != 1), count))
+        called_so = {"dataset": "data set", AFTER.group: "after-attack"}.get(group, group)
+        said.append((called_so + "s" * (count != 1), count))
     return [(name, f"{count:,}") for name, count in said if count or name in ("runs", "finished", "failed")]
 
 
@@ -146,7 +156,8 @@ def _plots(
 ) -> list[dict[str, Any]]:
     """Name, element and the command that draws it in full, of each plot that the runs allow."""
     runs = list(report.found.values())
-    metric = next((name for name in ("asr", *figures) if name in figures and name not in OF_DETECTORS), "asr")
+    unfit = (*OF_DETECTORS, *OF_AFTER)  # which no defense is drawn by
+    metric = next((name for name in ("asr", *figures) if name in figures and name not in unfit), "asr")
     settings: dict[str, set[str]] = {}
     for row in report.rows:
         kept = {**row.config, INFECT.group: {**row.config[INFECT.group], "poison_rate": None}}
@@ -155,10 +166,12 @@ def _plots(
     most = PANELS if len(report.rows) <= MANY else FEWER
     draw: dict[str, tuple[str, Callable[[], Figure]]] = {
         f"heatmap {metric}": (
-            f"{metric.upper()}, attacks by defenses",
+            f"{titled(metric)}, attacks by defenses",
             lambda: heatmap(report.rows, metric, most),
         ),
         "scatter": ("What a defense costs and brings", lambda: scatter(runs, most)),
+        "after": ("After an attack on the purified model", lambda: against_setting(runs, most)),
+        "trials": ("Trials of an after-attack", lambda: by_trial(runs, most)),
         "rates": ("Against the poison rate", lambda: against_rate(runs, ("asr", "ca"), most)),
         "ranks": ("Mean ranks over attacks and seeds", lambda: ranks(report.standings, most)),
         "curves": ("Learning curves", lambda: curves(runs, most)),
@@ -263,6 +276,7 @@ def _run(run: Run, folder: str, places: list[int]) -> dict[str, Any]:
         "der": _rounded(effectiveness(run)),
         "notes": _brief(purification.notes),
         **({"detector": _detector(detection)} if detection is not None and detection.name else {}),
+        **({"after": _afterwards(run.after)} if run.after.name else {}),
         "seconds": _seconds(run),
         "started": run.started,
         "error": (run.error or "")[:LONGEST],
@@ -290,6 +304,16 @@ def _detector(finding: Finding) -> dict[str, Any]:
         for model, figures in ((INFECT.model, finding.figures), (CLEAN, finding.beside))
     }
     return {"name": finding.name, **said, "notes": _brief(finding.notes)}
+
+
+def _afterwards(finding: Finding) -> dict[str, Any]:
+    """What became of the purified model after an attack on it, and of the controls; its trials, where there are several."""
+    figures = {
+        titled(name): show(Cell(() if value is None else (value,)), name) for name, value in finding.figures.items()
+    }
+    trials = finding.details.get("trials", {}).get(PURIFY.model, [])
+    several = {trial["label"]: show(Cell((trial["asr"],)), "asr") for trial in trials} if len(trials) > 1 else {}
+    return {"name": finding.name, **figures, **several, "notes": _brief(finding.notes)}
 
 
 def _infection(finding: Finding) -> dict[str, Any]:

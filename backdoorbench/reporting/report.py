@@ -8,10 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backdoorbench.config.groups import PURIFY
+from backdoorbench.config.groups import AFTER, DETECT, PURIFY
 from backdoorbench.errors import DataError
 from backdoorbench.metrics import LIMITS, Limits
-from backdoorbench.reporting import classes, contrasts, formats, fragile, frame, grids, notes, published, rows, verdicts
+from backdoorbench.reporting import (
+    classes,
+    comebacks,
+    contrasts,
+    formats,
+    fragile,
+    frame,
+    grids,
+    notes,
+    published,
+    rows,
+    verdicts,
+)
 from backdoorbench.reporting.contrasts import Standing
 from backdoorbench.reporting.display import TYPED, Names
 from backdoorbench.reporting.grids import Grid
@@ -24,7 +36,15 @@ if TYPE_CHECKING:
 
 
 OF_DETECTORS = (*grids.OF_IMAGES[0], *grids.OF_MODELS[0])
-METRICS = (*rows.FIGURES, "der", "holdout_ca", *rows.COSTS, *OF_DETECTORS)  # what tables can be asked for
+OF_AFTER = tuple(figure for _, figure, _, _ in grids.AFTERWARDS if figure not in rows.FIGURES)
+METRICS = (
+    *rows.FIGURES,
+    "der",
+    "holdout_ca",
+    *rows.COSTS,
+    *OF_DETECTORS,
+    *OF_AFTER,
+)  # what tables can be asked for, beside `comebacks.figures`
 
 
 @dataclass(frozen=True)
@@ -40,7 +60,7 @@ class Failure:
 class Report:
     """What there is to say of runs.
 
-    rows      as in `rows.aggregate`; detections: as in `rows.detections`; grids: both laid out
+    rows      as in `rows.aggregate`; detections: as in `rows.detections`; after: as in `rows.afters`; grids: all laid out
     beside    (place of a row, name of its model) -> what was published for it
     notes     what must be said below the tables; remarks: below the published figures
     interrupted  how many runs that were ended from outside; unended: those without any end: killed, or still going
@@ -51,6 +71,7 @@ class Report:
     found: Mapping[Path, Run]
     rows: list[Row]
     detections: list[Row]
+    after: list[Row]
     grids: list[Grid]
     beside: dict[tuple[int, str], Comparison]
     notes: list[str]
@@ -75,22 +96,28 @@ def make(
 ) -> Report:
     """The report of runs by the folder of their record.
 
-    figures         of METRICS, in the order of the tables; tables of detectors show all of theirs, unless they are laid out by
-                    some that are named here
+    figures         of METRICS, in the order of the tables; tables of detectors and of after-attacks show all of theirs, unless
+                    they are laid out by some that are named here
     lines, columns  what to lay the tables out by; both empty: a line a setting
     limits          within which a defense has done its work, plain fine-tuning included
     is_ranked       whether to rank the defenses, too
     against         the defense that statistics compare all others with; empty: each with each; None: no statistics
     theirs          an author's own published figures, which stand with ours in the tables themselves; None: in a table apart"""
     runs = list(found.values())
-    models, detectors = fragile.mark(rows.aggregate(runs), limits), rows.detections(runs)
-    of_models = [name for name in figures if name not in OF_DETECTORS]
+    detectors, after = rows.detections(runs), rows.afters(runs)
+    models = comebacks.mark(fragile.mark(rows.aggregate(runs), limits), after, limits)
+    of_models = [name for name in figures if name not in (*OF_DETECTORS, *OF_AFTER)]
     of_detectors = [name for name in figures if name in OF_DETECTORS]
-    if of_detectors and not of_models and not detectors:
-        raise DataError(
-            f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs finished, none with a detector; expected one at "
-            f"least. bdx list detector shows what there is to ask."
-        )
+    of_after = [name for name in figures if name in OF_AFTER]
+    for asked, there, what, group in (
+        (of_detectors, detectors, "a detector", DETECT.group),
+        (of_after, after, "an after-attack", AFTER.group),
+    ):
+        if asked and not of_models and not there:
+            raise DataError(
+                f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs finished, none with {what}; expected one at "
+                f"least. bdx list {group} shows what there is to ask."
+            )
     beside = published.beside(models, theirs or ())
     told = published.told(beside, models) if theirs is not None else {}
     is_pivot = bool(lines or columns)
@@ -101,12 +128,16 @@ def make(
             if is_pivot
             else grids.list_grids(models, of_models, told)
         )
-    if detectors:
-        is_pivot = is_pivot and bool(of_detectors)
-        listed = grids.detection_grids(detectors)
-        laid_out += grids.pivot_grids(detectors, lines, columns, of_detectors) if is_pivot else listed
+    for found_rows, wanted, listed in (
+        (detectors, of_detectors, grids.detection_grids),
+        (after, of_after, grids.after_grids),
+    ):
+        if found_rows and is_pivot and wanted:
+            laid_out += grids.pivot_grids(found_rows, lines, columns, wanted)
+        elif found_rows:
+            laid_out += listed(found_rows)
     interrupted, unended = (sum(run.status == status for run in runs) for status in ("interrupted", "running"))
-    said = notes.below(models if of_models else [], detectors, runs, laid_out, figures, limits)
+    said = notes.below(models if of_models else [], [*detectors, *after], runs, laid_out, figures, limits)
     said += (
         [f"{interrupted} run{'s' * (interrupted > 1)} interrupted: the same command goes on where it stopped"]
         if interrupted
@@ -123,6 +154,7 @@ def make(
         found,
         models,
         detectors,
+        after,
         laid_out,
         beside,
         said,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.compose import flat
 from backdoorbench.config.groups import (
+    AFTER,
     DETECT,
     GROUPS,
     INFECT,
@@ -40,12 +41,13 @@ COSTS = ("seconds", "memory", "device_memory", "energy", "images_per_second")  #
 TITLES = {  # what tables call a figure
     "ca": "CA", "asr": "ASR", "ra": "RA", "der": "DER", "auroc": "AUROC", "tpr_1": "TPR@1", "tpr_5": "TPR@5", "tpr_10": "TPR@10",
     "tpr": "TPR", "fpr": "FPR", "precision": "precision", "anomaly_index": "index", "any_flagged": "flagged",
-    "target_flagged": "target", "met": "met", "worst_asr": "worst ASR", "ca_loss": "CA loss", "front": "front",
+    "target_flagged": "target", "asr_after": "ASR", "ca_after": "CA",
+    "asr_after_untriggered": "lured", "met": "met", "worst_asr": "worst ASR", "ca_loss": "CA loss", "front": "front",
     "seconds": "seconds", "memory": "memory, MiB", "device_memory": "device memory, MiB", "energy": "energy, J",
     "images_per_second": "images/s", "holdout_ca": "holdout CA",
 }  # fmt: skip
 RISES = {"ca": True, "asr": False, "ra": True, "der": True, "auroc": True, "tpr_1": True, "tpr_5": True, "tpr_10": True,
-         "tpr": True, "fpr": False, "precision": True,
+         "tpr": True, "fpr": False, "precision": True, "ca_after": True,
          "met": True, "worst_asr": False, "ca_loss": False, "front": True,
          "seconds": False, "memory": False, "device_memory": False, "energy": False, "images_per_second": True,
          "holdout_ca": True}  # a figure -> whether more is better  # fmt: skip
@@ -58,7 +60,8 @@ CHOICES = (*PLACES, *METHODS)
 NAMED = tuple(group.name for group in GROUPS if group.tells and group.absorbs)  # the places that every row names
 SILENT = {group.name: group.silent for group in GROUPS if group.silent}
 TOLD, TOLD_OF_DETECTORS = told_by(PURIFY), told_by(DETECT)  # what bears on scores, and what bears on verdicts
-TOLD_OF_BOTH = tuple(dict.fromkeys((*TOLD, *TOLD_OF_DETECTORS)))
+TOLD_OF_AFTER = told_by(AFTER)  # what bears on whether a backdoor comes back
+TOLD_OF_ALL = tuple(dict.fromkeys((*TOLD, *TOLD_OF_DETECTORS, *TOLD_OF_AFTER)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class Row:
 
     names      column -> what it says: data set, model, attack, rate, the stage's method, and whatever differs between rows
     n          runs that the means are over; seeds: of all its runs
-    figures    what the stage's table shows -> Cell: ca, asr, ra and der of the model that a defense leaves; a detector's own
+    figures    what the stage's table shows -> Cell: ca, asr, ra and der of the model that a defense leaves, and asr_retuned or
+               its like after attacks on it (`comebacks.py`); a detector's own; an after-attack's
     marks      the statuses among its infections, `took` apart
     stage      the stage that the row is about
     before     ca, asr, ra of the infected model (purify)
@@ -96,6 +100,7 @@ class Row:
     best       the figures in which it beats the other defenses on the same infections (purify)
     runs       all of its runs, by seed (purify)
     fragile    whether plain fine-tuning alone ends the backdoor of the same infections; None where none tells (`fragile.py`)
+    superficial  whether the backdoor comes back after the defense ended it; None where nobody tried (`comebacks.py`)
     """
 
     names: dict[str, str]
@@ -111,6 +116,7 @@ class Row:
     best: frozenset[str] = frozenset()
     runs: tuple[Run, ...] = field(default=(), repr=False, compare=False)
     fragile: bool | None = None
+    superficial: bool | None = None
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
@@ -127,12 +133,13 @@ def called(config: Mapping[str, Any]) -> str:
 
 
 def methods(config: Mapping[str, Any], attack: str = "") -> str:
-    """`badnets → fst`; with a detector `badnets → strip → fst`, or `badnets → strip` where no defense follows.
+    """`badnets → fst`; with a detector `badnets → strip → fst`, or `badnets → strip` where no defense follows; with an
+    after-attack `badnets → fst → retune`.
 
     attack  what to call the attack, its name by default"""
-    detector, defense = chosen(config, DETECT.group), config[PURIFY.group]["name"]
-    shown = "" if detector and defense == "none" else defense
-    return " → ".join(filter(None, (attack or config[INFECT.group]["name"], detector, shown)))
+    detector, defense, after = chosen(config, DETECT.group), config[PURIFY.group]["name"], chosen(config, AFTER.group)
+    shown = "" if detector and not after and defense == "none" else defense
+    return " → ".join(filter(None, (attack or config[INFECT.group]["name"], detector, shown, after)))
 
 
 def chosen(config: Mapping[str, Any], group: str) -> str:
@@ -157,6 +164,16 @@ def show(cell: Cell, figure: str = "") -> str:
     return f"{scale * cell.mean:.2f}" + ("" if spread is None else f" ± {scale * spread:.2f}")
 
 
+def titled(figure: str) -> str:
+    """What tables call a figure: `ASR`, and after an attack `ASR retuned`."""
+    return TITLES.get(figure) or figure.replace("_", " ").replace("asr", "ASR").replace("ca ", "CA ")
+
+
+def rises(figure: str) -> bool | None:
+    """Whether more of a figure is better; None where that is no question."""
+    return RISES.get(figure, False if figure.startswith("asr_") else None)
+
+
 # ---- from runs to rows ----------------------------------------------------------------------------------------------
 
 
@@ -174,6 +191,14 @@ def detections(runs: Iterable[Run]) -> list[Row]:
     settings = _by_setting((run for run in runs if chosen(run.config, DETECT.group)), TOLD_OF_DETECTORS)
     extra = differing([compared(members[0].config, TOLD_OF_DETECTORS) for members in settings])
     return [_detection(members, extra) for members in settings]
+
+
+def afters(runs: Iterable[Run]) -> list[Row]:
+    """The same of runs with an after-attack, one row for each of its settings and of its defense's. Runs that collapsed are left
+    out of the means."""
+    settings = _by_setting((run for run in runs if chosen(run.config, AFTER.group)), TOLD_OF_AFTER)
+    extra = differing([compared(members[0].config, TOLD_OF_AFTER) for members in settings])
+    return [_after(members, extra) for members in settings]
 
 
 def _by_setting(runs: Iterable[Run], told: Collection[str]) -> list[list[Run]]:
@@ -221,6 +246,30 @@ def _detection(members: Sequence[Run], extra: Sequence[str]) -> Row:
         beside=_pooled([finding.beside for finding in found]),
         collapsed={run.config["seed"]: BROKEN for run in members if _is_broken(run)},
     )
+
+
+def _after(members: Sequence[Run], extra: Sequence[str]) -> Row:
+    reasons = {run.config["seed"]: reason for run in members if (reason := collapse(run))}
+    kept = [run for run in members if run.config["seed"] not in reasons]
+    after = {name: _cell((run.purification.scores for run in kept), name) for name in FIGURES}
+    return Row(
+        _names(members[0], extra, AFTER),
+        len(kept),
+        _seeds(members),
+        after | _pooled([after_figures(run) for run in kept]),
+        _marks(members),
+        members[0].config,
+        AFTER,
+        collapsed=reasons,
+        runs=tuple(members),
+    )
+
+
+def after_figures(run: Run) -> dict[str, float | None]:
+    """What an after-attack found, under its own names and under those that all share: asr_retuned is asr_after, too."""
+    found, own = run.after.figures, run.after.details.get("figure", "")
+    shared = {name.replace(f"_{own}", "_after", 1): value for name, value in found.items() if f"_{own}" in name}
+    return {**found, **shared}
 
 
 def _names(run: Run, extra: Sequence[str], stage: Stage) -> dict[str, str]:
@@ -397,13 +446,14 @@ def _told(name: str, value: Any) -> Any:
     if name == "dataset":
         path = "root" if str(value.get("_target_", "")).endswith(".Folder") else ""
         unusual = [key for key, usual in USUAL.items() if value.get(key, usual) != usual]
-        return {key: setting for key, setting in value.items() if key not in UNKEYED or key in (path, *unusual)}
+        told = without_later(name, value)
+        return {key: setting for key, setting in told.items() if key not in UNKEYED or key in (path, *unusual)}
     return {"name": SILENT[name]} if value.get("name") == SILENT.get(name, DASH) else without_later(name, value)
 
 
 def bases(stage: Stage) -> tuple[str, ...]:
-    """The columns that every table of a stage has: data set, model, attack, rate, and the stage's method."""
-    return (*NAMED, INFECT.group, "rate", stage.group)
+    """The columns that every table of a stage has: data set, model, attack, rate, what else it works on, and its method."""
+    return (*NAMED, INFECT.group, "rate", *stage.upon[1:], stage.group)
 
 
 def base_names(config: Mapping[str, Any], stage: Stage = PURIFY) -> dict[str, str]:

@@ -63,6 +63,18 @@ class Outputs:
         """The folder of a detector's verdict on one model."""
         return self.cache / "detection" / f"{detector}-{key}"
 
+    def purification(self, defense: str, key: str) -> Path:
+        """The folder of one purified model."""
+        return self.cache / "purification" / f"{defense}-{key}"
+
+    def exact(self, key: str) -> Path:
+        """The folder of an infection's exact purification."""
+        return self.cache / "exact" / key
+
+    def after(self, control: str, key: str) -> Path:
+        """What became of a control after an attack."""
+        return self.cache / "after" / f"{control}-{key}.json"
+
     def lock(self, run: str) -> Path:
         """The lock of a run that is carried out."""
         return self.cache / "locks" / f"{run}.lock"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.config.compose import Plain
-from backdoorbench.config.groups import DETECT, GROUPS, INFECT, OPTIONAL, PURIFY, as_called_now
+from backdoorbench.config.groups import AFTER, DETECT, GROUPS, INFECT, OPTIONAL, PURIFY, as_called_now
 from backdoorbench.errors import DataError
 from backdoorbench.metrics import Scores
 from backdoorbench.storage.outputs import NOT_RUNS, Outputs
@@ -29,7 +29,8 @@ FILE = "record.json"
 STATUSES = ("running", "done", "failed", "interrupted")
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a record leaves out of a stage
 KEPT = (
-    "largest_share", "ca_per_class", "starts_from", "plain", "holdout_ca", "flagged",
+    "largest_share", "ca_per_class", "starts_from", "plain", "holdout_ca", "flagged", "figure",
+    "counts", "trials",
 )  # details that tables and plots need  # fmt: skip
 
 
@@ -123,6 +124,10 @@ class Run:
     @property
     def purification(self) -> Finding:
         return self.of(PURIFY.name)
+
+    @property
+    def after(self) -> Finding:
+        return self.of(AFTER.name)
 
     @property
     def infected(self) -> Scores | None:
@@ -222,11 +227,13 @@ def tell_left_out(wrong: Sequence[Exception]) -> None:
 def from_plain(content: Any) -> Run:
     """The run whose record has this content."""
     content = checked(content)
-    stages = []
-    for stage in content["stages"]:
-        judged = {name: Scores(**stage[name]) for name in ("scores", "control") if stage.get(name) is not None}
-        stages.append(Finding(**stage | judged))
-    return Run(**content | {"stages": stages})
+    return Run(**content | {"stages": [as_finding(stage) for stage in content["stages"]]})
+
+
+def as_finding(stage: Mapping[str, Any]) -> Finding:
+    """The finding of which `dataclasses.asdict` made this."""
+    judged = {name: Scores(**stage[name]) for name in ("scores", "control") if stage.get(name) is not None}
+    return Finding(**{**stage, **judged})
 
 
 def checked(content: Any) -> dict[str, Any]:
@@ -264,6 +271,9 @@ def _check_stage(stage: dict[str, Any]) -> None:
     _check_numbers(
         "details", [details.get("largest_share"), details.get("holdout_ca"), *details.get("ca_per_class", [])]
     )
+    for judged in _object("trials", details.get("trials", {})).values():
+        for trial in judged:
+            _check_numbers("trials", [trial["asr"]], none=False)
     for point in stage.get("curve", []):
         _check_numbers("curve", _object("a point of the curve", point).values())
         point["epoch"], point["n"]  # noqa: B018

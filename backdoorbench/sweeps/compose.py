@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from backdoorbench.config import plugins
 from backdoorbench.config.compose import Plain, plain
 
 
@@ -79,7 +80,7 @@ class Composer:
             *parents, key = override.key_or_group.split(".")
             node: Any = functools.reduce(lambda at, part: at[part], parents, resolved)
             node[key] = override.value()
-        return resolved
+        return plugins.with_used(resolved)
 
     def is_choice(self, override: Override) -> bool:
         """Whether it picks an option of a group, rather than a value."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.config.compose import Plain
-from backdoorbench.config.groups import DETECT, INFECT, PURIFY
+from backdoorbench.config.groups import AFTER, DETECT, INFECT, PURIFY, STAGES
 from backdoorbench.errors import BdxError, DataError, PairingError
 from backdoorbench.pipeline import plan as plans
 from backdoorbench.pipeline.plan import Shared, Sketch
@@ -42,7 +42,8 @@ class Ahead:
     infection  folder of its infected model in the cache; clean: of the clean model it trains too, if it does
     done       folder of the finished run with this key; before: how its last try stands where none finished (running, failed,
                interrupted)
-    seconds    an estimate from past records, by stage (infect, detect, purify); a stage without one like it is missing
+    seconds    an estimate from past records, by stage (infect, detect, purify, after); a stage without one like it is missing
+    purified   folder of its purified model in the cache, where its after-attack shares one; None: it has none
     detects    whether a detector was chosen
     """
 
@@ -56,6 +57,7 @@ class Ahead:
     outputs: Outputs = Outputs(Path())
     infection: Path = Path()
     clean: Path | None = None
+    purified: Path | None = None
     done: Path | None = None
     before: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -107,6 +109,7 @@ def describe(run: Ahead, made: Sketch, folders: dict[str, list[Path]]) -> None:
     """Fills in what a sketch says of a run."""
     run.key, run.outputs, run.infection, run.detects = made.key, made.outputs, made.infection_folder, made.detects
     run.plugins = tuple(made.plugins)
+    run.purified = made.purification_folder if made.is_attacked_after else None
     if made.config["control"] == "train" or (made.attack.needs_surrogate and not run.infection.is_dir()):
         run.clean = plans.clean_plan(made).infection_folder
     if not made.config["rerun"]:
@@ -179,7 +182,7 @@ class Past:
     def estimate(self, config: Plain) -> dict[str, float]:
         """Seconds by stage, of the newest records with the same settings, else with the same method."""
         found = {}
-        for stage in (INFECT.name, DETECT.name, PURIFY.name):
+        for stage in (each.name for each in STAGES):
             known = next((self.seconds[name] for name in alike(stage, config) if name in self.seconds), None)
             if known:
                 found[stage] = statistics.median(known[:RECENT])
@@ -196,7 +199,7 @@ def alike(stage: str, config: Plain) -> list[str]:
         }  # auto here, resolved there
         kinds: list[Any] = [[config["attack"]["name"], recipe], [recipe]]
     else:
-        group = DETECT.group if stage == DETECT.name else PURIFY.group
+        group = next(each.group for each in STAGES if each.name == stage)
         kinds = [[config[group], config["holdout"]], [config[group]["name"]]]
     return [json.dumps([*place, *kind], sort_keys=True) for kind in kinds]
 
@@ -224,6 +227,7 @@ def forecast(runs: Sequence[Ahead]) -> Forecast:
     past: dict[Outputs, Past] = {}
     makers: dict[Path, int] = {}
     needed: set[Path] = set()
+    purified: set[Path | None] = set()
     cached = functools.cache(Path.is_dir)  # many runs, few folders
     states: list[str] = []
     count: Counter[str] = Counter()
@@ -245,7 +249,10 @@ def forecast(runs: Sequence[Ahead]) -> Forecast:
         run.seconds = past[run.outputs].estimate(run.config)
         own = run.infection
         needed.update(run.trainings())
-        stages = [PURIFY.name, *([DETECT.name] if run.detects else [])]
+        stages = [DETECT.name] * run.detects + [AFTER.name] * (run.purified is not None)
+        if run.purified is None or not (cached(run.purified) or run.purified in purified):
+            stages.append(PURIFY.name)
+        purified.add(run.purified)
         if cached(own):
             states.append("infection cached")
         elif own in makers:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from backdoorbench.sweeps.forecast import Ahead
 
 WORD = "job.json"
+ENVIRONMENT = "environment.txt"  # every installed package, driver and system, as the sweep began
 PLACE = "BDX_SWEEP"  # in hydra.job.env_set: the folder that the jobs leave their words in
 LOST = "ended without a word: it was killed, or ran out of memory"
 DAMAGED = "its job.json cannot be read: what became of it is not known"
@@ -80,6 +81,8 @@ class Sweep:
 
         config  the sweep's, with Hydra's settings: launchers compose every job from it
         runs    of the sweep, looked over, by number; None where a search chooses them"""
+        from backdoorbench.pipeline.environment import everything  # torch is imported only when work starts
+
         self.runs = runs
         said_to_hydra: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)
         self.words = [word for word in said_to_hydra if not word.startswith("hydra.mode=")]
@@ -88,6 +91,7 @@ class Sweep:
         jobs = None if runs is None else [list(run.overrides) for run in runs]
         said = {"jobs": jobs, "hydra": [*self.flags, *self.words], "words": str(self.place.relative_to(self.folder))}
         store.write_json(self.folder / "sweep.json", said)
+        store.write_text(self.place / ENVIRONMENT, everything())
         _pin(config, self.folder, self.place)
 
     def jobs(self) -> dict[int, Left]:

@@ -14,11 +14,12 @@ import socket
 import sys
 import time
 import traceback
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from backdoorbench import progress
-from backdoorbench.config.groups import DETECT, INFECT, PURIFY
+from backdoorbench.config.groups import GROUPS, STAGES
 from backdoorbench.errors import FAILURE, INTERRUPTED
 from backdoorbench.storage.store import read_json
 from backdoorbench.sweeps.job import carry_out_job
@@ -78,9 +79,9 @@ def carry_out(folder: Path, link: Link) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended as by Ctrl-C: the record says so
     job = read_json(folder / "config.json")
     print(f"process {os.getpid()}: bdx {shlex.join(job['overrides'])}")
-    detects = job["config"]["detector"]["name"] != "none"
-    following = {"planned": INFECT.name, INFECT.name: DETECT.name if detects else PURIFY.name}
-    following |= {DETECT.name: PURIFY.name, PURIFY.name: "store"}
+    silent = {group.name: group.silent for group in GROUPS if group.silent}
+    stages = [each for each in STAGES if job["config"][each.group]["name"] != silent.get(each.group)]
+    following = dict(pairwise(["planned", *(each.name for each in stages), "store"]))
     reporter: Reporter | None = None
 
     def watch(run: "Run", stage: str) -> None:

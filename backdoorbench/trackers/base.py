@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from backdoorbench.config.compose import Plain
-from backdoorbench.config.groups import INFECT, JUDGED
+from backdoorbench.config.groups import DETECT, INFECT, JUDGED
 from backdoorbench.errors import BdxError, ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Tracker(ABC):
 
 @contextmanager
 def tracked(tracker: Tracker, run: Run, folder: Path) -> Iterator[Callable[[str], None]]:
-    """Keeps a journal of `run` while it is carried out: tell it the stages (infect, detect, curve, purify) as they end.
+    """Keeps a journal of `run` while it is carried out: tell it the stages (infect, detect, curve, purify, after) as they end.
 
     A tracker that does not start is a ConfigError, as nothing is lost yet; one that fails later costs a warning, never
     the run."""
@@ -114,5 +114,6 @@ def news(run: Run, stage: str) -> Iterator[tuple[int | None, dict[str, float]]]:
         if scores is not None:
             figures = {f"{when}/{name}": getattr(scores, name) for name in ("ca", "asr", "ra")}
             yield None, {name: value for name, value in figures.items() if value is not None}
-    if known := {f"detection/{name}": value for name, value in found.figures.items() if value is not None}:
+    kind = {DETECT.name: "detection"}.get(stage, stage)
+    if known := {f"{kind}/{name}": value for name, value in found.figures.items() if value is not None}:
         yield None, known

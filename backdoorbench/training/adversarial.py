@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.models.base import evaluating
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
@@ -92,6 +93,28 @@ def ascend(
             (gradient,) = torch.autograd.grad(objective(moved), moved)
             moved = (moved.detach() + step * gradient.sign()).clamp(low, high)
     return moved
+
+
+def universal(
+    objective: Callable[[Images, Images, Labels], Tensor],
+    images: ImageSet,
+    *,
+    radius: float,
+    step: float,
+    epochs: int,
+    batch_size: int,
+    stream: Stream,
+) -> Images:
+    """(1, 3, H, W): one change of all images within `radius`, from none, by signed steps of `ascend`: one a batch.
+
+    objective  (change, batch, labels) -> scalar to increase; whoever calls sees to clipping, and to the model's mode"""
+    passes = (images.batches(batch_size, stream.child(f"epoch{epoch}")) for epoch in range(epochs))
+    batches = itertools.chain.from_iterable(passes)
+    steps = epochs * len(spans(len(images), batch_size))
+    none = torch.zeros(1, *images.images.shape[1:], device=images.device)
+    return ascend(
+        lambda change: objective(change, *next(batches)), none, radius=radius, step=step, steps=steps, clamp=False
+    )
 
 
 def within_l2(deltas: Tensor, radius: float) -> Tensor:

@@ -15,7 +15,7 @@ from backdoorbench.config.groups import DETECT, INFECT
 from backdoorbench.errors import DataError
 from backdoorbench.reporting import picture
 from backdoorbench.reporting.plots import ink, panels
-from backdoorbench.reporting.rows import TOLD_OF_BOTH, compared, label, tell_apart
+from backdoorbench.reporting.rows import TOLD_OF_ALL, compared, label, tell_apart
 
 if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
@@ -84,7 +84,7 @@ def _named(
     """Of equal settings the first folder, under the names of `columns` and what tells it from those called alike."""
     firsts: dict[str, tuple[Path, dict[str, Any]]] = {}
     for folder, run in found.items():
-        told = compared(settings(run), TOLD_OF_BOTH)
+        told = compared(settings(run), TOLD_OF_ALL)
         firsts.setdefault(json.dumps(told, sort_keys=True), (folder, told))
     said = [{column: found[folder].config[column]["name"] for column in columns} for folder, _ in firsts.values()]
     names = tell_apart(said, [told for _, told in firsts.values()])

@@ -16,7 +16,7 @@ from backdoorbench.errors import DataError
 from backdoorbench.reporting.grids import LEFT_OUT, WEAK, Grid, pivot_grids
 from backdoorbench.reporting.plots import ink
 from backdoorbench.reporting.plots.panels import largest
-from backdoorbench.reporting.rows import DASH, TITLES
+from backdoorbench.reporting.rows import DASH, Cell, titled
 
 if TYPE_CHECKING:
     from backdoorbench.reporting.rows import Row
@@ -30,11 +30,11 @@ def heatmap(rows: Sequence[Row], metric: str = "asr", most: int | None = None) -
     """A figure after the defense, attacks by defenses, means over seeds; a map a data set, network and rate. The figures stand
     in the cells; what was not run is hatched. DataError where no row holds the figure."""
     count = len(rows)
-    rows = [row for row in rows if row.collapsed or row.figures[metric].values]
+    rows = [row for row in rows if row.collapsed or row.figures.get(metric, Cell(())).values]
     grids = pivot_grids(rows, (INFECT.group, "rate"), (PURIFY.group,), (metric,)) if rows else []
     if not grids:
         raise DataError(
-            f"{count} settings finished, none with {TITLES[metric]}; expected one at least. Run some: "
+            f"{count} settings finished, none with {titled(metric)}; expected one at least. Run some: "
             f"bdx -m attack=badnets,blended defense=ft,fst."
         )
     kept = largest(grids, [len(grid.lines) * len(grid.columns) for grid in grids], most)
@@ -50,7 +50,7 @@ def heatmap(rows: Sequence[Row], metric: str = "asr", most: int | None = None) -
         _draw_map(axes, grid)
         axes.set_title(title, loc="left")
         axes.set_xlim(-0.5, widest - 0.5)  # cells of one size
-    said = [f"{TITLES[metric]} of the {PURIFY.model} model, %; mean over seeds."]
+    said = [f"{titled(metric)} of the {PURIFY.model} model, %; mean over seeds."]
     said += ink.missing(len(grids) - len(kept), "maps")
     marks = {mark for grid in kept for line in grid.lines for item in line for mark in item.text}
     said += [f"{LEFT_OUT} collapsed runs left out."] * (LEFT_OUT in marks)

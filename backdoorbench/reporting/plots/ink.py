@@ -22,7 +22,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
 
 from backdoorbench.errors import ConfigError
-from backdoorbench.reporting.rows import TITLES, Cell
+from backdoorbench.reporting.rows import Cell, titled
 from backdoorbench.storage.store import storage_errors
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, no yellow
@@ -69,7 +69,7 @@ def name_rows(grid: Any, figures: Sequence[str]) -> None:
     """What is measured, at the left of each row of panels."""
     for name, row in zip(figures, grid, strict=True):
         for axes in row[::ABREAST]:
-            axes.set_ylabel(f"{TITLES[name]}, %")
+            axes.set_ylabel(f"{titled(name)}, %")
 
 
 def looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:

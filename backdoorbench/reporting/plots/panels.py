@@ -101,13 +101,13 @@ def arrange(
     runs: Iterable[Run],
     columns: Sequence[str],
     most: int | None = None,
-    once: Callable[[Iterable[Run]], list[Run]] = once,
+    each: Callable[[Iterable[Run]], list[Run]] = once,
 ) -> tuple[str, list[Panel], list[str]]:
     """What all panels share, as the figure's title; the panels, in an order that does not depend on when runs were done; and a
     sentence on those beyond `most`.
 
     columns  the base names that tell panels apart; without `rate`, runs at all poison rates share a line
-    once     of runs of a line one for each of its points and seeds"""
+    each     which runs of a line are drawn"""
     groups = _grouped(runs, columns)
     total = len(groups)
     sizes = []
@@ -122,7 +122,7 @@ def arrange(
     for name, configs, lines in zip(names, firsts, groups, strict=True):
         called = [label(found, PURIFY.group) for found in _names(configs, (PURIFY.group,))]
         said = title({column: value for column, value in name.items() if column not in shared}, columns)
-        panels.append(Panel(said, dict(zip(called, map(once, lines), strict=True))))
+        panels.append(Panel(said, dict(zip(called, map(each, lines), strict=True))))
     heading = title({column: names[0][column] for column in columns if column in shared}, columns)
     return heading, panels, ink.missing(total - len(panels), "settings")
 

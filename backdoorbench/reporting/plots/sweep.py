@@ -42,7 +42,7 @@ def against_setting(runs: Iterable[Run], key: str, figures: Sequence[str] = ("ca
     def once(members: Iterable[Run]) -> list[Run]:
         return list({(at[run.id], run.config["seed"]): run for run in members}.values())
 
-    title, shown, missing = panels.arrange(stripped, ("dataset", "model", "attack", "rate"), once=once)
+    title, shown, missing = panels.arrange(stripped, ("dataset", "model", "attack", "rate"), each=once)
     looks = panels.looks(shown)
     figure, grid = ink.panels(title, [panel.title for panel in shown], len(figures))
     for column, panel in enumerate(shown):

@@ -5,7 +5,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoorbench.config import catalog
+from backdoorbench.config import catalog, plugins
+from backdoorbench.config.compose import Plain, compose
 from backdoorbench.config.groups import NAMES, RENAMED, SETTING_NAMES
 from backdoorbench.errors import BdxError, ConfigError, did_you_mean, first_line, join_words, shown
 
@@ -37,6 +38,19 @@ def refuse_no_options(words: Sequence[str]) -> None:
                 f"{group} is {shown(value)}; expected one of its options: {', '.join(catalog.names(group))}. Say "
                 f"{group}=none for nothing, where that is one of them."
             )
+
+
+def composed(settings: Sequence[str], folders: Sequence[str] = ()) -> Plain:
+    """The configuration of a run; mistakes in it as those of a run are told.
+
+    folders  of the user's own yaml files"""
+    refuse_no_options(settings)
+    try:
+        return compose(settings, folders)
+    except BdxError:
+        raise
+    except Exception as error:
+        raise explained(error, settings, folders) from None
 
 
 def explained(error: Exception, words: Sequence[str], folders: Sequence[str] = ()) -> Exception:
@@ -142,11 +156,13 @@ def _raised_by_hydra(error: Exception) -> bool:
 
 
 def _broken_file(folders: Sequence[str], words: Sequence[str], of_any_name: bool) -> ConfigError | None:
-    """What is wrong with a yaml file in the user's folders, if one cannot be read: one that the words choose, or any."""
+    """What is wrong with a yaml file in the user's folders or of a plugin, if one cannot be read: one that the words
+    choose, or any."""
     from backdoorbench.config import yamls
 
     chosen = {word.rpartition("=")[2] for word in words}
-    files = sorted(file for place in folders for file in Path(place).rglob("*.yaml"))
+    places = [*plugins.conf_dirs(), *map(Path, folders)]
+    files = sorted(file for place in places for file in place.rglob("*.yaml"))
     for file in files if of_any_name else [file for file in files if file.stem in chosen]:
         try:
             yamls.read(file)

@@ -1,0 +1,140 @@
+"""bdx config RUN [--diff]"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from backdoorbench.cli.arguments import Parser, composed, run_folder
+from backdoorbench.config import plugins
+from backdoorbench.config.compose import ASK_THE_DATA_SET, flat
+from backdoorbench.config.groups import NAMES
+
+BRINGING = ("dataset", "experiment", "scale", "model")  # groups whose options choose those of others, in this order
+UNTOLD = ("runtime", "tracker", "plugins", "rerun")  # parts that bear on no figure
+
+
+def carry_out(words: Sequence[str]) -> int:
+    """Prints a run's settings as yaml. Exit code."""
+    parser = Parser("config", "Every setting of a run, as yaml; its first line is a command that repeats it.")
+    parser.add_argument("run", metavar="RUN", help="its folder, or its key as bdx runs prints it")
+    parser.add_argument("--diff", action="store_true", help="only what differs from the defaults of what it names")
+    chosen = parser.parse_args(words)
+    from backdoorbench.storage import record
+
+    config = record.read(run_folder(chosen.run)).config
+    differing = differences(config, chosen.config_dirs)
+    print(f"# {command(config, differing)}")
+    print(as_yaml(nested(differing)) if chosen.diff else as_yaml(config), end="")
+    return 0
+
+
+def choices(config: Mapping[str, Any], folders: Sequence[str] = ()) -> dict[str, str]:
+    """The option of each group that a configuration comes from. One with a name of its own (`dataset.name=mushrooms`) is that of
+    its class."""
+    from backdoorbench.config import catalog
+
+    found: dict[str, str] = {}
+    for group in NAMES:
+        node = config.get(group, {})
+        if group in UNTOLD or "name" not in node:
+            continue
+        options = catalog.names(group, folders)
+        alike = [name for name in options if f"_target_: {node.get('_target_')}\n" in _text(group, name, folders)]
+        if known := [name for name in [node["name"], *alike] if name in options]:
+            found[group] = known[0]
+    return found
+
+
+def _text(group: str, name: str, folders: Sequence[str]) -> str:
+    from backdoorbench.config import catalog
+
+    file = catalog.find(group, name, folders)
+    return catalog.read_text(file) if file is not None else ""
+
+
+def differences(config: Mapping[str, Any], folders: Sequence[str] = ()) -> dict[str, Any]:
+    """The options that are not the usual ones, as GROUP, and the settings, by dotted key, that differ from what these options say
+    together. A setting that only follows the data set's is none."""
+    named, found = choices(config, folders), dict[str, Any]()
+    for group in sorted(named, key=lambda group: (*BRINGING, group).index(group)):
+        usual = choices(composed([f"{group}={name}" for group, name in found.items()], folders), folders)
+        if usual.get(group) != named[group]:
+            found[group] = named[group]
+    words = [f"{group}={name}" for group, name in named.items()]
+    settings = {key: value for key, value in flat(config).items() if _is_told(key)}
+    for is_due in (_is_followed, lambda key: True):
+        whole = flat(composed([*words, *words_of(found, settings, NAMES)], folders))
+        found |= {
+            key: value for key, value in settings.items() if is_due(key) and whole.get(key, ...) not in (value, "auto")
+        }
+    return found
+
+
+def _is_told(key: str) -> bool:
+    return key.partition(".")[0] not in UNTOLD and not key.endswith("._target_")
+
+
+def _is_followed(key: str) -> bool:
+    """Whether other settings may refer to this one."""
+    return key.partition(".")[0] in ("dataset", "seed")
+
+
+def words_of(differing: Mapping[str, Any], settings: Mapping[str, Any], without: Sequence[str] = ()) -> list[str]:
+    """Differences as words of a command. A mapping inside a method's settings may stand for the data set's as a whole
+    (`train.augment`), so it is said as a whole.
+
+    settings  all of the configuration, by dotted key; without: keys that are left out"""
+    words: dict[str, str] = {}
+    for key, value in differing.items():
+        group, *inner = key.split(".")
+        if key in without:
+            continue
+        if len(inner) > 1 and group in ASK_THE_DATA_SET:
+            place = f"{group}.{inner[0]}"
+            parts = {
+                name.removeprefix(f"{place}."): item for name, item in settings.items() if name.startswith(f"{place}.")
+            }
+            words[place] = "{" + ",".join(f"{name}: {typed(item)}" for name, item in parts.items()) + "}"
+        else:
+            words[key] = typed(value)
+    return [f"{key}={value}" for key, value in words.items()]
+
+
+def command(config: Mapping[str, Any], differing: Mapping[str, Any]) -> str:
+    """The words that make this configuration of the defaults, for a shell."""
+    order = {group: place for place, group in enumerate(NAMES)}
+    ordered = dict(sorted(differing.items(), key=lambda item: order.get(item[0], len(order))))
+    words = words_of(ordered, flat(config)) or [f"attack={config['attack']['name']}"]
+    packages = [package for package in config.get("plugins") or [] if package not in plugins.trusted()]
+    words += [f"plugins=[{','.join(packages)}]"] if packages else []
+    return shlex.join(["bdx", *plugins.flags(), *words])
+
+
+def typed(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(typed, value))}]"
+    text = str(value)
+    is_plain = isinstance(value, int | float) or all(character.isalnum() or character in "/-_.:+" for character in text)
+    return text if is_plain and text else "'" + text.replace("'", "\\'") + "'"
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as mappings; of a group whose option is named, that beside its settings, as `name`."""
+    made: dict[str, Any] = {}
+    for key, value in settings.items():
+        *parents, last = [key, "name"] if key in NAMES else key.split(".")
+        place = made
+        for part in parents if key not in NAMES else [key]:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return made
+
+
+def as_yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as yaml, in their order; nothing of nothing."""
+    import yaml
+
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True) if settings else ""

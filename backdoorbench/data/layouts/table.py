@@ -1,0 +1,193 @@
+"""A csv or tsv table of paths and labels, or one a split: train.csv and test.csv."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from backdoorbench.data.base import Dataset
+from backdoorbench.data.pictures import IMAGES
+from backdoorbench.data.raw import File, Order, Raw, folders, from_files, in_order, some, stamp
+from backdoorbench.errors import DataError, first_line
+
+SAYS = "a .csv or .tsv table of paths and labels"
+ENDINGS = (".csv", ".tsv")
+DELIMITERS = ",;\t|"
+PATHS = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "img",
+    "img_path",
+    "name",
+    "id",
+)
+LABELS = ("label", "labels", "class", "class_name", "classid", "class_id", "target", "category", "y")
+SPLITS = ("split", "set", "subset", "partition", "fold")
+TRAIN, TEST, VAL = ("train", "training"), ("test", "testing"), ("val", "valid", "validation", "dev")
+
+
+class Row(NamedTuple):
+    """A line of a table. split: as it is written, in lower case; empty where no column says one."""
+
+    path: str
+    label: str
+    split: str
+
+
+def fits(root: Path) -> bool:
+    return bool(find(root))
+
+
+def find(root: Path) -> list[Path]:
+    """The tables to read: `root` itself, the only one in it, or those called train and test."""
+    if root.is_file():
+        return [root] if root.suffix.lower() in ENDINGS else []
+    inside = sorted(path for path in root.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+    if len(inside) == 1:
+        return inside
+    by_split = {split: path for path in inside if (split := split_of(path.stem.lower()))}
+    if "train" not in by_split:
+        return []
+    return [by_split["train"], *([test] if (test := by_split.get("test") or by_split.get("val")) else [])]
+
+
+def read(dataset: Dataset, root: Path, order: Order) -> Raw:
+    tables = find(root)
+    if not tables:
+        raise DataError(f"{root} has no {' or '.join(ENDINGS)} table, or several. Set dataset.root to the one to read.")
+    lines = [rows(path) for path in tables]
+    if len(tables) == 2:
+        parts = [
+            [row._replace(split=split) for row in found] for split, found in zip(("train", "test"), lines, strict=True)
+        ]
+        lines = [[*parts[0], *parts[1]]]
+    train, test, left_out = divided(lines[0], tables[0])
+    refuse_twice([*train, *test], tables[0])
+    trained = {row.label for row in train}
+    if unknown := sorted({row.label for row in test} - trained):
+        raise DataError(
+            f"{tables[-1]} has test images of {some(unknown)}, of which there is none to train on: a class to be tested must be "
+            f"trained. Remove them, or correct their labels."
+        )
+    classes = in_order(sorted(trained), order, str(tables[0]), "label")
+    label_of = {name: label for label, name in enumerate(classes)}
+    folder = tables[0].parent
+    base = base_of(folder, [row.path for row in train])
+    located = [
+        [(file, label_of[row.label]) for row, file in zip(part, files(folder, base, part, tables[0]), strict=True)]
+        for part in (train, test)
+    ]
+    return from_files(classes, located[0], located[1], left_out, is_whole=not test)
+
+
+def split_of(word: str) -> str:
+    """train, test or val, for whichever way to say it; empty for any other word."""
+    return next((names[0] for names in (TRAIN, TEST, VAL) if word in names), "")
+
+
+def rows(table: Path) -> list[Row]:
+    """The lines of a table, whose delimiter and columns are found."""
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            delimiter = max(DELIMITERS, key=file.readline().count)
+            file.seek(0)
+            reader = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
+            lines = list(reader)
+            columns = [name for name in reader.fieldnames or () if name]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{table} cannot be read as a table ({first_line(error)}). Save it as UTF-8 text, one image a line."
+        ) from None
+    path, label = (column(columns, names, table, lines, what) for names, what in ((PATHS, "paths"), (LABELS, "labels")))
+    split = next((name for name in columns if name.strip().lower() in SPLITS), None)
+    found = [
+        Row(
+            (line[path] or "").strip(),
+            (line[label] or "").strip(),
+            ((line[split] or "") if split else "").strip().lower(),
+        )
+        for line in lines
+    ]
+    if bad := [number for number, row in enumerate(found, 2) if not (row.path and row.label)]:
+        raise DataError(
+            f"{table} has {len(bad):,} lines without a path or a label, such as line {bad[0]}. Complete them, or leave them out."
+        )
+    if not found:
+        raise DataError(f"{table} has no lines below its header. Expected one for each image.")
+    return found
+
+
+def column(
+    columns: Sequence[str], names: Sequence[str], table: Path, lines: Sequence[Mapping[str, str]], what: str
+) -> str:
+    """The column that is called by the first of `names` that is there."""
+    by_name = {name.strip().lower(): name for name in reversed(columns)}
+    if (found := next((by_name[name] for name in names if name in by_name), None)) is None:
+        raise DataError(
+            f"{table} has the columns {some(list(columns), 6) or 'of an empty file'}, of which none is of {what}; "
+            f"expected one called {', '.join(names[:4])} or the like. Name the columns in its first line, such as path,label."
+        )
+    return found
+
+
+def divided(lines: Sequence[Row], table: Path) -> tuple[list[Row], list[Row], Counter[str]]:
+    """Training and test rows, and how many are left out: of val where there is a test split."""
+    if not any(row.split for row in lines):
+        return list(lines), [], Counter()
+    parts: dict[str, list[Row]] = {"train": [], "test": [], "val": []}
+    for row in lines:
+        if not (split := split_of(row.split)):
+            raise DataError(
+                f"{table} has a line of the split '{row.split}' ({row.path}); expected train, test or val. Correct it, or remove "
+                f"that column to have a test split drawn."
+            )
+        parts[split].append(row)
+    if not parts["train"]:
+        raise DataError(f"{table} has no line of the split train. Expected some to train on.")
+    test = parts["test"] or parts["val"]
+    return parts["train"], test, Counter({"rows of val": len(parts["val"]) if parts["test"] else 0})
+
+
+def refuse_twice(lines: Sequence[Row], table: Path) -> None:
+    """Raises DataError where an image is named twice: with two labels, or to train on and to test with."""
+    first: dict[str, Row] = {}
+    if twice := [row for row in lines if first.setdefault(row.path, row) is not row]:
+        earlier = first[twice[0].path]
+        how = f" as '{earlier.label}' and as '{twice[0].label}'" if earlier.label != twice[0].label else ""
+        raise DataError(
+            f"{table} names {len(twice):,} images twice, such as {twice[0].path}{how}. Leave one of each two out."
+        )
+
+
+def base_of(folder: Path, paths: Sequence[str]) -> Path:
+    """What the paths are below: the table's folder, or one in it."""
+    places = [folder, *(folder / name for name in folders(folder))]
+    return next((place for place in places if (place / paths[0]).is_file()), folder)
+
+
+def files(folder: Path, base: Path, lines: Sequence[Row], table: Path) -> list[File]:
+    found, missing = [], []
+    for row in lines:
+        place = next((place for place in (base / row.path, folder / row.path) if place.is_file()), None)
+        if place is None:
+            missing.append(row.path)
+        else:
+            found.append(File(str(place), stamp(row.path, os.stat(place))))
+    if missing:
+        raise DataError(
+            f"{table} names {len(missing):,} of {len(lines):,} images that are not there: {some(missing)}. Paths are those below "
+            f"{folder}, with their endings, or absolute. Correct them, or put the images there."
+        )
+    if unlike := [row.path for row in lines if not row.path.lower().endswith(IMAGES)]:
+        raise DataError(
+            f"{table} names {len(unlike):,} files that are no images, such as '{unlike[0]}'. Leave them out."
+        )
+    return found

@@ -1,0 +1,207 @@
+"""Which network a file of weights is of, where nobody says: every option of `conf/model/` is tried.
+
+Options are tried as they are, then with other choices (depth, style) and with the width of the file's first convolution, until
+some fit; networks are built without memory for their weights. A name that the file itself gives beside its weights (`arch`,
+`model_name`) is tried among timm's and torchvision's, and some common ones of torchvision's without it. Found are those whose
+weights all have a place, by names; where no names fit, by order and shapes.
+"""
+
+import dataclasses
+import functools
+import logging
+import re
+import typing
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby, product
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from backdoorbench.config import catalog
+from backdoorbench.config.build import build, settings, target
+from backdoorbench.config.compose import option
+from backdoorbench.errors import BdxError
+from backdoorbench.models import matching
+from backdoorbench.models.base import LARGE, Classifier, ModelSpec
+from backdoorbench.models.by_names import unwrapped
+from backdoorbench.models.matching import Fit
+from backdoorbench.models.reading import Found, State
+
+log = logging.getLogger(__name__)
+
+WIDENINGS = (1, 2, 4, 8, 10, 12)  # of wide networks, as the literature has them
+COMMON = (  # of torchvision's networks, where the file does not say which
+    "resnet101", "vgg16", "vgg16_bn", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "densenet121",
+    "efficientnet_b0", "alexnet", "convnext_tiny",
+)  # fmt: skip
+UNSAID = 99  # the rank of those
+SMALL, LARGE_STEM = 32, 7  # pixels: what a network reads whose first filters are smaller than those of large images
+NAMES = (
+    "arch",
+    "model_name",
+    "architecture",
+    "model",
+    "args.arch",
+    "args.model",
+    "hparams.arch",
+    "hyper_parameters.arch",
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that a file's weights fit.
+
+    option   of `conf/model/`, with the settings that differ from it
+    size     pixels a side of images that it reads, as far as its stem tells
+    classes  the rows of its last layer"""
+
+    option: str
+    overrides: dict[str, Any]
+    size: int
+    classes: int
+    fit: Fit
+
+    @property
+    def words(self) -> list[str]:
+        """As it is typed: `model=wrn_16_1 model.style=standard`."""
+        return [f"model={self.option}", *(f"model.{name}={value}" for name, value in self.overrides.items())]
+
+    @property
+    def how(self) -> str:
+        """How it fits, in words."""
+        count = len(self.fit.places)
+        return (
+            f"{count} weights by names" if self.fit.by == "names" else f"{count} weights by execution order and shapes"
+        )
+
+
+def identify(found: Found, size: int | None = None) -> list[Candidate]:
+    """The networks that a file fits: those that need the fewest settings other than ours, by names before by order.
+
+    size  pixels a side of the images, where somebody knows"""
+    for state in found.states[:3]:
+        for classes in class_counts(state) if _stem(state) is not None else []:
+            side = size or (LARGE if _stem_side(state) >= LARGE_STEM else SMALL)
+            for rank, alike in groupby(_guesses(state, found), key=lambda guess: guess.rank):
+                fitting = [
+                    Candidate(guess.option, guess.overrides, side, classes, fit)
+                    for guess in alike
+                    if (fit := _fit(guess, found, state, classes, side)) is not None
+                ]
+                if fitting:
+                    log.debug(f"{found.named}: {len(fitting)} networks fit, of rank {rank}")
+                    return sorted(fitting, key=lambda each: each.fit.by != "names")
+    return []
+
+
+def class_counts(state: State) -> list[int]:
+    """How many classes a network may have: the rows of its last layers, the very last one first."""
+    last = [value for value in state.weights.values() if value.ndim in (2, 4) and _is_linear(value)]
+    named = [
+        value
+        for name, value in state.weights.items()
+        if re.fullmatch(r"(.*\.)?(fc|linear|head|classifier|output)(\.\w+)*\.weight", name) and _is_linear(value)
+    ]
+    return list(dict.fromkeys(len(value) for value in [*named[-1:], *last[-1:]]))
+
+
+def _is_linear(value: Tensor) -> bool:
+    return value.ndim == 2 or (value.ndim == 4 and value.shape[2:] == (1, 1))
+
+
+@dataclass(frozen=True)
+class Guess:
+    """An option with settings that differ. rank: how far it is fetched, by their number; what others only might have, last."""
+
+    rank: int
+    option: str
+    overrides: dict[str, Any]
+
+
+def _guesses(state: State, found: Found) -> list[Guess]:
+    """Each option as it is, then with its other choices and widths; those that name one network once."""
+    stem, said = _stem(state), _said(found)
+    first = {"channels": 1} if stem is not None and stem.shape[1] == 1 else {}
+    guesses: list[Guess] = []
+    for name in catalog.names("model"):
+        node = _node(name)
+        if "target" in node:  # anybody's
+            continue
+        choices = {key: (node[key], *values) for key, values in _choices(node).items()}
+        if named := next((key for key in ("timm_name", "architecture") if key in node), None):
+            choices = {named: tuple(said)} | choices
+        elif stem is not None and "width" in node:
+            choices["width"] = (node["width"], len(stem))
+        for values in product(*choices.values()):
+            changed = {key: value for key, value in zip(choices, values, strict=True) if value != node[key]}
+            guesses.append(Guess(len(changed), name, first | changed))
+        if named == "architecture":
+            guesses += [Guess(UNSAID, name, {named: architecture, **first}) for architecture in COMMON]
+    known: dict[str, Guess] = {}
+    for guess in sorted(guesses, key=lambda guess: guess.rank):
+        known.setdefault(str(_node(guess.option) | guess.overrides | {"name": ""}), guess)
+    return list(known.values())
+
+
+@functools.cache
+def _node(name: str) -> dict[str, Any]:
+    """The settings of an option, without those that are other settings."""
+    return {key: value for key, value in option("model", name).items() if key != "checkpoint"} | {
+        "name": name,
+        "checkpoint": None,
+    }
+
+
+def _stem(state: State) -> Tensor | None:
+    """The first convolution of a file; of its weights only."""
+    return next((value for value in state.weights.values() if value.ndim == 4), None)
+
+
+def _stem_side(state: State) -> int:
+    stem = _stem(state)
+    return 0 if stem is None else int(stem.shape[-1])
+
+
+def _choices(node: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """Settings of an option that shape its layers, with what they may be."""
+    hints = settings(target(node, "model"))
+    shared = settings(ModelSpec)
+    found = {
+        name: typing.get_args(hint)
+        for name, hint in hints.items()
+        if typing.get_origin(hint) is Literal and name not in shared
+    }
+    return found | ({"widen": WIDENINGS} if "widen" in hints else {})
+
+
+def _said(found: Found) -> list[str]:
+    """Names of networks that the file itself has beside its weights."""
+    named = (found.beside.get(key) for key in NAMES)
+    return [text for text in named if isinstance(text, str) and re.fullmatch(r"[\w.]{3,60}", text)]
+
+
+def _fit(guess: Guess, found: Found, state: State, classes: int, size: int) -> Fit | None:
+    """How a network fits a state; None where it cannot be built so, or does not fit."""
+    try:
+        spec: ModelSpec = build(_node(guess.option) | guess.overrides, "model")
+        with torch.device("meta"):
+            net = spec.net(classes, size)
+            spec.reads.narrow(net, guess.option)
+        if _kinds(net.state_dict()) != _kinds(state.weights):
+            return None
+        model = Classifier(net, size, (0.0,), (1.0,), spec.reads.channels).to("meta")
+        fits = matching.find(model, dataclasses.replace(found, states=(state,)), guess.option)
+    except BdxError:  # a size that it cannot read, a width that it cannot have, names that do not tell
+        return None
+    return fits[0] if fits else None
+
+
+def _kinds(weights: dict[str, Tensor]) -> Counter[tuple[int, ...]]:
+    """How many weights there are of each shape; a 1x1 convolution counts as the equal linear layer, counters not at all."""
+    usual = {
+        name: value for name, value in weights.items() if value.ndim and not unwrapped(name).startswith("normalize.")
+    }
+    return Counter(tuple(value.shape[:2]) if _is_linear(value) else tuple(value.shape) for value in usual.values())

@@ -1,0 +1,127 @@
+"""Where in a file a network's weights lie: in which of its state dicts, under which names; found by trying, and said.
+
+By names (`by_names`) wherever they fit, else by the order in which layers run and by shapes (`by_order`).
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from backdoorbench.errors import ModelError, few
+from backdoorbench.models import by_order
+from backdoorbench.models.by_names import Named, Shapes
+from backdoorbench.models.by_order import counts, shapes_in
+from backdoorbench.models.reading import Found, State
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where the weights of a network lie in a file.
+
+    places  the network's names -> the file's; of those it has
+    by      whether they were found by names or by order
+    head    what the file's names have before the network's, where they were found by names"""
+
+    found: Found
+    state: State
+    places: dict[str, str]
+    by: Literal["names", "order"]
+    head: str = ""
+
+    def table(self) -> str:
+        """Every pair, a line each, as `net.layer1.0.conv1.weight <- block1.layer.0.conv1.weight`."""
+        width = max(map(len, self.places))
+        return "\n".join(f"{own:<{width}} <- {there}" for own, there in self.places.items())
+
+
+def fit(model: nn.Module, found: Found, described: str) -> Fit:
+    """Finds the network's weights in a file; says which state dict it took, what it left, and how it matched them.
+
+    model      a Classifier
+    described  the network in a few words, for messages
+
+    Raises ModelError where no state of the file fits it, or where one could fit in several ways."""
+    fits = find(model, found, described)
+    if not fits:
+        raise misfit(shapes_in(model.state_dict()), found, described)
+    _say(fits[0], fits[1:], described)
+    return fits[0]
+
+
+def find(model: nn.Module, found: Found, described: str) -> list[Fit]:
+    """Every state of the file that fits, likeliest first; by order only where none does by names, and then one."""
+    own = shapes_in(model.state_dict())
+    fits = []
+    for state in found.states:
+        named = Named(own, state.weights)
+        if named.fits:
+            fits.append(Fit(found, state, named.places, "names", named.shown_head))
+    if not fits and found.is_ordered:
+        alike = [state for state in found.states if counts(own) == counts(shapes_in(state.weights))]
+        for state in alike[:1]:
+            places = by_order.match(model, state.weights, found.named, described)
+            fits.append(Fit(found, state, places, "order"))
+    return fits
+
+
+def misfit(own: Shapes, found: Found, described: str) -> ModelError:
+    """Why no state of a file fits a network: what the nearest by name lacks, or that it has none."""
+    if not found.states:
+        inside = f"; it has {', '.join(map(repr, found.tree))}" if isinstance(found.tree, dict) and found.tree else ""
+        return ModelError(
+            f"{found.named} holds no state dict (a dict of tensors){inside[:200]}. Save the network again with "
+            f"torch.save(model.state_dict(), FILE)."
+        )
+    named = max((Named(own, state.weights) for state in found.states), key=lambda named: len(named.places))
+    if named.twice:
+        first, second = named.twice
+        return ModelError(
+            f"{found.named} holds both {first} and {second}, which are the same weight; expected each once. "
+            f"Save the network again with safetensors.torch.save_file(model.state_dict(), FILE)."
+        )
+    differences = list(named.differences())
+    more = f" ({len(differences) - 1} more differences)" if len(differences) > 1 else ""
+    sorting = ""
+    if not found.is_ordered and counts(own) == counts(shapes_in(named.weights)):
+        sorting = (
+            " Its shapes are those of this network under other names, but a safetensors file does not keep the order that would "
+            "tell which is which: save it with torch.save(model.state_dict(), FILE)."
+        )
+    return ModelError(
+        f"{found.named} does not fit {described}: {differences[0]}{more}. Choose the model, width and data set it was trained "
+        f"with.{sorting}"
+    )
+
+
+def _say(chosen: Fit, others: list[Fit], described: str) -> None:
+    found, state, file = chosen.found, chosen.state, chosen.found.file.name
+    name = state.name or "the file itself"
+    averaged = next((other.state.name for other in others if other.state.is_averaged), "")
+    if averaged and not state.is_averaged:
+        log.warning(
+            f"{file} holds averaged weights ({averaged}) beside the last ones ({name}): the last ones are read. "
+            f"Save the others alone to have them: safetensors.torch.save_file(torch.load(FILE)['{averaged}'], NEW)"
+        )
+    elif others:
+        log.warning(
+            f"{file} holds {few([name, *(other.state.name for other in others)])}, which all fit; {name} is read."
+        )
+    elif state.keys:
+        log.info(f"{file}: the weights are those under '{name}'.")
+    if chosen.head not in ("", "net."):
+        log.info(f"{file}: '{chosen.head}' was taken off the names of the weights.")
+    if left := len(state.weights) - len(chosen.places):
+        log.info(f"{file}: {left} tensors beside the network's are left out.")
+    if found.foreign:
+        log.info(f"{file}: {few(found.foreign)} in it are left unread; nothing of the file was run.")
+    if chosen.by == "order":
+        pairs = [f"{there} -> {own.removeprefix('net.')}" for own, there in chosen.places.items()]
+        log.warning(
+            f"{file} has other names than {described}: {len(pairs)} weights were matched by execution order and shapes, such as "
+            f"{few(pairs)}."
+        )
+        log.debug(chosen.table())

@@ -1,0 +1,94 @@
+"""A network of the user's own: whatever a function or class of a package named in `plugins` makes."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from backdoorbench.config.build import Function, dotted
+from backdoorbench.errors import ModelError, first_line, shown
+from backdoorbench.models.base import Classifier, ModelSpec
+from backdoorbench.models.outputs import choose_logits, undo_softmax
+
+CLASSES = (
+    "classes",
+    "num_classes",
+    "n_classes",
+    "num_class",
+    "class_num",
+    "nclasses",
+)  # what makers call the number of classes
+SIZES = ("size", "image_size", "img_size", "input_size")
+CHANNELS = ("channels", "in_channels", "in_chans", "num_channels", "input_channels")
+
+
+@dataclass(frozen=True)
+class ModuleSpec(ModelSpec):
+    """target   package.module:factory, a class or function that returns the network
+    options  what it is called with, by name; the number of classes, the side in pixels and the channels of the images are added
+             under the usual names, where it has parameters of these
+    output   which of its results are the logits, by place or by name; null where only one can be
+    """
+
+    target: Function | None
+    options: Any
+    output: int | str | None
+
+    def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
+        model = super().classifier(classes, size, mean, std)
+        choose_logits(model, classes, self.output, self.name)
+        undo_softmax(model, self.name)
+        return model
+
+    def net(self, classes: int, size: int) -> nn.Module:
+        facts = {CLASSES: classes, SIZES: size, CHANNELS: self.reads.channels}
+        factory, options = self._factory(), self._options()
+        try:
+            parameters = inspect.signature(factory).parameters
+        except (TypeError, ValueError):  # of some that are written in C
+            parameters = {}  # type: ignore[assignment]
+        known = {name: fact for names, fact in facts.items() for name in names if name in parameters}
+        try:
+            net = factory(**(known | options))
+        except Exception as error:  # a stranger's code
+            given = ", ".join(f"{name}={value!r}" for name, value in (known | options).items())
+            raise ModelError(
+                f"model.target={self.target} could not be called with ({given[:200]}): {type(error).__name__}: "
+                f'{first_line(error)}. Give what it needs: "model.options={{name: value}}".'
+            ) from error
+        if not isinstance(net, nn.Module):
+            raise ModelError(
+                f"model.target={self.target} returned a {type(net).__name__}; expected an nn.Module. Name the class, or a "
+                f"function that returns the network."
+            )
+        return net
+
+    def _factory(self) -> Callable[..., Any]:
+        module, _, name = dotted(self.target or "").rpartition(".")
+        if not module:
+            raise ModelError(
+                f"model.target is {shown(self.target)}; expected package.module:factory, a class or function that returns the "
+                f"network. Name it, and its package: model.target=mine.networks:WideNet plugins=[mine]."
+            )
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except Exception as error:  # whatever importing a stranger's code brings
+            raise ModelError(
+                f"model.target={self.target} cannot be imported ({type(error).__name__}: {first_line(error)}); expected a "
+                f"class or function of a module that Python finds. Correct it, or put its folder on PYTHONPATH."
+            ) from error
+        if not callable(found):
+            raise ModelError(
+                f"model.target={self.target} is a {type(found).__name__}; expected a class or function that returns the network."
+            )
+        return found  # type: ignore[no-any-return]
+
+    def _options(self) -> dict[str, Any]:
+        if self.options is not None and not isinstance(self.options, Mapping):
+            raise ModelError(
+                f'model.options is {shown(self.options)}; expected names and values. Write "model.options={{depth: 16}}".'
+            )
+        return {str(name): value for name, value in (self.options or {}).items()}

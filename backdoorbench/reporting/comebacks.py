@@ -1,0 +1,79 @@
+"""Backdoors that come back: what after-attacks make of purified models, beside the defenses' own figures; and the mark of those
+whose work was superficial.
+
+A purification is superficial where it brought the ASR below the limit, and some attack on the purified model then has an ASR that
+lies MARGIN or more above what the same attack has on every control of the same run: a clean model of the same recipe, and exact
+purification. Where there is no control nobody knows. A diagnosis along a line of weights is no attack.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from backdoorbench.config import catalog
+from backdoorbench.config.groups import AFTER, PURIFY
+from backdoorbench.config.implied import beyond
+from backdoorbench.reporting.rows import Cell, Row, identifier
+
+if TYPE_CHECKING:
+    from backdoorbench.metrics import Limits
+
+MARGIN = 0.2  # of ASR above every control
+CONTROLS = ("clean", "exact")
+DIAGNOSIS = "mean"  # how the ASR of several trials becomes one where they are no attack
+
+
+def figures() -> tuple[str, ...]:
+    """What tables can be asked for: the ASR after each after-attack that there is, and after the same on a control."""
+    own = [figure for figure in catalog.facts(AFTER.group, "figure") if figure]
+    return tuple(f"asr_{figure}{end}" for figure in own for end in ("", *(f"_{control}" for control in CONTROLS)))
+
+
+def mark(rows: Sequence[Row], after: Sequence[Row], limits: Limits) -> list[Row]:
+    """The rows of defenses with what after-attacks on the same purified models found, and whether their work is superficial.
+
+    after  as `rows.afters` makes them. Of an after-attack in several settings that one counts which its name implies; where none
+           does, none is shown"""
+    identify = identifier()
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in after:
+        own = found.setdefault(identify(row.config), {})
+        own.setdefault(row.names[AFTER.group], []).append(row)
+    return [_with(row, found.get(identify(row.config), {}), limits) for row in rows]
+
+
+def _with(row: Row, found: Mapping[str, Sequence[Row]], limits: Limits) -> Row:
+    chosen = [one for alike in found.values() if (one := _usual(alike)) is not None]
+    cells = {
+        name: cell for one in chosen for name, cell in one.figures.items() if name.startswith("asr_") and _is_own(name)
+    }
+    told = [above for one in chosen if (above := _above(one)) is not None]
+    asr = row.figures["asr"].mean
+    superficial = None
+    if told and row.names[PURIFY.group] != "none" and asr is not None and round(asr, 4) < round(limits.asr, 6):
+        superficial = max(told) >= MARGIN
+    return dataclasses.replace(row, figures=row.figures | cells, superficial=superficial)
+
+
+def _usual(rows: Sequence[Row]) -> Row | None:
+    """Of an after-attack's settings the only one, or the one that its name implies."""
+    if len(rows) == 1:
+        return rows[0]
+    plain = [row for row in rows if not any(key.startswith(f"{AFTER.group}.") for key in beyond(row.config))]
+    return plain[0] if len(plain) == 1 else None
+
+
+def _is_own(name: str) -> bool:
+    return "_after" not in name and name not in {f"asr_{control}" for control in CONTROLS}
+
+
+def _above(row: Row) -> float | None:
+    """How far the ASR lies above that of every control; None without one, and of a diagnosis."""
+    if any(run.after.details.get("counts") == DIAGNOSIS for run in row.runs):
+        return None
+    asr = row.figures.get("asr_after", Cell(())).mean
+    controls = [row.figures.get(f"asr_after_{control}", Cell(())).mean for control in CONTROLS]
+    known = [value for value in controls if value is not None]
+    return asr - max(known) if known and asr is not None else None
