@@ -549,7 +549,7 @@ def test_nc_stops_after_idle_passes() -> None:
 def search(model: nn.Module, images: ImageSet, classes: list[int], **changed: Any) -> Reversal:
     knobs = OmegaConf.to_container(OmegaConf.load(CONF / "nc.yaml"))
     assert isinstance(knobs, dict)
-    for key in ("_target_", "version", "name", "threshold"):
+    for key in ("_target_", "version", "name", "threshold", "images"):
         del knobs[key]
     calls: dict[str, Any] = {"autocast": lambda: autocast("float32", images.device), **knobs, **changed}
     return reverse(model, images, classes, Stream(0), **calls)
