@@ -334,7 +334,7 @@ def launchers() -> str:
 
 def formats() -> str:
     """argparse quotes its choices up to Python 3.11."""
-    names = ["terminal", "csv", "runs-csv", "md", "latex", "html"]
+    names = ["terminal", "csv", "runs-csv", "classes-csv", "md", "latex", "html"]
     return ", ".join(names if sys.version_info >= (3, 12) else [f"'{name}'" for name in names])
 
 
