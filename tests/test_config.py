@@ -192,9 +192,9 @@ def test_keys_hold_a_holdouts_kind_under_its_first_name() -> None:
     }.items():  # fmt: skip
         resolved = compose(words)
         made = plan.run_settings(resolved, "digest")["holdout"]
-        assert made["source"] == source and not made.keys() & {"kind", "split", "per_class"}
+        assert made["source"] == source and not made.keys() & {"kind", "split", "per_class", "validate"}
         assert groups.as_called_now({"holdout": made})["holdout"] == {
-            key: value for key, value in resolved["holdout"].items() if key != "per_class"
+            key: value for key, value in resolved["holdout"].items() if key not in ("per_class", "validate")
         }
     keys = {
         name: store.key("run", plan.run_settings(compose([f"holdout={name}", "train.precision=float32"]), "digest"))

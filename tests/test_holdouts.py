@@ -43,6 +43,7 @@ def holdout(**changes: Any) -> Holdout:
         "per_class": None,
         "draw": "stratified",
         "root": None,
+        "validate": 0.0,
     }
     return Holdout(**{**settings, **changes})  # type: ignore[arg-type]
 

@@ -51,11 +51,11 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "after": ("base", "retune"),  # what query imitates, and exact joins
     "trackers": ("base",),
     "reporting": (
-        "choosing", "picture", "rows", "fragile", "comebacks", "content", "grids", "holdouts", "notes", "published", "formats", "frame", "ledger", "verdicts", "report", "features", "plots", "cached",
+        "choosing", "picture", "rows", "fragile", "comebacks", "content", "grids", "display", "holdouts", "notes", "published", "formats", "frame", "classes", "ledger", "verdicts", "significance", "contrasts", "report", "features", "plots", "cached",
         "terminal",
     ),
     "pipeline": (
-        "evaluation", "readings", "gates", "switches", "plan", "infections", "own", "infect", "watch", "purify", "detect", "after", "execute", "environment", "job",
+        "costs", "evaluation", "readings", "gates", "switches", "plan", "infections", "own", "infect", "watch", "purify", "detect", "after", "execute", "environment", "job",
         "preview", "share",
     ),
     "sweeps": ("compose", "sweep", "forecast", "listing", "schedule", "link", "board", "job", "pool", "grid", "hydra_errors"),

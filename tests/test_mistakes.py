@@ -262,7 +262,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "report of an unknown metric": (
         ["report", "empty", "--metric", "asr,acc"],
-        "--metric is 'acc'; expected some of ca, asr, ra, der, auroc, tpr_1, tpr_5, tpr_10, tpr, fpr, precision, anomaly_index, any_flagged, target_flagged and {afterwards} of after-attacks. Change --metric.",
+        "--metric is 'acc'; expected some of ca, asr, ra, der, holdout_ca, seconds, memory, device_memory, energy, images_per_second, auroc, tpr_1, tpr_5, tpr_10, tpr, fpr, precision, anomaly_index, any_flagged, target_flagged and {afterwards} of after-attacks. Change --metric.",
     ),
     "verdicts, a line a run": (
         ["report", "empty", "--verdicts", "--format", "runs-csv"],
@@ -334,7 +334,7 @@ def launchers() -> str:
 
 def formats() -> str:
     """argparse quotes its choices up to Python 3.11."""
-    names = ["terminal", "csv", "runs-csv", "md", "latex", "html"]
+    names = ["terminal", "csv", "runs-csv", "classes-csv", "md", "latex", "html"]
     return ", ".join(names if sys.version_info >= (3, 12) else [f"'{name}'" for name in names])
 
 
@@ -349,7 +349,7 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().err
     usage = (
         "Expected: bdx report [-h] [--config-dir DIR] [--rows LIST] [--columns LIST] [--metric LIST] [--format "
-        "{terminal,csv,runs-csv,md,latex,html}] [--verdicts] [--ca-loss POINTS] [--asr-below PERCENT] [--output FILE] [--tsne DIR] [--where CHOICE] DIR [DIR ...]."
+        "{terminal,csv,runs-csv,classes-csv,md,latex,html}] [--verdicts] [--statistics] [--against DEFENSE] [--ca-loss POINTS] [--asr-below PERCENT] [--names FILE] [--published [FILE]] [--output FILE] [--tsne DIR] [--where CHOICE] DIR [DIR ...]."
     )
     known = {f"{group}s": ", ".join(catalog.names(group)) for group in ("attack", "defense")}
     known |= {"launchers": launchers(), "report": usage}

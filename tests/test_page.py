@@ -150,7 +150,7 @@ def test_a_page_of_detectors(tmp_path: Path) -> None:
     assert second["infected"] == {"index": "3.46", "flagged": "yes", "target": "no", "flagged_classes": 2.0}
     captions = re.findall(r"<figcaption>(digits[^<]*)</figcaption>", text)
     assert (
-        captions == ["digits · badnets", "digits · badnets: reversed by nc"] and "or as a detector reversed it" in text
+        captions == ["digits · badnets", "digits · badnets: reversed by nc"] and "Or as a detector reversed it" in text
     )
 
 

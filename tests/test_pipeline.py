@@ -209,7 +209,7 @@ def test_holdouts_are_disjoint_from_the_test_set(
     from backdoorbench.streams import Stream
 
     for draw in ("stratified", "balanced", "uniform"):
-        holdout = Holdout("x", kind, split, 0.25, None, draw, None)  # type: ignore[arg-type]
+        holdout = Holdout("x", kind, split, 0.25, None, draw, None, 0.0)  # type: ignore[arg-type]
         parts = holdout.divide(images, images, Stream(0))
         assert parts.holdout is not None and len(parts.holdout) == 30
         assert len(parts.train) == (90 if (kind, split) == ("reserved", "train") else 120)

@@ -31,8 +31,8 @@ from backdoorbench.reporting.rows import aggregate
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 
+OF_A_HEATMAP = ["ca", "asr", "ra", "der", "holdout_ca", *comebacks.figures()]
 RATES = (0.01, 0.05, 0.1)
-FIGURES = ["ca", "asr", "ra", "der", *comebacks.figures()]
 
 
 def run(
@@ -298,7 +298,7 @@ def test_a_gallery_shows_each_trigger_once(drawn: dict[Path, Run]) -> None:
     figure = gallery(drawn)
     assert titles(figure) == ["standard · badnets", "standard · blended"]
     assert figure.axes[0].images[0].get_array().shape[:2] == (20, 60)  # type: ignore[union-attr]
-    assert said(gallery(drawn, 1)) == "Clean, triggered, and grey plus ten times the difference. 1 more triggers are not drawn."  # fmt: skip
+    assert said(gallery(drawn, 1)) == "Clean, triggered, and grey plus the difference times 10. 1 more triggers are not drawn."  # fmt: skip
 
 
 def test_reversed_triggers_are_titled_by_their_detector(tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plot", "curves", "outputs/runs/ft", "outputs/runs/fst", "--output", "curves.pdf"]) == 0
-    assert cli.main(["plot", "rates", "outputs", "--output", "rates.svg", "--metric", "ca"]) == 0
+    assert cli.main(["plot", "rates", "outputs", "--output", "rates.svg", "--metric", "ca", "--names", "ids"]) == 0
     assert capsys.readouterr().out == "wrote curves.pdf\nwrote rates.svg\n"
     assert (runs / "curves.pdf").read_bytes().startswith(b"%PDF")
     ink.write(against_rate([run("ft"), run("fst", rate=0.05)], ("ca",)), runs / "again.svg")  # the failed one left out
@@ -431,6 +431,15 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plot", "heatmap", "outputs", "--output", "map.svg", "--metric", "der"]) == 0
     assert cli.main(["plot", "scatter", "outputs", "--output", "scatter.svg"]) == 0
     assert "DER of the purified model" in (runs / "map.svg").read_text()
+
+
+def test_a_plot_says_what_print_calls_options(runs: Path) -> None:
+    (runs / "mine.yaml").write_text("fst: Shift!\n")
+    known = {"ids": {"ft", "fst", "badnets"}, "mine.yaml": {"FT", "Shift!", "BadNets"}}
+    for names, words in known.items():
+        assert cli.main(["plot", "heatmap", "outputs", "--output", "map.svg", "--names", names]) == 0
+        text = (runs / "map.svg").read_text()
+        assert {word for word in set.union(*known.values()) if f"<!-- {word} " in text} == words
 
 
 @pytest.mark.parametrize(
@@ -460,12 +469,12 @@ def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (
             ["curves", "outputs", "--output", "plot.svg", "--metric", "ca"],
-            "bdx plot: argument --metric: curves has its own; it goes with rates and heatmap. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
-            "[--metric LIST] [--where CHOICE] {curves,rates,scatter,after,trials,heatmap,gallery,tsne} DIR [DIR ...].",
+            "bdx plot: argument --metric: curves has its own; it goes with rates, sweep, classes, heatmap and ranks. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
+            "[--x SETTING] [--metric LIST] [--names FILE] [--where CHOICE] {curves,rates,sweep,scatter,after,trials,heatmap,classes,ranks,gallery,tsne} DIR [DIR ...].",
         ),
         (
             ["heatmap", "outputs", "--output", "plot.svg", "--metric", "acc"],
-            f"--metric is 'acc'; expected some of {join_words([*FIGURES[:LISTED], f'{len(FIGURES) - LISTED} of after-attacks'])}. Change --metric.",
+            f"--metric is 'acc'; expected some of {join_words(OF_A_HEATMAP[:LISTED] + [f'{len(OF_A_HEATMAP) - LISTED} of after-attacks'])}. Change --metric.",
         ),
         (
             ["heatmap", "outputs/runs/lp", "--output", "plot.svg"],

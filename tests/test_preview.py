@@ -11,6 +11,7 @@ from PIL import Image
 
 from backdoorbench.attacks.base import DataAttack
 from backdoorbench.cli.main import main
+from backdoorbench.cli.preview import each_of
 from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.pipeline import export, infect, preview
@@ -44,6 +45,13 @@ def test_psnr_and_ssim_of_known_images(wave: torch.Tensor) -> None:
     )
 
 
+def test_the_local_change_sees_a_patch_in_a_corner(wave: torch.Tensor) -> None:
+    patched, faint = wave.clone(), wave + 0.1
+    patched[:, :, -3:, -3:] += 0.8
+    assert (similarity.ssim(wave, patched) > 0.95).all() and (similarity.local_change(wave, patched) > 0.5).all()
+    assert torch.allclose(similarity.local_change(wave, faint), torch.full((4,), 0.1))
+
+
 def test_ssim_equals_a_plain_loop(wave: torch.Tensor) -> None:
     first, second = wave[:1, :, :13, :12].double(), wave[1:2, :, :13, :12].double()
     line = np.exp(-0.5 * ((np.arange(11) - 5) / 1.5) ** 2)
@@ -70,9 +78,30 @@ def test_preview_draws_and_measures(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run("preview", tmp_path, "attack=blended", "--images", "5") == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("blended on digits: PSNR ") and said[0].endswith("of 255")
+    assert said[1].endswith("-digits.png: clean, triggered, and grey plus the difference times 10")
     with Image.open(tmp_path / "preview-blended-digits.png") as picture:
         assert picture.size == (5 * 100, 3 * 100)  # 32 pixels thrice enlarged, framed by 2
     assert not (tmp_path / "cache" / "infection").exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_preview_of_several_attacks_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "triggers.svg"
+    assert run("preview", tmp_path, "-m", "attack=badnets,sig", "--images", "3", "--output", str(file)) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said[:2]] == ["badnets on digits", "sig on digits"]
+    text = file.read_text()
+    assert "<!-- BadNets · Digits -->" in text and "<!-- SIG · Digits -->" in text and "difference times 10" in text
+    assert (
+        run("preview", tmp_path, "attack=blended", "attack.test_ratio=0.1,0.3", "--output", str(tmp_path / "two.pdf"))
+        == 0
+    )
+    assert (tmp_path / "two.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_settings_that_vary_are_in_a_title() -> None:
+    jobs = each_of(["attack=blended", "attack.test_ratio=0.1,0.3", "dataset.root=a b"])
+    assert [more for _, more in jobs] == [["attack.test_ratio=0.1"], ["attack.test_ratio=0.3"]]
+    assert jobs[0][0] == ["attack=blended", "attack.test_ratio=0.1", "dataset.root=a b"]
 
 
 @pytest.mark.parametrize("attack", ["badnets", "sig", "wanet", "bpp", "blind", "refool", "blended_bypass"])
@@ -109,7 +138,10 @@ def test_nothing_to_preview(attack: str, said: str, tmp_path: Path, capsys: pyte
     ("words", "said"),
     [
         (["--images", "0"], "bdx: --images is 0; expected a number between 1 and 100. Change --images.\n"),
-        (["--output", "a.gif"], "bdx: 'a.gif' is no name for a preview; expected one in .png. Rename it.\n"),
+        (
+            ["--output", "a.gif"],
+            "bdx: 'a.gif' is no name for a preview; expected one in .png, .pdf or .svg. Rename it.\n",
+        ),
     ],
 )
 def test_a_preview_that_cannot_be_drawn(

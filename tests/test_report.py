@@ -133,17 +133,18 @@ def test_as_latex(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = said(capsys, "--format", "latex", "--rows", "attack", "--columns", "defense", "--metric", "asr,ca")
     lines = shown.splitlines()
     assert lines[0] == r"% \usepackage{booktabs}"
-    assert r"\multicolumn{2}{c}{infected} & \multicolumn{2}{c}{ft} & \multicolumn{2}{c}{fst} \\" in shown
+    assert r"\multicolumn{2}{c}{infected} & \multicolumn{2}{c}{FT} & \multicolumn{2}{c}{FST} \\" in shown
     assert r"attack & ASR $\downarrow$ & CA $\uparrow$ & ASR" in shown
     assert r"2.00 (n 1) $^\dagger$ & 93.00 (n 1) $^\dagger$ \\" in shown
     assert all(line.startswith("% ") for line in lines[lines.index(r"\end{table}") + 1 :])
 
 
-def test_wide_latex_goes_below_and_long_heads_wrap() -> None:
+def test_wide_latex_is_one_tabular_whose_columns_go_below_and_long_heads_wrap() -> None:
     columns = tuple(Column(f"a rather long name {i}", "", "", "asr") for i in range(12))
     items = [Item("badnets"), *[Item("85.00 ± 7.07")] * 12]
     text = formats.latex_table(Grid("", (Column("attack", "", "", ""), *columns), 1, [items]))
-    assert text.count(r"\begin{tabular}{l") == 2 and text.count("badnets") == 2 and text.count("85.00") == 12
+    assert text.count(r"\begin{tabular}{l") == 1 and text.count("badnets") == 2 and text.count("85.00") == 12
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1 and text.count(r"\midrule") == 3
     assert r"\begin{tabular}[b]{@{}r@{}}a rather long\\name 0\end{tabular}" in text
 
 
@@ -171,8 +172,9 @@ def test_a_line_a_run(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found[0]["folder"] == "outputs/runs/0_ft0" and list(found[0])[-1] == "folder"
     assert list(found[0]) == [
         "id", "status", "dataset", "model", "train", "holdout", "attack", "defense", "poison_rate", "seed", "infected_ca",
-        "infected_asr", "infected_ra", "purified_ca", "purified_asr", "purified_ra", "der", "n_clean", "n_triggered", "infection",
-        "collapsed", "seconds_infect", "seconds_purify", "device", "commit", "started", "error", "folder",
+        "infected_asr", "infected_ra", "purified_ca", "purified_asr", "purified_ra", "der", "holdout_ca", "n_clean", "n_triggered", "infection",
+        "collapsed", "seconds_infect", "memory_infect", "device_memory_infect", "energy_infect", "images_per_second_infect", "seconds_purify",
+        "memory_purify", "device_memory_purify", "energy_purify", "images_per_second_purify", "device", "commit", "started", "error", "folder",
     ]  # fmt: skip
 
 

@@ -98,7 +98,8 @@ def test_a_verdict_by_hand() -> None:
     assert verdicts.said(ranking) == [
         "met: cells with an ASR below 10 % at a loss of at most 3 points of CA. worst ASR: in the cell with the highest mean. CA "
         "loss: what it costs of the infected model's CA, in points. front: cells in which no other of these defenses is as good in "
-        "CA and in ASR and better in one; equals share it. Percent.",
+        "CA and in ASR and better in one; equals share it. DER: half of (drop of ASR - drop of CA + 1), drops at least 0; 50 is no "
+        "change. Percent.",
         "cells: attacks at a rate that all of these defenses have, on seeds 0, 1; mean ± sample standard deviation over seeds",
         "1 of 2 cells fragile, where a defense proves nothing: badnets, 10 %. met on the others: fst 50.00 ± 70.71, ft 0.00 ± 0.00, "
         "fp 0.00 ± 0.00",

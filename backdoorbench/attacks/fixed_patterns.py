@@ -1,4 +1,4 @@
-"""The fixed patterns of Trap-and-Replace's code: two noise squares, a text, a strip of colours, and dense noise.
+"""Trojan-3x3, Trojan-8x8, Trojan-WM, L0-inv, L2-inv: the fixed patterns of Trap-and-Replace's code.
 
 Idea     One pattern for all images, found in other works by optimisation and frozen here, is added to the image (trojan_3x3,
          trojan_8x8, trojan_wm, l2_inv) or written over it (l0_inv); the labels become the target's.

@@ -14,7 +14,7 @@ from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_word
 from backdoorbench.sweeps.hydra_errors import composed as composed
 
 SWITCHES = ("-m", "--multirun")
-LISTED = 14  # figures that a message names one by one: those of after-attacks are many more
+LISTED = 20  # figures that a message names one by one: those of after-attacks are many more
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,13 +92,17 @@ def add_where(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def read_runs(folders: Sequence[str], where: Sequence[str] = ()) -> dict[Path, Any]:
+def read_runs(folders: Sequence[str], where: Sequence[str] = (), details: Sequence[str] = ()) -> dict[Path, Any]:
     """The runs below `folders` by the folder of their record, those that `--where` chooses, with a word on standard error about
-    the others; DataError where one is no folder, or none holds a record."""
-    return chosen_runs(folders, where)[0]
+    the others; DataError where one is no folder, or none holds a record.
+
+    details  of stages, that tables do without"""
+    return chosen_runs(folders, where, details)[0]
 
 
-def chosen_runs(folders: Sequence[str], where: Sequence[str]) -> tuple[dict[Path, Any], list[str]]:
+def chosen_runs(
+    folders: Sequence[str], where: Sequence[str], details: Sequence[str] = ()
+) -> tuple[dict[Path, Any], list[str]]:
     """The same, and these words again, for a document that should have them."""
     from backdoorbench.reporting import choosing
     from backdoorbench.reporting.content import tell_apart_by_content
@@ -106,7 +110,7 @@ def chosen_runs(folders: Sequence[str], where: Sequence[str]) -> tuple[dict[Path
 
     for folder in folders:
         outputs_folder(folder)
-    found = tell_apart_by_content(record.collect(map(Path, folders)))
+    found = tell_apart_by_content(record.collect(map(Path, folders), details))
     if not found:
         raise DataError(
             f"no record.json lies below {join_words(list(folders))}; expected at least one run. "

@@ -5,18 +5,28 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.cli.arguments import Parser, add_where, drawn_features, figures_of, need, read_runs
+from backdoorbench.errors import join_words
 
 KINDS = {
     "curves": "CA, ASR and RA against the defense's epoch",
     "rates": "figures against the poison rate, a line a defense",
+    "sweep": "figures against a setting that was swept, --x defense.alpha",
     "scatter": "CA and ASR, from the infected model to the purified",
     "after": "ASR after an attack on the purified model, against the setting of it that was swept",
     "trials": "ASR by trial of such an attack: variations of a trigger, points of a line of weights",
     "heatmap": "a figure, attacks by defenses",
+    "classes": "CA and ASR by the images' true class",
+    "ranks": "mean ranks of defenses over attacks and seeds, with the critical difference",
     "gallery": "triggers: clean, triggered, difference, out of the runs' folders",
     "tsne": "what one run's classifier reads, before and after",
 }
-FIGURES = {"rates": ("ca", "asr", "ra"), "heatmap": ("ca", "asr", "ra", "der")}
+FIGURES = {
+    "rates": ("ca", "asr", "ra", "holdout_ca"),
+    "sweep": ("ca", "asr", "ra", "holdout_ca"),
+    "classes": ("ca", "asr", "ra"),
+    "heatmap": ("ca", "asr", "ra", "der", "holdout_ca"),
+    "ranks": ("ca", "asr", "ra", "der"),
+}
 
 
 def marked(runs: Sequence[Any]) -> list[Any]:
@@ -33,11 +43,21 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
     parser.add_argument("--output", metavar="FILE", required=True, help="ends in .svg, .pdf or .png")
-    parser.add_argument("--metric", metavar="LIST", help="of rates, asr,ca by default; of heatmap one, asr by default")
+    parser.add_argument("--x", metavar="SETTING", help="of sweep: the setting, such as defense.alpha")
+    parser.add_argument(
+        "--metric",
+        metavar="LIST",
+        help="of rates, sweep and classes some; of heatmap one, of ranks some, asr by default",
+    )
+    parser.add_argument(
+        "--names", metavar="FILE", help="a yaml file of OPTION: NAME, what plots call options; `ids`: as they are typed"
+    )
     add_where(parser)
     chosen = parser.parse_args(words)
     if chosen.kind not in FIGURES and chosen.metric is not None:
-        parser.error(f"argument --metric: {chosen.kind} has its own; it goes with rates and heatmap")
+        parser.error(f"argument --metric: {chosen.kind} has its own; it goes with {join_words(list(FIGURES))}")
+    if (chosen.kind == "sweep") != (chosen.x is not None):
+        parser.error("argument --x: it goes with sweep, which needs it")
     from backdoorbench.reporting import comebacks
 
     more = comebacks.figures() if chosen.kind == "heatmap" else ()
@@ -45,9 +65,13 @@ def carry_out(words: Sequence[str]) -> int:
     if chosen.kind == "heatmap" and len(wanted) > 1:
         parser.error("argument --metric: a heatmap shows one")
     need("matplotlib", "bdx plot", "plots")
-    from backdoorbench.reporting.plots import after, curves, gallery, heatmap, ink, rates, scatter
+    from backdoorbench.reporting import contrasts, display, rows
+    from backdoorbench.reporting.classes import DETAILS
+    from backdoorbench.reporting.plots import after, curves, gallery, heatmap, ink, ranks, rates, scatter, sweep
+    from backdoorbench.reporting.plots import classes as by_class
 
     ink.check_name(Path(chosen.output))
+    runs: list[Any] = []
     if chosen.kind == "tsne":
         if len(chosen.folders) > 1:
             parser.error("argument DIR: tsne draws one run")
@@ -55,17 +79,21 @@ def carry_out(words: Sequence[str]) -> int:
             parser.error("argument --where: tsne draws one run, which DIR names")
         figure = drawn_features(Path(chosen.folders[0]))
     else:
-        found = read_runs(chosen.folders, chosen.where)
+        found = read_runs(chosen.folders, chosen.where, DETAILS if chosen.kind == "classes" else ())
         runs = list(found.values())
         figure = {
             "curves": lambda: curves.curves(runs),
             "rates": lambda: rates.against_rate(runs, wanted or ("asr", "ca")),
+            "sweep": lambda: sweep.against_setting(runs, chosen.x, wanted or ("ca", "asr", "ra")),
             "scatter": lambda: scatter.scatter(runs),
             "after": lambda: after.against_setting(runs),
             "trials": lambda: after.by_trial(runs),
             "heatmap": lambda: heatmap.heatmap(marked(runs), wanted[0] if wanted else "asr"),
+            "classes": lambda: by_class.by_class(runs, wanted or ("ca", "asr")),
+            "ranks": lambda: ranks.ranks(contrasts.standings(rows.aggregate(runs), wanted or ["asr"])),
             "gallery": lambda: gallery.gallery(found),
         }[chosen.kind]()
+    ink.rename(figure, display.chosen(runs, chosen.names, True))
     ink.write(figure, Path(chosen.output))
     print(f"wrote {chosen.output}")
     return 0

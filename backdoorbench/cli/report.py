@@ -1,4 +1,4 @@
-"""bdx report DIR... [--rows attack --columns defense] [--metric asr,ca,ra,der] [--verdicts] [--format FORMAT] [--where CHOICE]
+"""bdx report DIR... [--rows LIST --columns LIST] [--metric LIST] [--verdicts] [--statistics] [--format FORMAT] [--where CHOICE]
 [--output FILE]"""
 
 from collections.abc import Sequence
@@ -8,7 +8,10 @@ from backdoorbench.cli.arguments import Parser, add_where, chosen_runs, drawn_fe
 from backdoorbench.errors import ConfigError, check_range, shown
 from backdoorbench.metrics import LIMITS, Limits
 
-FORMATS = ("terminal", "csv", "runs-csv", "md", "latex", "html")
+FORMATS = ("terminal", "csv", "runs-csv", "classes-csv", "md", "latex", "html")
+
+LINES = {"csv": "setting", "runs-csv": "run", "classes-csv": "class of a run"}  # what a line of a format is
+IN_PRINT = ("latex", "html")  # which call options by their names in print
 
 
 def carry_out(words: Sequence[str]) -> int:
@@ -29,13 +32,19 @@ def carry_out(words: Sequence[str]) -> int:
         "--format",
         choices=FORMATS,
         default="terminal",
-        help="csv: a line a setting, over seeds; runs-csv: a line a run, for pandas; html: one page, with plots",
+        help="csv: a line a setting, over seeds; runs-csv: a line a run, for pandas; classes-csv: a class of a run; html: a page",
     )
     parser.add_argument(
         "--verdicts",
         action="store_true",
         help="ranks the defenses over the attacks and rates that all of them have; csv: a line a defense instead",
     )
+    parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="differences between defenses over attacks and seeds, with intervals, tests and ranks; csv: a line a pair instead",
+    )
+    parser.add_argument("--against", metavar="DEFENSE", help="statistics: compares all others with this one alone")
     parser.add_argument(
         "--ca-loss",
         metavar="POINTS",
@@ -46,6 +55,19 @@ def carry_out(words: Sequence[str]) -> int:
         metavar="PERCENT",
         help=f"what a defense must bring ASR below, for the same; {100 * LIMITS.asr:g} by default",
     )
+    parser.add_argument(
+        "--names",
+        metavar="FILE",
+        help="a yaml file of OPTION: NAME, what tables call options, or `ids`: as they are typed; LaTeX and HTML have ours",
+    )
+    parser.add_argument(
+        "--published",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        action="append",
+        help="puts published figures into the tables: ours, and those of a csv of your own (docs/report.md has its columns)",
+    )
     parser.add_argument("--output", metavar="FILE", help="write there instead of printing; html needs it")
     parser.add_argument(
         "--tsne", metavar="DIR", action="append", default=[], help="html: draws this run's features, too"
@@ -53,17 +75,24 @@ def carry_out(words: Sequence[str]) -> int:
     add_where(parser)
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    from backdoorbench.reporting import comebacks, report
+    from backdoorbench.reporting import classes, comebacks, contrasts, display, published, report
 
     figures = figures_of(chosen.metric, (*report.METRICS, *comebacks.figures())) or ["ca", "asr", "ra"]
     if bool(lines) != bool(columns):
         parser.error("argument --rows: it goes with --columns")
-    if lines and chosen.format in ("csv", "runs-csv"):
+    if lines and chosen.format in LINES:
+        parser.error(f"argument --rows: {chosen.format} holds one line a {LINES[chosen.format]}")
+    for flag, is_given in (("--verdicts", chosen.verdicts), ("--statistics", chosen.statistics)):
+        if is_given and chosen.format in ("runs-csv", "classes-csv"):
+            parser.error(f"argument {flag}: {chosen.format} holds one line a {LINES[chosen.format]}")
+    if chosen.statistics and chosen.verdicts and chosen.format == "csv":
+        parser.error("argument --statistics: a csv holds them or the verdicts")
+    if chosen.statistics and not set(figures) & set(contrasts.COMPARED):
         parser.error(
-            f"argument --rows: {chosen.format} holds one line a {'run' if '-' in chosen.format else 'setting'}"
+            f"argument --statistics: it compares {', '.join(contrasts.COMPARED)}, of which --metric names none"
         )
-    if chosen.verdicts and chosen.format == "runs-csv":
-        parser.error("argument --verdicts: runs-csv holds one line a run")
+    if chosen.against is not None and not chosen.statistics:
+        parser.error("argument --against: it goes with --statistics")
     limits = Limits(
         _share("--ca-loss", chosen.ca_loss, LIMITS.ca_loss, 0),
         _share("--asr-below", chosen.asr_below, LIMITS.asr, 0.01),
@@ -79,22 +108,34 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.reporting import terminal
     from backdoorbench.storage import store
 
-    found, said = chosen_runs(chosen.folders, chosen.where)
-    made = report.make(found, figures, lines, columns, limits, chosen.verdicts)
+    files = chosen.published
+    theirs = (
+        [one for file in files if file for one in published.read_figures(Path(file))] if files is not None else None
+    )
+    details = classes.DETAILS if chosen.format == "classes-csv" else ()
+    against = (chosen.against or "") if chosen.statistics else None
+    found, said = chosen_runs(chosen.folders, chosen.where, details)
+    made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs)
     made.notes.extend(said)
+    named = display.chosen(made.found.values(), chosen.names, chosen.format in IN_PRINT)
     if chosen.format == "terminal" and chosen.output is None:
-        terminal.print_tables(screen.make_console(), made)
+        terminal.print_tables(screen.make_console(), made, named)
         return 0
     if chosen.format == "html":
         from backdoorbench.reporting import page
 
         drawn = [drawn_features(Path(folder)) for folder in chosen.tsne]
-        text = page.render(made, chosen.folders, Path(chosen.output), figures, drawn)
+        text = page.render(made, chosen.folders, Path(chosen.output), figures, drawn, named)
     elif chosen.format == "terminal":
-        text = terminal.as_text(made)
+        text = terminal.as_text(made, named)
     else:
-        writers = {"csv": report.csv, "runs-csv": report.runs_csv, "md": report.markdown, "latex": report.latex}
-        text = writers[chosen.format](made)
+        tables = {
+            "csv": report.csv,
+            "runs-csv": report.runs_csv,
+            "classes-csv": report.classes_csv,
+        }
+        prints = {"md": report.markdown, "latex": report.latex}
+        text = tables[chosen.format](made) if chosen.format in tables else prints[chosen.format](made, named)
     if chosen.output is None:
         print(text, end="")
         return 0

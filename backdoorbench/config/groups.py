@@ -103,7 +103,7 @@ LATER: dict[str, dict[str, Any]] = {  # group -> settings that keys and records 
     "attack": {"abi": None},
     "dataset": {"roi": "whole"},
     "detector": {"images": None},
-    "holdout": {"per_class": None},
+    "holdout": {"per_class": None, "validate": 0},
     "model": {"mean": None, "std": None, "range": 1, "channels": 3, "colours": "rgb"},
 }
 HOLDOUTS = {  # what keys and old records call `source` of a holdout -> what settings call it

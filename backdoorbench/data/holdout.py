@@ -5,6 +5,7 @@ the training set, also where it is drawn elsewhere. Its kind bears on every figu
 reserved, seen in training, or foreign (arXiv 2502.07231).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ class Parts:
     train      what the attacker and the victim get
     holdout    what the defender gets; None where the share is 0
     test_rows  (M,) rows of the test split that are evaluated (all of them, unless the holdout was drawn there)
+    validation what the defense does not get of the defender's images: its settings are chosen by them; None where it gets all
     facts      of a holdout of files of its own, as those of a data set
     poisoned   (N,) bool over `train`, of a data set that says which rows somebody poisoned; None where it does not
     """
@@ -38,13 +40,15 @@ class Parts:
     test_rows: Rows
     facts: Mapping[str, Any] = field(default_factory=dict)
     poisoned: Mask | None = None
+    validation: ImageSet | None = None
 
     def describe(self) -> dict[str, int]:
-        """How many images the defender has, of all classes, of the class with fewest and of that with most."""
+        """How many images the defense gets, of all classes, of the class with fewest and of that with most."""
         if self.holdout is None:
             return {"images": 0}
         counts = self.holdout.labels.cpu().bincount(minlength=len(self.holdout.classes))
-        return {"images": len(self.holdout), "fewest": int(counts.min()), "most": int(counts.max())}
+        kept = {} if self.validation is None else {"validation": len(self.validation)}
+        return {"images": len(self.holdout), "fewest": int(counts.min()), "most": int(counts.max())} | kept
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Holdout:
     per_class  images of each class, in place of a share
     draw       of a share: stratified: class shares as in the split; balanced: equal counts a class; uniform: over all images
     root       of foreign images: a folder with one sub-folder for each class
+    validate   of all these images the share that the defense does not get, class shares kept: its settings are chosen by them
     """
 
     acts: ClassVar[Acts] = {
@@ -76,9 +81,11 @@ class Holdout:
     per_class: int | None
     draw: Literal["stratified", "balanced", "uniform"]
     root: Folder | None
+    validate: float
 
     def __post_init__(self) -> None:
         check_range("holdout.rate", self.rate, 0, 1)
+        check_range("holdout.validate", self.validate, 0, 1)
         if self.per_class is not None:
             check_range("holdout.per_class", self.per_class, 1)
 
@@ -100,8 +107,32 @@ class Holdout:
         reading: Reading | None = None,
         poisoned: Mask | None = None,
     ) -> Parts:
-        """The three parts. Raises DataError where the holdout would hold less than one image a class, or would overlap with the
-        images that are evaluated.
+        """The parts, as `draw_parts` makes them, and of the defender's images those that the defense does not get."""
+        parts = self.draw_parts(train, test, stream, reading, poisoned)
+        if parts.holdout is None or not self.validate:
+            return parts
+        holdout, validation = self.keep_back(parts.holdout, stream.child("validate"))
+        return dataclasses.replace(parts, holdout=holdout, validation=validation)
+
+    def keep_back(self, images: ImageSet, stream: Stream) -> tuple[ImageSet, ImageSet]:
+        """What the defense gets of the defender's images, and what is kept for validation; DataError where one is too small."""
+        classes, count = len(images.classes), round(self.validate * len(images))
+        if count < 1 or len(images) - count < classes:
+            raise DataError(
+                f"holdout.validate={self.validate:g} keeps {count:,} of {len(images):,} holdout images from the defense; "
+                f"expected one at least, and one for each of the {classes} classes left to it. Change holdout.validate, or give "
+                f"a larger holdout with holdout.rate or holdout.per_class."
+            )
+        rows = stratified(images.labels.cpu(), len(images) - count, stream)
+        kept = torch.ones(len(images), dtype=torch.bool)
+        kept[rows] = False
+        return images.subset(rows), images.subset(kept.nonzero()[:, 0])
+
+    def draw_parts(
+        self, train: ImageSet, test: ImageSet, stream: Stream, reading: Reading | None, poisoned: Mask | None
+    ) -> Parts:
+        """The three parts, validation apart. Raises DataError where the holdout would hold less than one image a class, or would
+        overlap with the images that are evaluated.
 
         reading   how the data set's files were read: the holdout's own are read alike
         poisoned  (N,) bool: training rows that are known to be poisoned, none of which is drawn: a holdout is clean"""

@@ -24,6 +24,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ModelError, first_line
 from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import evaluation
+from backdoorbench.pipeline.costs import metered
 from backdoorbench.pipeline.infect import fresh_network, obtain
 from backdoorbench.pipeline.infections import WEIGHTS, description
 from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_clean_model
@@ -103,7 +104,11 @@ def carry_out(made: Plan, infection: Infection, purified: nn.Module, test: Image
     clean = stage.clean
     is_shown = clean is not None and made.after.on_clean == "shown"
     found: dict[str, list[Judged]] = {PURIFY.model: [], **({CLEAN: []} if is_shown else {})}
-    with finding.timed("after"), device.memory_errors("after", batch_sizes(made, AFTER.group)):
+    with (
+        metered(finding, made.device),
+        finding.timed("after"),
+        device.memory_errors("after", batch_sizes(made, AFTER.group)),
+    ):
         for trial in stage.trials(purified, finding.notes.__setitem__):
             found[PURIFY.model].append(stage.judge(trial, trial.model))
             if clean is not None and is_shown:

@@ -21,6 +21,7 @@ from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Reversed, Verdict
 from backdoorbench.pipeline import evaluation
+from backdoorbench.pipeline.costs import metered
 from backdoorbench.pipeline.infect import fresh_network, obtain
 from backdoorbench.pipeline.infections import description
 from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_clean_model
@@ -169,7 +170,7 @@ def obtain_verdict(made: Plan, case: Case, infection: dict[str, Any], finding: F
 
     def make(partial: Path) -> None:
         notes: dict[str, Any] = {}
-        with finding.timed("detect"):
+        with metered(finding, made.device), finding.timed("detect"):
             said = examine(made, case, notes.__setitem__)
         kept = {"scores": said.scores, "flagged": said.flagged.to(torch.uint8)}
         pictures = {f"{PICTURE}{name}": images for name, images in said.pictures.items()}

@@ -18,7 +18,7 @@ from backdoorbench.errors import TrainingError
 from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
-from backdoorbench.pipeline import evaluation, gates, readings
+from backdoorbench.pipeline import costs, evaluation, gates, readings
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infections import (
     describe_model,
@@ -64,6 +64,8 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
     if is_given:
         finding.notes |= given_notes(made, infection, finding.control)
         finding.notes |= order_note(made, before, test) or input_note(made, infection, test)
+    if (speed := costs.pace(infection.history)) is not None:
+        finding.spent["images_per_second"] = speed
     finding.history = [dataclasses.asdict(epoch) for epoch in infection.history]
     return infection, before
 
@@ -179,7 +181,7 @@ def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Pre
     file = made.outputs.snapshot(made.infection_key)
 
     def make(partial: Path) -> None:
-        with finding.timed("infect"):
+        with costs.metered(finding, made.device), finding.timed("infect"):
             infection = infect(made, Snapshots(file, runtime["snapshot_seconds"]), surrogate, network)
         for part in ("surrogate", "network"):  # which other infections share
             finding.seconds["infect"] = round(finding.seconds["infect"] - finding.seconds.get(part, 0.0), 3)

@@ -321,7 +321,10 @@ def infection_settings(settings: Plain, holdout: Holdout) -> Plain:
     """The part of a run's settings that its infected model depends on."""
     named = [group.name for group in groups.GROUPS if group.infection]
     kept = {group: settings[group] for group in ("format", *named, "seed")}
-    return kept | {"holdout": settings["holdout"] if holdout.changes_training else None}
+    drawn = {
+        name: value for name, value in settings["holdout"].items() if name != "validate"
+    }  # of what was withheld anyhow
+    return kept | {"holdout": drawn if holdout.changes_training else None}
 
 
 def digested(group: str, node: Plain, packages: Sequence[str]) -> dict[str, str]:

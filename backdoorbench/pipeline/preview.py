@@ -1,5 +1,6 @@
 """`bdx preview`: an attack's trigger, drawn and measured, without training anything."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,17 +12,38 @@ from backdoorbench.pipeline.infect import build_network
 from backdoorbench.pipeline.infections import load_infection, load_network
 from backdoorbench.pipeline.plan import Plan, clean_plan, network_folder
 from backdoorbench.reporting import picture
+from backdoorbench.shapes import Images
 from backdoorbench.storage import store
 from backdoorbench.streams import Stream
-from backdoorbench.tensors.similarity import psnr, ssim
+from backdoorbench.tensors.similarity import local_change, psnr, ssim
 from backdoorbench.triggers.base import Trigger
 
 MEASURED = 300  # test images, at most, that the figures of a preview are taken over
 
 
-def draw(made: Plan, file: Path, shown: int) -> dict[str, float]:
-    """Draws `shown` test images, clean, triggered and their difference, to `file`, a PNG; how visible the trigger is: medians
-    over test images of PSNR (dB) and SSIM, and the largest change of all, in grey levels."""
+@dataclass(frozen=True)
+class Look:
+    """A trigger on some images, and how visible it is.
+
+    clean, triggered  (M, 3, H, W)
+    figures           medians over test images of PSNR (dB), SSIM and the largest mean change around a pixel; the largest change
+                      of all; both in grey levels
+    """
+
+    clean: Images
+    triggered: Images
+    figures: dict[str, float]
+
+    def __str__(self) -> str:
+        said = self.figures
+        return (
+            f"PSNR {said['psnr']:.1f} dB, SSIM {said['ssim']:.3f}, change around a pixel up to {said['local_levels']:.0f} of 255 "
+            f"(medians), largest change {said['largest_levels']:.0f} of 255"
+        )
+
+
+def look(made: Plan, shown: int) -> Look:
+    """The trigger of a plan's attack on `shown` test images."""
     trigger = find_trigger(made)
     test = made.splits.test
     rows = torch.linspace(0, len(test) - 1, min(MEASURED, len(test))).long()
@@ -29,14 +51,20 @@ def draw(made: Plan, file: Path, shown: int) -> dict[str, float]:
     with torch.no_grad():
         triggered = trigger(clean)
     few = torch.linspace(0, len(rows) - 1, shown).long()
-    with store.storage_errors(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_gallery(clean[few].cpu(), triggered[few].cpu(), file)
-    return {
+    figures = {
         "psnr": float(psnr(clean, triggered).median()),
         "ssim": float(ssim(clean, triggered).median()),
+        "local_levels": float(local_change(clean, triggered).median()) * 255,
         "largest_levels": float((clean - triggered).abs().max()) * 255,
     }
+    return Look(clean[few].cpu(), triggered[few].cpu(), figures)
+
+
+def draw(seen: Look, file: Path) -> None:
+    """Clean, triggered and their difference as a PNG."""
+    with store.storage_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_gallery(seen.clean, seen.triggered, file)
 
 
 def find_trigger(made: Plan) -> Trigger:

@@ -22,6 +22,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import BdxError
 from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import evaluation, watch
+from backdoorbench.pipeline.costs import metered
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infect import fresh_network
 from backdoorbench.pipeline.infections import WEIGHTS as INFECTED
@@ -148,14 +149,15 @@ def work(
     """Purifies, and judges what comes of it."""
     finding.details |= {"starts_from": made.defense.starts_from, "plain": made.defense.plain}
     finding.details["holdout"] = {"kind": made.holdout.kind, **made.parts.describe()}
-    with finding.timed("purify"):
+    with metered(finding, made.device), finding.timed("purify"):
         model = purify(made, infection, test, finding, announce)
     finding.seconds["purify"] = round(finding.seconds["purify"] - finding.seconds.get("curve", 0.0), 3)
     is_new, after = not same_weights(model, infection.model), before
     if is_new:
         with finding.timed("evaluate"):
             after = evaluation.predict(model, test, infection.trigger, made.recipe.precision)
-    rows, holdout = made.parts.test_rows, made.parts.holdout
+    rows = made.parts.test_rows
+    holdout = made.parts.validation if made.parts.validation is not None else made.parts.holdout
     finding.scores = evaluation.judge(after, test, infection.target, rows)
     finding.details |= evaluation.details(after, test, infection.target, rows)
     if holdout is not None:  # what a search over the defense's settings may go by

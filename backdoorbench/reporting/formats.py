@@ -11,7 +11,7 @@ from itertools import groupby
 from backdoorbench.config.groups import JUDGED
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.published import Comparison
-from backdoorbench.reporting.rows import FIGURES, Row, rises, titled
+from backdoorbench.reporting.rows import COSTS, FIGURES, Cell, Row, rises, titled
 
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -19,6 +19,7 @@ LATEX = {
     "†": r"$^\dagger$", "‡": r"$^\ddagger$", "§": r"\S{}", "−": r"$-$", "≤": r"$\leq$",
 } | {mark: "\\" + mark for mark in "&%_#${}"}  # fmt: skip
 LINE, HEAD = 112, 16  # letters of a line of small print between margins of 2 cm; of a column's name, where it wraps
+PAGE, LONG = 45, r"\begin{longtable}"  # lines of a table on a page; how one begins that has more
 LATIN = 0x17F  # the last letter that LaTeX's standard fonts are sure to have
 
 
@@ -41,22 +42,58 @@ def pipes(header: Sequence[str], cells: Sequence[Sequence[str]], names: int) -> 
 # ---- LaTeX ----------------------------------------------------------------------------------------------------------
 
 
+def preamble(tables: Sequence[str]) -> str:
+    """What a document must load for these tables, as a comment."""
+    packages = ["booktabs", *(["longtable"] if any(LONG in table for table in tables) else [])]
+    return f"% \\usepackage{{{','.join(packages)}}}\n"
+
+
 def latex_table(grid: Grid, said: Sequence[str] = ()) -> str:
-    """A booktabs table that compiles as it is, under `\\usepackage{booktabs}`: arrows say which way is better, the best is bold,
-    an n that all lines share is in the caption, and so is what must be `said`. Columns that a page has no room for stand
-    below, beside the names again."""
+    """A booktabs table that compiles as it is, after what `preamble` says: arrows say which way is better, the best is bold, an n
+    that all lines share is in the caption, and so is what must be `said`. It is one tabular: columns that a line has no room for
+    stand below in the same columns, beside the names again. One with more lines than a page has breaks over pages."""
     counts = {
         line[place].text for place, column in enumerate(grid.columns) if column.name == "n" for line in grid.lines
     }
     kept = [place for place, column in enumerate(grid.columns) if not (column.name == "n" and len(counts) == 1)]
-    caption = ", ".join(filter(None, (grid.title, f"n = {counts.pop()}" if len(counts) == 1 else "")))
-    parts = [_tabular(grid, [*kept[: grid.names], *piece]) for piece in _pieces(grid, kept)]
+    head = ", ".join(filter(None, (grid.title, f"n = {counts.pop()}" if len(counts) == 1 else "")))
+    caption = rf"\caption{{{latex('. '.join(text.rstrip('.') for text in (head, *said) if text))}.}}"
+    bands = [[*kept[: grid.names], *piece] for piece in _pieces(grid, kept)]
+    form = "l" * grid.names + "r" * (max(map(len, bands)) - grid.names)
+    heads, bodies = [_band_head(grid, band) for band in bands], [_band_lines(grid, band) for band in bands]
+    if len(grid.lines) * len(bands) > PAGE:
+        return _long(form, caption, heads, bodies)
+    inside: list[str] = []
+    for place, (upper, lower) in enumerate(zip(heads, bodies, strict=True)):
+        inside += [r"\midrule" if place else r"\toprule", *upper, r"\midrule", *lower]
     lines = [
         r"\begin{table}[t]",
         r"\centering\small\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{latex('. '.join(filter(None, (caption, *said))))}.}}",
-        "\n\n\\medskip\n".join(parts),
+        caption,
+        rf"\begin{{tabular}}{{{form}}}",
+        *inside,
+        r"\bottomrule",
+        r"\end{tabular}",
         r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _long(form: str, caption: str, heads: Sequence[Sequence[str]], bodies: Sequence[Sequence[str]]) -> str:
+    """The same over pages. The first band's head stands on every page where there is no other."""
+    again = [*heads[0], r"\midrule"] if len(heads) == 1 else []
+    inside: list[str] = []
+    for place, (upper, lower) in enumerate(zip(heads, bodies, strict=True)):
+        inside += [*([r"\midrule", *upper, r"\midrule"] if place else []), *lower]
+    lines = [
+        r"{\small\setlength{\tabcolsep}{4pt}\setlength{\LTcapwidth}{\textwidth}",
+        rf"{LONG}{{{form}}}",
+        caption + r"\\",
+        *(r"\toprule", *heads[0], r"\midrule", r"\endfirsthead"),
+        *(r"\toprule", *again, r"\endhead"),
+        *(r"\bottomrule", r"\endfoot"),
+        *inside,
+        r"\end{longtable}}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -92,20 +129,14 @@ def _head(column: Column) -> str:
     return "\n".join(textwrap.wrap(column.name, HEAD, break_long_words=False)) if column.figure else column.name
 
 
-def _tabular(grid: Grid, places: Sequence[int]) -> str:
-    """Some columns of a grid."""
+def _band_head(grid: Grid, places: Sequence[int]) -> list[str]:
+    """The heads of some columns of a grid."""
     columns = [grid.columns[place] for place in places]
-    lines = [
-        r"\begin{tabular}{" + "".join("l" if place < grid.names else "r" for place in range(len(columns))) + "}",
-        r"\toprule",
-        *_groups(columns),
-        " & ".join(_latex_head(column) for column in columns) + r" \\",
-        r"\midrule",
-        *(" & ".join(_latex_item(line[place]) for place in places) + r" \\" for line in grid.lines),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines)
+    return [*_groups(columns), " & ".join(_latex_head(column) for column in columns) + r" \\"]
+
+
+def _band_lines(grid: Grid, places: Sequence[int]) -> list[str]:
+    return [" & ".join(_latex_item(line[place]) for place in places) + r" \\" for line in grid.lines]
 
 
 def _latex_head(column: Column) -> str:
@@ -162,10 +193,11 @@ def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None) 
     figures = [*(f"{stage.model}_{name}" for stage in JUDGED for name in FIGURES), "der"]
     published = [*(f"published_{name}" for name in FIGURES), "certainty", "source"]
     measured = [f"{figure}{part}" for figure in figures for part in ("", "_std")]
-    writer.writerow([*columns, "n", "collapsed", "seeds", "status", "fragile", *measured, *published])
+    writer.writerow([*columns, "n", "collapsed", "seeds", "status", "fragile", *measured, *COSTS, *published])
     for place, row in enumerate(rows):
         cells = [*(row.before[name] for name in FIGURES), *(row.figures[name] for name in (*FIGURES, "der"))]
         shown = [fraction(value) for cell in cells for value in (cell.mean, cell.spread)]
+        shown += [fraction(row.figures.get(name, Cell(())).mean) for name in COSTS]
         found = beside.get(place) if beside else None
         theirs = found.published if found else None
         shown += [fraction(theirs.scores.get(name)) if theirs else "" for name in FIGURES]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoorbench.config.groups import AFTER, DETECT, INFECT, JUDGED
+from backdoorbench.config.groups import AFTER, DETECT, INFECT, JUDGED, PURIFY
 from backdoorbench.reporting.rows import (
     CHOICES,
     FIGURES,
@@ -19,6 +19,7 @@ from backdoorbench.reporting.rows import (
     chosen,
     collapse,
     compared,
+    cost,
     differing,
     effectiveness,
     look_up,
@@ -34,7 +35,7 @@ OF_DETECTORS = {  # column -> a detector's figure
 
 
 def rows(found: Mapping[Path, Run]) -> list[dict[str, Any]]:
-    """Of each run what names it, its figures as fractions, what became of it and what it cost (seconds); None where there is
+    """Of each run what names it, its figures as fractions, what became of it and its cost (seconds, MiB, J); None where there is
     nothing. Columns of a detector and of after-attacks are there where some run has one; dotted columns are the settings that
     differ between runs."""
     runs = list(found.values())
@@ -60,7 +61,8 @@ def _row(folder: Path, run: Run, asked: Collection[str], after: Sequence[str]) -
     row |= {"poison_rate": config[INFECT.group].get("poison_rate"), "seed": config["seed"]}
     for stage, finding in found.items():
         row |= {f"{stage.model}_{name}": getattr(finding.scores, name, None) for name in FIGURES}
-    row |= {"der": effectiveness(run), "n_clean": infection.scores.n_clean if infection.scores else None}
+    row |= {"der": effectiveness(run), "holdout_ca": found[PURIFY].details.get("holdout_ca")}
+    row |= {"n_clean": infection.scores.n_clean if infection.scores else None}
     row |= {"n_triggered": infection.scores.n_triggered if infection.scores else None}
     if DETECT.group in asked:
         figures = run.detection.figures
@@ -68,7 +70,8 @@ def _row(folder: Path, run: Run, asked: Collection[str], after: Sequence[str]) -
     row |= {name: run.after.figures.get(name) for name in after}
     row |= {"infection": infection.status or None}
     row |= {"collapsed": (collapse(run) if run.status == "done" else "") or None}
-    row |= {f"seconds_{stage.name}": finding.seconds.get(stage.name) for stage, finding in found.items()}
+    stages = (INFECT, *([DETECT] if DETECT.group in asked else []), PURIFY, *([AFTER] if AFTER.group in asked else []))
+    row |= {f"{name}_{stage.name}": value for stage in stages for name, value in cost(run, stage).items()}
     row |= {name: run.environment.get(name) for name in ("device", "commit")}
     error = " ".join(run.error.split()) if run.error else None  # a line a run, whatever reads it
     return row | {"started": run.started, "error": error, "folder": str(folder)}

@@ -5,6 +5,7 @@ Formats are in `formats.py`, in the console's `terminal.py` and in the page's te
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -16,6 +17,7 @@ from backdoorbench.config.implied import beyond
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 from backdoorbench.reporting.rows import (
     CHOICES,
+    COSTS,
     DASH,
     FIGURES,
     METHODS,
@@ -86,25 +88,38 @@ class Grid:
     lines: list[list[Item]]
 
 
+Told = Mapping[tuple[int, str], Mapping[str, str]]  # (id of a row, model) -> figure -> what was published: `0.20 a`
+NOTHING_TOLD: Told = {}
+
 # ---- a line a row ---------------------------------------------------------------------------------------------------
 
 
-def list_grids(rows: Sequence[Row], figures: Sequence[str] = FIGURES) -> list[Grid]:
-    """A line a row: attack, rate where it differs, defense, n, figures before and after. What else differs is another grid."""
+def list_grids(rows: Sequence[Row], figures: Sequence[str] = FIGURES, told: Told = NOTHING_TOLD) -> list[Grid]:
+    """A line a row: attack, rate where it differs, defense, n, figures before and after, and what was published for it, where
+    something was. What else differs is another grid."""
     grids = []
     measured = [name for name in figures if name in FIGURES]
     for title, named, lines in _listed(rows, PURIFY):
         columns = [Column(name, name, "", "") for name in (*named, "n")]
         columns += [Column(titled(name), titled(name), INFECT.model, name) for name in measured]
-        columns += [Column(titled(name), _after(name), PURIFY.model, name) for name in figures]
+        columns += [_after_column(name) for name in figures]
+        theirs = [name for name in figures if any(name in told.get((id(row), PURIFY.model), {}) for _, row in lines)]
+        columns += [Column(titled(name), f"{titled(name)} published", "published", name) for name in theirs]
         shown = []
         for names, row in lines:
             items = [Item(text) for text in (*names, str(row.n))]
             items += [_figure(row.before, name) for name in measured]
             items += [_figure(row.figures, name, name in row.best) for name in figures]
+            items += [Item(told.get((id(row), PURIFY.model), {}).get(name, DASH)) for name in theirs]
             shown.append(items)
         grids.append(Grid(title, tuple(columns), len(named), shown))
     return grids
+
+
+def _after_column(figure: str) -> Column:
+    if figure in COSTS:
+        return Column(titled(figure), titled(figure), "cost", figure)
+    return Column(titled(figure), _after(figure), PURIFY.model, figure)
 
 
 def detection_grids(rows: Sequence[Row]) -> list[Grid]:
@@ -191,16 +206,19 @@ Place = tuple[
 
 
 def pivot_grids(
-    rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str]
+    rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str], told: Told = NOTHING_TOLD
 ) -> list[Grid]:
     """Rows by columns, such as attacks by defenses: figures after the defense; before it under the infected model's name, in
-    the place of `none`. What neither axis names is another grid. ConfigError for an axis there is not."""
+    the place of `none`; in brackets what was published. What neither axis names is another grid. ConfigError for an axis there is
+    not."""
     _check_axes(rows, lines, columns)
-    return [_pivot(title, members, lines, columns, figures) for title, members in blocks(rows, (*lines, *columns))]
+    return [
+        _pivot(title, members, lines, columns, figures, told) for title, members in blocks(rows, (*lines, *columns))
+    ]
 
 
 def _pivot(
-    title: str, rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str]
+    title: str, rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str], told: Told
 ) -> Grid:
     others = [axis for axis in (*lines, *columns) if axis not in TUNED]
     left = zip(*(labels(rows, axis, others) for axis in lines), strict=True)
@@ -222,16 +240,26 @@ def _pivot(
         for column in heads:
             if (line, column) in before:
                 row = before[line, column]
-                items += [_item(row, row.before, name, False, shared, None) for name in figures]
+                found = [_item(row, row.before, name, False, shared, None) for name in figures]
+                items += _with_told(found, figures, told.get((id(row), INFECT.model), {}))
             elif (line, column) in placed:
                 row = placed[line, column]
-                items += [_item(row, row.figures, name, name in row.best, shared, usual[0]) for name in figures]
+                found = [_item(row, row.figures, name, name in row.best, shared, usual[0]) for name in figures]
+                items += _with_told(found, figures, told.get((id(row), PURIFY.model), {}))
             else:
                 items += [Item(DASH)] * len(figures)
         shown.append(items)
     names = [Column(axis, axis, "", "") for axis in lines]
     cells = [_pivot_column(", ".join(column), name, len(figures) == 1) for column in heads for name in figures]
     return Grid(_with_figure(title, figures), (*names, *cells), len(lines), shown)
+
+
+def _with_told(items: Sequence[Item], figures: Sequence[str], told: Mapping[str, str]) -> list[Item]:
+    """`2.00 ± 0.10 [0.20 a]`."""
+    return [
+        dataclasses.replace(item, text=f"{item.text} [{told[name]}]") if name in told else item
+        for item, name in zip(items, figures, strict=True)
+    ]
 
 
 def _before(placed: Mapping[Place, Row], lines: Sequence[str], columns: Sequence[str]) -> dict[Place, Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.comebacks import MARGIN
 from backdoorbench.reporting.fragile import is_open, is_plain
 from backdoorbench.reporting.grids import FRAGILE, LEFT_OUT, SUPERFICIAL, WEAK, Grid, blocks, labels
-from backdoorbench.reporting.rows import DASH, Row, compared, differing, look_up
+from backdoorbench.reporting.rows import COSTS, DASH, Row, compared, differing, look_up
 
 if TYPE_CHECKING:
     from backdoorbench.metrics import Limits
@@ -27,6 +28,20 @@ DETECTION = (
 DETECTION_OF_MODELS = (
     "Detectors of models: index: how far the most suspicious class lies from the others. flagged: runs in which any class is "
     "called a backdoor's target; target: the attacker's. Percent, the index apart."
+)
+WORDS = {  # that stand in brackets behind an attack's name -> what they mean
+    "weak": "weak: the infection barely took, by its ASR, its CA or what the trigger does to a clean model: the figures of a "
+    "defense mean little",
+    "broken": "broken: the network is no classifier, or no trigger was planted: the figures of a defense mean nothing",
+}
+HOLDOUT_CA = (
+    "holdout CA: the purified model on the defender's own images: on those that holdout.validate keeps from the defense, else on "
+    "those that it tuned on"
+)
+OF_COSTS = (
+    "seconds: of the defense, its learning curve apart. memory, device memory: what the process held, and had allocated on the "
+    "device, at most, libraries included. energy: that the device drew, by all processes. images/s: of its trainings. – where "
+    "nothing tells it"
 )
 AFTERWARDS = (
     "After-attacks on purified models: ASR before and after; lured: images without the trigger that the same change makes the "
@@ -62,22 +77,40 @@ def below(
         said.append(f"not as their names imply: {join_few(list(dict.fromkeys(own)))}")
     if various := varying(rows):
         said.append(f"settings that differ between attacks: {join_few(various)}")
+    said += [note for word, note in WORDS.items() if any(_has_word(item.text, word) for item in items)]
     if any(WEAK in item.text for item in items):
         said.append(f"{WEAK} the infection is weak or broken: the figures of a defense mean little")
     said += fragile(rows, limits, any(FRAGILE in item.text for item in items))
     if rows:
         said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
+    said += [HOLDOUT_CA] if rows and "holdout_ca" in figures else []
+    said += [OF_COSTS] if rows and set(figures) & set(COSTS) else []
     detected, after = ([row for row in found if row.stage == stage] for stage in (DETECT, AFTER))
     said += comebacks(rows, limits, any(SUPERFICIAL in item.text for item in items))
     return said + (detectors(detected) if detected else []) + ([AFTERWARDS] if after else [])
 
 
 def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
-    """Those of the notes that explain a mark of this grid."""
+    """Those of the notes that explain a mark of this grid, and what DER is where it has that."""
     shown = " ".join(item.text for line in grid.lines for item in line)
-    explained = {mark: mark for mark in (LEFT_OUT, WEAK, FRAGILE, SUPERFICIAL)}  # how notes begin -> cells
-    explained |= {"fragile:": "fragile)", "superficia": "superficial)"}
-    return [note for note in said if any(head in note[:10] and mark in shown for head, mark in explained.items())]
+    words = {f"{word}:": _has_word(shown, word) for word in ("weak", "broken", "fragile", "superficial")}
+    marks = (
+        {mark: mark in shown for mark in (LEFT_OUT, WEAK, FRAGILE, SUPERFICIAL)}
+        | {
+            "published": "published" in {column.group for column in grid.columns}
+            or re.search(r"\[[\d.]+ [a-z]+\]", shown) is not None
+        }
+        | {"collapsed": " collapsed)" in shown}
+    )
+    heads = [head for head, is_there in (words | marks).items() if is_there]  # how notes begin
+    kept = [note for note in said if any(head in note[:14] for head in heads)]
+    kept += [OF_COSTS] if {column.figure for column in grid.columns} & set(COSTS) else []
+    return kept + ([metrics.DER_DEFINITION] if any(column.figure == "der" for column in grid.columns) else [])
+
+
+def _has_word(text: str, word: str) -> bool:
+    """Whether a cell says it in brackets: `badnets (weak, fragile)`."""
+    return re.search(rf"\((?:\w+, )*{word}[,)]", text) is not None
 
 
 def footer(rows: Sequence[Row], runs: Sequence[Run]) -> str:

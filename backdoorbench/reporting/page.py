@@ -22,16 +22,19 @@ from markupsafe import Markup
 
 from backdoorbench.config.groups import AFTER, DETECT, INFECT, JUDGED, PURIFY, STAGES
 from backdoorbench.errors import DataError
-from backdoorbench.reporting import published, verdicts
+from backdoorbench.reporting import picture
+from backdoorbench.reporting.display import TYPED, Names
 from backdoorbench.reporting.grids import CLEAN, Grid
+from backdoorbench.reporting.plots import ink
 from backdoorbench.reporting.plots.after import against_setting, by_trial
 from backdoorbench.reporting.plots.curves import curves
 from backdoorbench.reporting.plots.gallery import galleries, reversed_triggers
 from backdoorbench.reporting.plots.heatmap import heatmap
 from backdoorbench.reporting.plots.ink import as_svg
+from backdoorbench.reporting.plots.ranks import ranks
 from backdoorbench.reporting.plots.rates import against_rate
 from backdoorbench.reporting.plots.scatter import scatter
-from backdoorbench.reporting.report import OF_AFTER, OF_DETECTORS, Report
+from backdoorbench.reporting.report import OF_AFTER, OF_DETECTORS, Report, Section, costs, sections
 from backdoorbench.reporting.rows import (
     ANSWERS,
     CHOICES,
@@ -59,16 +62,26 @@ if TYPE_CHECKING:
 PANELS, FEWER, MANY = 8, 4, 200  # panels of a plot; where there are many settings; how many are many
 TRIGGERS = 12
 MODELS = {stage.name: stage.model for stage in STAGES}
+PARTS = {  # sections -> their heads on the page
+    "tables": "Tables", "verdicts": "Verdicts", "statistics": "Statistics", "published": "Published beside ours",
+    "costs": "What defenses cost",
+}  # fmt: skip
 LONGEST = 2000  # characters of an error or of a run's notes; the rest is in its folder
 
 
 def render(
-    report: Report, folders: Sequence[str], file: Path, figures: Sequence[str], features: Sequence[Figure]
+    report: Report,
+    folders: Sequence[str],
+    file: Path,
+    figures: Sequence[str],
+    features: Sequence[Figure],
+    named: Names = TYPED,
 ) -> str:
     """The page that is going to lie at `file`, from where its links start.
 
     folders   what the command line named, to print commands that draw a plot in full
-    features  t-SNE figures"""
+    features  t-SNE figures
+    named     what options are called; the list of runs has what is typed"""
     runs = list(report.found.values())
     loader = jinja2.PackageLoader("backdoorbench", "reporting")
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -76,12 +89,8 @@ def render(
         folders=" ".join(folders),
         span=_span(runs),
         counts=_counts(report),
-        grids=[{"grid": grid, "groups": _groups(grid)} for grid in report.grids],
-        notes=report.notes,
-        rankings=[{"grid": verdicts.as_grid(made), "notes": verdicts.said(made)} for made in report.rankings],
-        published=published.as_grid(list(report.beside.values())) if report.beside else None,
-        remarks=report.remarks,
-        plots=_plots(report, " ".join(folders), figures, features),
+        parts=_parts([*sections(report, named), *filter(None, [costs(report, named)])]),
+        plots=_plots(report, " ".join(folders), figures, features, named),
         triggers=_triggers(report),
         failures=[
             {"failure": failure, "link": _link(failure.log, os.path.realpath(file.parent))}
@@ -122,6 +131,15 @@ def _counts(report: Report) -> list[tuple[str, str]]:
     return [(name, f"{count:,}") for name, count in said if count or name in ("runs", "finished", "failed")]
 
 
+def _parts(found: Sequence[Section]) -> list[dict[str, Any]]:
+    """The page's parts in order, those of one name together."""
+    made: dict[str, list[dict[str, Any]]] = {}
+    for section in found:
+        grids = [{"grid": grid, "groups": _groups(grid)} for grid, _ in section.tables]
+        made.setdefault(section.name, []).append({"grids": grids, "notes": section.notes})
+    return [{"name": name, "title": PARTS[name], "sections": parts} for name, parts in made.items()]
+
+
 def _groups(grid: Grid) -> list[tuple[str, int]]:
     """The upper header line: what stands above how many columns; nothing where it would be empty."""
     found: list[tuple[str, int]] = []
@@ -133,7 +151,9 @@ def _groups(grid: Grid) -> list[tuple[str, int]]:
     return found if any(name for name, _ in found) else []
 
 
-def _plots(report: Report, folders: str, figures: Sequence[str], features: Sequence[Figure]) -> list[dict[str, Any]]:
+def _plots(
+    report: Report, folders: str, figures: Sequence[str], features: Sequence[Figure], named: Names
+) -> list[dict[str, Any]]:
     """Name, element and the command that draws it in full, of each plot that the runs allow."""
     runs = list(report.found.values())
     unfit = (*OF_DETECTORS, *OF_AFTER)  # which no defense is drawn by
@@ -153,6 +173,7 @@ def _plots(report: Report, folders: str, figures: Sequence[str], features: Seque
         "after": ("After an attack on the purified model", lambda: against_setting(runs, most)),
         "trials": ("Trials of an after-attack", lambda: by_trial(runs, most)),
         "rates": ("Against the poison rate", lambda: against_rate(runs, ("asr", "ca"), most)),
+        "ranks": ("Mean ranks over attacks and seeds", lambda: ranks(report.standings, most)),
         "curves": ("Learning curves", lambda: curves(runs, most)),
     }
     found = []
@@ -165,6 +186,7 @@ def _plots(report: Report, folders: str, figures: Sequence[str], features: Seque
         except DataError:  # nothing to draw
             continue
         option = f" --metric {metric}" if kind == "heatmap" else ""
+        ink.rename(figure, named)
         found.append(_plot(title, figure, f"bdx plot {kind} {folders}{option} --output {kind}.svg"))
     return found + [_plot("Features before and after", figure, "") for figure in features]
 
@@ -180,7 +202,12 @@ def _triggers(report: Report) -> dict[str, Any]:
         {"title": title, "data": f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"}
         for title, file in (*triggers[:TRIGGERS], *found[:TRIGGERS])
     ]
-    return {"shown": shown, "reversed": bool(found), "more": len(triggers) + len(found) - len(shown)}
+    return {
+        "said": picture.SAID,
+        "shown": shown,
+        "reversed": bool(found),
+        "more": len(triggers) + len(found) - len(shown),
+    }
 
 
 def _link(target: Path, here: str) -> str:

@@ -9,6 +9,7 @@ from backdoorbench.shapes import Images, to_bytes
 from backdoorbench.storage.store import storage_errors
 
 GAIN = 10  # of the difference
+SAID = f"Clean, triggered, and grey plus the difference times {GAIN}."  # of a picture
 LEAST = 96  # pixels a small image is enlarged to at least
 
 

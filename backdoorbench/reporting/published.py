@@ -10,10 +10,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.compose import choices, compose, conf_dir, flat
 from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.errors import ConfigError
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.holdouts import share
 from backdoorbench.reporting.rows import (
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.02  # of CA, ASR or RA, between a published mean of unknown spread and ours
 MOST_COMPOSED = 4  # pairs of attack and defense whose settings a report looks up; each costs a sixth of a second
+COLUMNS = (
+    "experiment", "source", "dataset", "model", "attack", "poison_rate", "target", "holdout", "defense", "setting", "epochs",
+    "ca", "asr", "ra", "certainty", "note",
+)  # of a csv  # fmt: skip
 NOT_SETTINGS = {"root", "name", "_target_", "version"}  # of an option: where it lies, what it is called
 
 
@@ -130,6 +136,71 @@ def figures(experiment: str) -> list[Figure]:
     return found
 
 
+def read_figures(file: Path) -> list[Figure]:
+    """An author's own: a csv with the columns of ours, of which attack, defense and a score must be there; what is left out, such
+    as the network, holds for all. ConfigError where it is something else."""
+    found = []
+    for number, row in enumerate(_read_csv(file), 2):
+        where = f"{file}, line {number}"
+        if not row.get("attack") or not row.get("defense"):
+            raise ConfigError(
+                f"{where} names no attack and defense; expected both, as bdx list calls them. Mend the line."
+            )
+        scores = {name: _percent(where, name, row[name]) for name in FIGURES if row.get(name)}
+        if not scores:
+            raise ConfigError(
+                f"{where} has no figure; expected one of {', '.join(FIGURES)}, in percent. Mend the line."
+            )
+        rate = f"{100 * _percent(where, 'poison_rate', row['poison_rate']):g} %" if row.get("poison_rate") else ""
+        found.append(
+            Figure(
+                "",
+                row.get("source") or file.name,
+                row.get("dataset", ""),
+                row.get("model", ""),
+                row["attack"],
+                rate,
+                row["defense"],
+                row.get("setting", ""),
+                scores,
+                row.get("certainty") or "the author's",
+                row.get("note", ""),
+                row.get("target", ""),
+                row.get("holdout", ""),
+            )
+        )
+    return found
+
+
+def _read_csv(file: Path) -> list[dict[str, str]]:
+    try:
+        with open(file, encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            columns = list(reader.fieldnames or ())
+            rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(
+            f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); expected a csv of published figures. Name "
+            f"another after --published."
+        ) from None
+    if not {"attack", "defense"} <= set(columns):
+        raise ConfigError(
+            f"{file} has the columns {', '.join(columns) or 'none'}; expected attack and defense among them, and of "
+            f"{', '.join(COLUMNS)} those that there are. Mend its first line."
+        )
+    return rows
+
+
+def _percent(where: str, name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 100:
+        raise ConfigError(f"{where}: {name} is {text!r}; expected a number of percent, 0 to 100. Mend the line.")
+    return value / 100
+
+
 def sources() -> dict[str, Source]:
     """Every source by the id that figures carry."""
     return {row["source"]: Source(row["paper"], row["arxiv"], row["where"]) for row in _rows("sources.csv")}
@@ -152,11 +223,13 @@ def compare(runs: Iterable[Run], experiment: str) -> list[Comparison]:
     return found + [mean for figure in known if figure.attack == "mean" and (mean := _mean(rows, figure))]
 
 
-def beside(rows: Sequence[Row]) -> dict[tuple[int, str], Comparison]:
+def beside(rows: Sequence[Row], own: Sequence[Figure] = ()) -> dict[tuple[int, str], Comparison]:
     """What any source prints for our rows: (place of the row, name of the model) -> comparison; an infected model once.
 
     Unlike in `compare`, everything that the source names must be ours: data set, whole; network, attack, rate, target, holdout,
-    defense and its setting."""
+    defense and its setting.
+
+    own  of the author, which come first"""
     known: dict[tuple[str, ...], list[Figure]] = {}
     for experiment in dict.fromkeys(row["experiment"] for row in _rows("figures.csv")):
         for figure in figures(experiment):
@@ -169,7 +242,9 @@ def beside(rows: Sequence[Row]) -> dict[tuple[int, str], Comparison]:
         models = ((INFECT.model, "none", row.before), (PURIFY.model, row.names["defense"], row.figures))
         for model, defense, ours in models:
             once = infection not in infected if model == INFECT.model else defense != "none"
-            fit = [figure for figure in known.get((*where, defense), []) if _names_ours(figure, row, model)]
+            fit = [figure for figure in own if figure.defense == defense and _is_of(figure, where)]
+            fit += known.get((*where, defense), [])
+            fit = [figure for figure in fit if _names_ours(figure, row, model)]
             if once and fit:
                 published = max(fit, key=lambda figure: bool(figure.setting))
                 names = row.names
@@ -178,6 +253,51 @@ def beside(rows: Sequence[Row]) -> dict[tuple[int, str], Comparison]:
                 )
         infected.add(infection)
     return found
+
+
+def _is_of(figure: Figure, where: Sequence[str]) -> bool:
+    """Whether data set, network and attack are those of an author's figure, or not said."""
+    return all(
+        said in ("", ours) for said, ours in zip((figure.dataset, figure.model, figure.attack), where, strict=True)
+    )
+
+
+def marks(found: Iterable[Comparison]) -> dict[tuple[str, str], str]:
+    """A letter for each source and how sure a reading of it is: what a figure in a table is marked by."""
+    kinds = dict.fromkeys((item.published.source, item.published.certainty) for item in found if item.published)
+    return {kind: _letter(place) for place, kind in enumerate(kinds)}
+
+
+def _letter(place: int) -> str:
+    return chr(ord("a") + place % 26) * (place // 26 + 1)
+
+
+def told(found: Mapping[tuple[int, str], Comparison], rows: Sequence[Row]) -> dict[tuple[int, str], dict[str, str]]:
+    """What was published for rows, with its mark, for cells: (id of the row, model) -> figure -> `0.20 a`."""
+    letters = marks(found.values())
+    return {
+        (id(rows[place]), model): {
+            name: f"{percent(value)} {letters[item.published.source, item.published.certainty]}"
+            for name, value in item.published.scores.items()
+        }
+        for (place, model), item in found.items()
+        if item.published
+    }
+
+
+def explained(found: Sequence[Comparison]) -> list[str]:
+    """What the letters stand for, below a table."""
+    said = [f"{mark} {_called(source)} ({certainty})" for (source, certainty), mark in marks(found).items()]
+    return (
+        [f"published figures: in brackets or columns of their own, not measured here: {'; '.join(said)}"]
+        if said
+        else []
+    )
+
+
+def _called(source: str) -> str:
+    known = sources().get(source)
+    return f"{known.paper}, arXiv {known.arxiv}" if known else source
 
 
 def _names_ours(figure: Figure, row: Row, model: str) -> bool:
@@ -234,7 +354,7 @@ def remarks(found: Mapping[tuple[int, str], Comparison], rows: Sequence[Row]) ->
     said = notes(list(found.values()))
     configs: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for (place, _), item in found.items():
-        if item.published:
+        if item.published and item.published.experiment:
             names = rows[place].names
             pairs = configs.setdefault(item.published.experiment, {})
             pairs.setdefault((names["attack"], names["defense"]), rows[place].config)
@@ -274,10 +394,11 @@ def notes(found: Sequence[Comparison]) -> list[str]:
     ]
     known = sources()
     for name in dict.fromkeys(item.published.source for item in found if item.published):
-        source = known[name]
+        source = known.get(name)
         remarks = {item.published.note for item in found if item.published and item.published.source == name} - {""}
         said.append(
-            f"{source.paper}, arXiv {source.arxiv}: {source.where}" + "".join(f"; {r}" for r in sorted(remarks))
+            (f"{source.paper}, arXiv {source.arxiv}: {source.where}" if source else name)
+            + "".join(f"; {r}" for r in sorted(remarks))
         )
     return said
 

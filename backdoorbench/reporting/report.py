@@ -11,9 +11,23 @@ from typing import TYPE_CHECKING
 from backdoorbench.config.groups import AFTER, DETECT, PURIFY
 from backdoorbench.errors import DataError
 from backdoorbench.metrics import LIMITS, Limits
-from backdoorbench.reporting import comebacks, formats, fragile, frame, grids, notes, published, rows, verdicts
+from backdoorbench.reporting import (
+    classes,
+    comebacks,
+    contrasts,
+    formats,
+    fragile,
+    frame,
+    grids,
+    notes,
+    published,
+    rows,
+    verdicts,
+)
+from backdoorbench.reporting.contrasts import Standing
+from backdoorbench.reporting.display import TYPED, Names
 from backdoorbench.reporting.grids import Grid
-from backdoorbench.reporting.published import Comparison
+from backdoorbench.reporting.published import Comparison, Figure
 from backdoorbench.reporting.rows import Row, heading
 from backdoorbench.reporting.verdicts import Ranking
 
@@ -23,7 +37,14 @@ if TYPE_CHECKING:
 
 OF_DETECTORS = (*grids.OF_IMAGES[0], *grids.OF_MODELS[0])
 OF_AFTER = tuple(figure for _, figure, _, _ in grids.AFTERWARDS if figure not in rows.FIGURES)
-METRICS = (*rows.FIGURES, "der", *OF_DETECTORS, *OF_AFTER)  # what tables can be asked for, beside `comebacks.figures`
+METRICS = (
+    *rows.FIGURES,
+    "der",
+    "holdout_ca",
+    *rows.COSTS,
+    *OF_DETECTORS,
+    *OF_AFTER,
+)  # what tables can be asked for, beside `comebacks.figures`
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,8 @@ class Report:
     beside    (place of a row, name of its model) -> what was published for it
     notes     what must be said below the tables; remarks: below the published figures
     interrupted  how many runs that were ended from outside; unended: those without any end: killed, or still going
-    rankings  of defenses, where they are asked for
+    rankings  of defenses, where they are asked for; standings: statistics of their differences, likewise
+    is_inline   whether published figures stand in the tables of models
     """
 
     found: Mapping[Path, Run]
@@ -58,6 +80,8 @@ class Report:
     interrupted: int
     unended: int
     rankings: list[Ranking] = field(default_factory=list)
+    standings: list[Standing] = field(default_factory=list)
+    is_inline: bool = False
 
 
 def make(
@@ -67,6 +91,8 @@ def make(
     columns: Sequence[str],
     limits: Limits = LIMITS,
     is_ranked: bool = False,
+    against: str | None = None,
+    theirs: Sequence[Figure] | None = None,
 ) -> Report:
     """The report of runs by the folder of their record.
 
@@ -74,7 +100,9 @@ def make(
                     they are laid out by some that are named here
     lines, columns  what to lay the tables out by; both empty: a line a setting
     limits          within which a defense has done its work, plain fine-tuning included
-    is_ranked       whether to rank the defenses, too"""
+    is_ranked       whether to rank the defenses, too
+    against         the defense that statistics compare all others with; empty: each with each; None: no statistics
+    theirs          an author's own published figures, which stand with ours in the tables themselves; None: in a table apart"""
     runs = list(found.values())
     detectors, after = rows.detections(runs), rows.afters(runs)
     models = comebacks.mark(fragile.mark(rows.aggregate(runs), limits), after, limits)
@@ -90,11 +118,15 @@ def make(
                 f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs finished, none with {what}; expected one at "
                 f"least. bdx list {group} shows what there is to ask."
             )
+    beside = published.beside(models, theirs or ())
+    told = published.told(beside, models) if theirs is not None else {}
     is_pivot = bool(lines or columns)
     laid_out: list[Grid] = []
     if of_models:
         laid_out += (
-            grids.pivot_grids(models, lines, columns, of_models) if is_pivot else grids.list_grids(models, of_models)
+            grids.pivot_grids(models, lines, columns, of_models, told)
+            if is_pivot
+            else grids.list_grids(models, of_models, told)
         )
     for found_rows, wanted, listed in (
         (detectors, of_detectors, grids.detection_grids),
@@ -104,7 +136,6 @@ def make(
             laid_out += grids.pivot_grids(found_rows, lines, columns, wanted)
         elif found_rows:
             laid_out += listed(found_rows)
-    beside = published.beside(models)
     interrupted, unended = (sum(run.status == status for run in runs) for status in ("interrupted", "running"))
     said = notes.below(models if of_models else [], [*detectors, *after], runs, laid_out, figures, limits)
     said += (
@@ -114,10 +145,26 @@ def make(
     )
     said += [f"{unended} run{'s' * (unended > 1)} without an end: killed, or still going"] if unended else []
     remarks = published.remarks(beside, models) if beside else []
+    if theirs is not None:
+        said += published.explained(list(beside.values()))
     rankings = verdicts.rank(models, limits) if is_ranked else []
-    failures = _failures(found)
+    compared = [name for name in figures if name in contrasts.COMPARED]
+    standings = contrasts.standings(models, compared, against) if against is not None else []
     return Report(
-        found, models, detectors, after, laid_out, beside, said, remarks, failures, interrupted, unended, rankings
+        found,
+        models,
+        detectors,
+        after,
+        laid_out,
+        beside,
+        said,
+        remarks,
+        _failures(found),
+        interrupted,
+        unended,
+        rankings,
+        standings,
+        theirs is not None,
     )
 
 
@@ -132,16 +179,64 @@ def _failures(found: Mapping[Path, Run]) -> list[Failure]:
 # ---- as text --------------------------------------------------------------------------------------------------------
 
 
-def markdown(report: Report) -> str:
-    """Tables, notes, published figures and failures as Markdown."""
-    parts = [formats.markdown(grid) for grid in report.grids]
-    parts.append("".join(f"- {note}\n" for note in report.notes))
+@dataclass(frozen=True)
+class Section:
+    """Tables that belong together, in the words of a format.
+
+    tables  each with what its caption must say, where a format has captions
+    notes   what must stand below them
+    """
+
+    name: str
+    tables: list[tuple[Grid, list[str]]]
+    notes: list[str]
+
+
+def sections(report: Report, named: Names = TYPED) -> list[Section]:
+    """All tables of a report with what must be said of them, in order.
+
+    named  what options are called"""
+    first, further = report.notes[:1], report.notes[1:]
+    made = [
+        Section("tables", [(grid, [*first, *notes.footnotes(grid, further)]) for grid in report.grids], report.notes)
+    ]
     for ranking in report.rankings:
-        parts.append(formats.markdown(verdicts.as_grid(ranking)))
-        parts.append("".join(f"- {note}\n" for note in verdicts.said(ranking)))
+        said = verdicts.said(ranking)
+        made.append(Section("verdicts", [(verdicts.as_grid(ranking), [said[0].rstrip(".")])], said))
+    captioned = [
+        pair
+        for standing in report.standings
+        for pair in zip(contrasts.as_grids(standing), contrasts.captions(standing), strict=True)
+    ]
+    made.append(Section("statistics", captioned, contrasts.said(report.standings)))
     if report.beside:
-        parts.append(formats.markdown(published.as_grid(list(report.beside.values()))))
-        parts.append("".join(f"- {remark}\n" for remark in report.remarks))
+        apart = Section("published", [], report.remarks)
+        if not report.is_inline:
+            apart.tables.append((published.as_grid(list(report.beside.values())), []))
+        made.append(apart)
+    return [_in_print(section, named) for section in made if section.tables or section.notes]
+
+
+def costs(report: Report, named: Names = TYPED) -> Section | None:
+    """What defenses cost, as far as records tell; None where none does."""
+    known = [name for name in rows.COSTS if any(row.figures.get(name, rows.Cell(())).values for row in report.rows)]
+    if not known:
+        return None
+    tables = [(grid, [notes.OF_COSTS]) for grid in grids.list_grids(report.rows, known)]
+    return _in_print(Section("costs", tables, [notes.OF_COSTS]), named)
+
+
+def _in_print(section: Section, named: Names) -> Section:
+    tables = [(named.grid(grid), [named(text) for text in caption]) for grid, caption in section.tables]
+    return Section(section.name, tables, [named(text) for text in section.notes])
+
+
+def markdown(report: Report, named: Names = TYPED) -> str:
+    """Tables, notes and failures as Markdown."""
+    parts = []
+    for section in sections(report, named):
+        parts += [formats.markdown(grid) for grid, _ in section.tables]
+        parts.append("".join(f"- {note}\n" for note in section.notes))
     if report.failures:
         parts.append(
             f"failed: {len(report.failures)}\n\n" + "".join(f"- {say(failure)}\n" for failure in report.failures)
@@ -149,26 +244,25 @@ def markdown(report: Report) -> str:
     return "\n".join(filter(None, parts))
 
 
-def latex(report: Report) -> str:
+def latex(report: Report, named: Names = TYPED) -> str:
     """A table environment for each grid, with the footnotes of its marks; what else a caption cannot hold is a comment."""
-    brief = list(report.notes)
-    parts = ["% \\usepackage{booktabs}\n"]
-    for grid in report.grids:
-        below = [*report.notes[:1], *notes.footnotes(grid, report.notes[1:])]
-        parts.append(formats.latex_table(grid, below))
-        brief = [note for note in brief if note not in below]
-    for ranking in report.rankings:
-        defined, *further = verdicts.said(ranking)
-        parts.append(formats.latex_table(verdicts.as_grid(ranking), [defined.rstrip(".")]))
-        brief += further
-    if report.beside:
-        parts.append(formats.latex_table(published.as_grid(list(report.beside.values()))))
-    said = [*brief, *report.remarks, *(f"failed: {say(failure)}" for failure in report.failures)]
-    return "\n".join(parts) + "".join(f"% {line}\n" for note in said for line in note.splitlines())
+    parts, brief = [], []
+    for section in sections(report, named):
+        parts += [formats.latex_table(grid, caption) for grid, caption in section.tables]
+        told = {text for _, caption in section.tables for text in caption}
+        brief += [note for note in section.notes if note not in told and note.rstrip(".") not in told]
+    said = [*brief, *(f"failed: {say(failure)}" for failure in report.failures)]
+    return (
+        formats.preamble(parts)
+        + "\n".join(parts)
+        + "".join(f"% {line}\n" for note in said for line in note.splitlines())
+    )
 
 
 def csv(report: Report) -> str:
-    """A line a setting; of rankings a line a defense instead."""
+    """A line a setting; of rankings a line a defense instead, of statistics a line a pair of defenses."""
+    if report.standings:
+        return contrasts.as_csv(report.standings)
     if report.rankings:
         return verdicts.as_csv(report.rankings)
     beside = {place: item for (place, model), item in report.beside.items() if model == PURIFY.model}
@@ -178,6 +272,11 @@ def csv(report: Report) -> str:
 def runs_csv(report: Report) -> str:
     """A line a run."""
     return frame.as_csv(report.found)
+
+
+def classes_csv(report: Report) -> str:
+    """A line a class of a run."""
+    return classes.as_csv(report.found)
 
 
 def say(failure: Failure) -> str:

@@ -37,17 +37,21 @@ if TYPE_CHECKING:
 
 DASH = "–"  # what was not measured, never 0
 FIGURES = ("ca", "asr", "ra")  # of one model
+COSTS = ("seconds", "memory", "device_memory", "energy", "images_per_second")  # of a defense
 TITLES = {  # what tables call a figure
     "ca": "CA", "asr": "ASR", "ra": "RA", "der": "DER", "auroc": "AUROC", "tpr_1": "TPR@1", "tpr_5": "TPR@5", "tpr_10": "TPR@10",
     "tpr": "TPR", "fpr": "FPR", "precision": "precision", "anomaly_index": "index", "any_flagged": "flagged",
     "target_flagged": "target", "asr_after": "ASR", "ca_after": "CA",
     "asr_after_untriggered": "lured", "met": "met", "worst_asr": "worst ASR", "ca_loss": "CA loss", "front": "front",
+    "seconds": "seconds", "memory": "memory, MiB", "device_memory": "device memory, MiB", "energy": "energy, J",
+    "images_per_second": "images/s", "holdout_ca": "holdout CA",
 }  # fmt: skip
 RISES = {"ca": True, "asr": False, "ra": True, "der": True, "auroc": True, "tpr_1": True, "tpr_5": True, "tpr_10": True,
-         "tpr": True, "fpr": False, "precision": True,
-         "ca_after": True,
-         "met": True, "worst_asr": False, "ca_loss": False, "front": True}  # a figure -> whether more is better  # fmt: skip
-NUMBERS = ("anomaly_index",)  # figures that are no shares
+         "tpr": True, "fpr": False, "precision": True, "ca_after": True,
+         "met": True, "worst_asr": False, "ca_loss": False, "front": True,
+         "seconds": False, "memory": False, "device_memory": False, "energy": False, "images_per_second": True,
+         "holdout_ca": True}  # a figure -> whether more is better  # fmt: skip
+NUMBERS = ("anomaly_index", *COSTS)  # figures that are no shares
 ANSWERS = ("any_flagged", "target_flagged")  # figures that are yes or no in one run
 
 METHODS = tuple(stage.group for stage in STAGES)
@@ -218,7 +222,8 @@ def _row(members: Sequence[Run], extra: Sequence[str]) -> Row:
         len(kept),
         _seeds(members),
         {name: _cell(after, name) for name in FIGURES}
-        | {"der": Cell(tuple(value for value in effect if value is not None))},
+        | {"der": Cell(tuple(value for value in effect if value is not None))}
+        | _pooled([cost(run) | {"holdout_ca": run.purification.details.get("holdout_ca")} for run in kept]),
         _marks(members),
         members[0].config,
         PURIFY,
@@ -294,6 +299,24 @@ def effectiveness(run: Run) -> float | None:
     """DER of a run; None where there is no trigger or no second model."""
     before, after = run.infection.scores, run.purification.scores
     return defense_effectiveness(before, after) if before and after else None
+
+
+MEBIBYTE = 2**20
+
+
+def cost(run: Run, stage: Stage = PURIFY) -> dict[str, float | None]:
+    """What a stage of a run cost, by figure; None of what its record does not tell."""
+    found = run.of(stage.name)
+    memory, device_memory = (
+        value / MEBIBYTE if (value := found.spent.get(name)) is not None else None
+        for name in ("memory", "device_memory")
+    )
+    seconds, joules, speed = (
+        found.seconds.get(stage.name),
+        found.spent.get("joules"),
+        found.spent.get("images_per_second"),
+    )
+    return dict(zip(COSTS, (seconds, memory, device_memory, joules, speed), strict=True))
 
 
 BROKEN = "broken infection"

@@ -12,8 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from backdoorbench.reporting import published, report, verdicts
+from backdoorbench.reporting import report
 from backdoorbench.reporting.content import tell_apart_by_content
+from backdoorbench.reporting.display import TYPED, Names
 from backdoorbench.reporting.grids import Grid, Item
 from backdoorbench.reporting.report import Report
 from backdoorbench.reporting.rows import FIGURES
@@ -31,25 +32,22 @@ def print_report(console: Console, runs: Sequence[Run]) -> None:
     print_tables(console, report.make(found, FIGURES, (), ()))
 
 
-def print_tables(console: Console, made: Report) -> None:
-    """A report: its tables, the best in bold and starred, verdicts, published figures beside ours, failures with their logs."""
-    for grid in made.grids:
-        print_grid(console, grid)
-    _print_notes(console, made.notes)
-    for ranking in made.rankings:
-        print_grid(console, verdicts.as_grid(ranking))
-        _print_notes(console, verdicts.said(ranking))
-    if made.beside:
-        print_grid(console, published.as_grid(list(made.beside.values())))
-        _print_notes(console, made.remarks)
+def print_tables(console: Console, made: Report, named: Names = TYPED) -> None:
+    """A report: its tables, the best in bold and starred, what must be said below them, failures with their logs.
+
+    named  what options are called"""
+    for section in report.sections(made, named):
+        for grid, _ in section.tables:
+            print_grid(console, grid)
+        _print_notes(console, section.notes)
     for failure in made.failures:
         console.print(Text(f"  failed: {report.say(failure)}"), style="red", soft_wrap=True)
 
 
-def as_text(made: Report) -> str:
+def as_text(made: Report, named: Names = TYPED) -> str:
     """What `print_tables` prints, for a file."""
     buffer = io.StringIO()
-    print_tables(Console(file=buffer, width=PIPED_WIDTH, highlight=False), made)
+    print_tables(Console(file=buffer, width=PIPED_WIDTH, highlight=False), made, named)
     return buffer.getvalue()
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.errors import DataError, join_words
+from backdoorbench.metrics import DER_DEFINITION
 from backdoorbench.reporting.formats import fraction
 from backdoorbench.reporting.grids import Column, Grid, Item, blocks, labels
 from backdoorbench.reporting.notes import join_few, ranges
@@ -29,7 +30,7 @@ ORDER = ("met", "worst_asr", "asr", "ca_loss")  # what lines are ranked by
 AXES = (INFECT.group, "rate", PURIFY.group)  # in what the rows of one ranking differ
 DEFINITIONS = (
     "worst ASR: in the cell with the highest mean. CA loss: what it costs of the infected model's CA, in points. front: cells in "
-    "which no other of these defenses is as good in CA and in ASR and better in one; equals share it. Percent."
+    f"which no other of these defenses is as good in CA and in ASR and better in one; equals share it. {DER_DEFINITION} Percent."
 )
 
 Case = tuple[str, str]  # an attack and a rate, as the tables call them

@@ -50,6 +50,8 @@ class Finding:
     curve     one point an epoch of the defense: epoch, ca, asr, ra, over `n` test images
     history   of the training, one entry an epoch
     seconds   wall time, by part
+    spent     what else the stage cost: memory and device_memory (bytes, at most), joules, images_per_second; what nobody tells
+              is missing, and so is all but the last where the work was found done
     """
 
     kind: str
@@ -68,6 +70,7 @@ class Finding:
     curve: list[dict[str, Any]] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -262,7 +265,7 @@ def _check_stage(stage: dict[str, Any]) -> None:
             if not stage[name].keys() >= {"ca", "asr", "ra"}:
                 raise ValueError(f"its {name} are no scores")
             _check_numbers(name, [stage[name]["ca"]], none=False)
-    for name in ("figures", "beside", "seconds", "cost"):
+    for name in ("figures", "beside", "seconds", "cost", "spent"):
         _check_numbers(name, stage.get(name, {}).values(), none=name in ("figures", "beside"))
     details = stage.get("details", {})
     _check_numbers(
@@ -319,7 +322,7 @@ OF_A_RUN: dict[str, Any] = {
 OF_A_STAGE: dict[str, Any] = {
     "kind": TEXT, "name": TEXT, "key": TEXT, "status": TEXT, "reasons": list, "curve": list, "history": list,
     "cached": (bool, type(None)), "scores": (dict, type(None)), "control": (dict, type(None)),
-    **dict.fromkeys(("cost", "figures", "beside", "details", "notes", "seconds"), OBJECT),
+    **dict.fromkeys(("cost", "figures", "beside", "details", "notes", "seconds", "spent"), OBJECT),
 }  # fmt: skip
 
 
@@ -376,29 +379,31 @@ def find(where: Path) -> Iterator[Path]:
             yield from find(where / name)
 
 
-def collect(folders: Iterable[Path]) -> dict[Path, Run]:
+def collect(folders: Iterable[Path], details: Sequence[str] = ()) -> dict[Path, Run]:
     """The runs below `folders` by the folder of their record: of each key one, the latest finished one, else the latest.
 
     What fills a record and no table needs is left out (per-class scores, the history of the infection's training), and equal
-    settings are held once, so that 10,000 runs fit into memory. Damaged and foreign records are left out, and counted."""
+    settings are held once, so that 10,000 runs fit into memory. Damaged and foreign records are left out, and counted.
+
+    details  of stages, that somebody needs all the same"""
     shared: dict[str, Any] = {}
     latest: dict[str, tuple[tuple[bool, str], Path, Run]] = {}
     for entry, run in readable(entry for folder in folders for entry in find(folder)):
-        _slim(run, shared)
+        _slim(run, shared, {*KEPT, *details})
         order = (run.status == "done", run.started)
         if run.id not in latest or order >= latest[run.id][0]:
             latest[run.id] = (order, entry, run)
     return {entry: run for _, entry, run in sorted(latest.values(), key=lambda item: str(item[1]))}
 
 
-def _slim(run: Run, shared: dict[str, Any]) -> None:
+def _slim(run: Run, shared: dict[str, Any], kept: Set[str]) -> None:
     for name, value in run.config.items():
         if isinstance(value, dict):
             run.config[name] = shared.setdefault(repr(value), value)
     run.environment = shared.setdefault(repr(run.environment), run.environment)
     for stage in run.stages:
         stage.history = []
-        stage.details = {name: stage.details[name] for name in KEPT if name in stage.details}
+        stage.details = {name: stage.details[name] for name in kept if name in stage.details}
         stage.notes, stage.cost = (shared.setdefault(repr(part), part) for part in (stage.notes, stage.cost))
 
 

@@ -42,6 +42,17 @@ class Epoch:
     images_per_second: float
 
 
+@dataclass
+class Pace:
+    """Images that all trainings of this process went over, and the seconds that took: a meter to be read before and after."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+
+PACE = Pace()
+
+
 @dataclass(frozen=True)
 class Snapshots:
     """Where a long training leaves its state, and how often, so that a killed one goes on from its last epoch.
@@ -156,6 +167,7 @@ def fit(
                     f"train.precision=float32."
                 )
             history.append(Epoch(mean, seconds, count / seconds))
+            PACE.images, PACE.seconds = PACE.images + count, PACE.seconds + seconds
             model.eval()
             if after_epoch is not None:
                 after_epoch(epoch)

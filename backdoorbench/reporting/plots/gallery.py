@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 from backdoorbench.config.groups import DETECT, INFECT
 from backdoorbench.errors import DataError
+from backdoorbench.reporting import picture
 from backdoorbench.reporting.plots import ink, panels
 from backdoorbench.reporting.rows import TOLD_OF_ALL, compared, label, tell_apart
 
@@ -25,21 +26,28 @@ RATES = ("poison_rate", "cover_rate")  # settings of an attack that do not chang
 
 @style.context(ink.STYLE)
 def gallery(found: Mapping[Path, Run], most: int | None = None) -> Figure:
-    """Triggers as the runs drew them: clean, triggered, and ten times the difference. DataError where no folder holds any."""
+    """Triggers as the runs drew them: clean, triggered, and the difference enlarged. DataError where no folder holds any."""
     pictures = list(galleries(found).items())
     if not pictures:
         raise DataError(
             f"{panels.finished(list(found.values()))}, none with a {TRIGGERED} in its folder; expected one at least. Run an "
             f"attack anew, with rerun=true, or draw a trigger without training: bdx preview attack=badnets."
         )
-    kept = pictures[:most]
+    kept = [(title, imread(file)) for title, file in pictures[:most]]
+    return labelled(kept, ink.missing(len(pictures) - len(kept), "triggers"))
+
+
+@style.context(ink.STYLE)
+def labelled(kept: Sequence[tuple[str, Any]], missing: Sequence[str] = ()) -> Figure:
+    """Pictures (H, W, 3) of `picture.gallery` below each other under their titles, and what they show.
+
+    missing  sentences on those that are not there"""
     figure = Figure(figsize=(6.5, 2.75 * len(kept) + 0.3), layout="constrained")
-    for axes, (title, file) in zip(figure.subplots(len(kept), 1, squeeze=False)[:, 0], kept, strict=True):
-        axes.imshow(imread(file), interpolation="nearest")
+    for axes, (title, pixels) in zip(figure.subplots(len(kept), 1, squeeze=False)[:, 0], kept, strict=True):
+        axes.imshow(pixels, interpolation="nearest")
         axes.set_title(title, loc="left")
         axes.set_axis_off()
-    missing = ink.missing(len(pictures) - len(kept), "triggers")
-    ink.say(figure, ["Clean, triggered, and grey plus ten times the difference.", *missing])
+    ink.say(figure, [picture.SAID, *missing])
     return figure
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.ticker import FixedLocator
 
 from backdoorbench.errors import ConfigError
 from backdoorbench.reporting.rows import Cell, titled
@@ -83,7 +85,8 @@ def draw_line(axes: Axes, cells: Mapping[float, Cell], look: dict[str, Any], hol
     if not cells:
         return
     x, y = list(cells), [100 * (cell.mean or 0.0) for cell in cells.values()]
-    marked = range(0, len(x), -(-len(x) // MARKED))
+    step = 1 if look.get("linestyle") == "none" else -(-len(x) // MARKED)
+    marked = range(0, len(x), step)
     axes.plot(x, y, **look, markevery=[index for index in marked if x[index] not in hollow], clip_on=False)
     if empty := [index for index in marked if x[index] in hollow]:
         axes.plot(
@@ -114,6 +117,20 @@ def missing(count: int, what: str) -> list[str]:
 def span(counts: Collection[int]) -> str:
     """`1,000`, or `120 to 1,000`."""
     return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+
+
+def rename(figure: Figure, named: Callable[[str], str]) -> None:
+    """Puts other words into all that is written on a figure: what print calls options."""
+    for artist in figure.findobj(Text):
+        assert isinstance(artist, Text)
+        if artist.get_text():
+            artist.set_text(named(artist.get_text()))
+    for axes in figure.axes:  # whose labels are made when they are drawn
+        for axis in (axes.xaxis, axes.yaxis):
+            if isinstance(axis.get_major_locator(), FixedLocator):
+                shown = axis.get_major_formatter().format_ticks(list(axis.get_majorticklocs()))
+                if (renamed := [named(text) for text in shown]) != shown:
+                    axis.set_ticklabels(renamed)
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

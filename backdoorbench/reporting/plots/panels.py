@@ -44,7 +44,10 @@ class Panel:
 
 
 def figure_of(run: Run, stage: Stage, name: str) -> float | None:
-    """CA, ASR or RA of the model that a stage left; None where that was not measured."""
+    """CA, ASR, RA or the holdout's CA of the model that a stage left; None where that was not measured."""
+    if name == "holdout_ca":
+        measured: float | None = run.of(stage.name).details.get(name)
+        return measured
     scores = run.of(stage.name).scores
     return getattr(scores, name) if scores else None
 

@@ -1,0 +1,339 @@
+"""Which defense differs from which, over attacks and seeds: paired differences with their tests, and mean ranks.
+
+A pair is one infection that two defenses were both run on: the same data set, network, holdout, attack, rate and seed. Infections
+that did not take say nothing of a defense, and a model that collapsed has no figures; neither is counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_words
+from backdoorbench.metrics import DER_DEFINITION
+from backdoorbench.reporting.formats import fraction
+from backdoorbench.reporting.grids import Column, Grid, Item, blocks, labels
+from backdoorbench.reporting.notes import join_few, ranges
+from backdoorbench.reporting.rows import DASH, RISES, TITLES, Row, by_infection, is_weak, outcome
+from backdoorbench.reporting.significance import LEAST, LEVEL, Paired, Ranked, alike, holm, paired, ranked
+from backdoorbench.reporting.verdicts import largest_block
+
+if TYPE_CHECKING:
+    from backdoorbench.reporting.rows import Outcome
+
+COMPARED = ("ca", "asr", "ra", "der")  # figures that can be
+AXES = ("dataset", INFECT.group, "rate", PURIFY.group)  # in what the rows of one comparison differ
+
+WHAT = (
+    "difference: the first defense less the second, in points: its mean over the n infections that both were run on (the same "
+    "data, network, holdout, attack, rate and seed), and Student's 95 % interval. better, worse: on how many of them. p: "
+    f"Wilcoxon's signed-rank test, two-sided; Holm: corrected for the number of pairs; marked: below {LEVEL:g}"
+)
+
+Unit = tuple[int, int]  # an infection, seeds aside, and a seed
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two defenses over the infections that both were run on.
+
+    n          how many those are
+    found      of the differences, one less other; None where n carries no test
+    corrected  its p by Holm, over all contrasts of the figure
+    """
+
+    one: str
+    other: str
+    n: int
+    found: Paired | None = None
+    corrected: float | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One figure of all defenses that are compared, the best first.
+
+    ranking  of `ranked`, the defenses on the infections that all of them have; None where these carry no test
+    notes    what is not counted, and why
+    """
+
+    title: str
+    figure: str
+    contrasts: list[Contrast]
+    ranked: tuple[str, ...]
+    ranking: Ranked | None
+    attacks: int
+    seeds: tuple[int, ...]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The runs of one block, by defense, and how many were left out."""
+
+    title: str
+    runs: dict[str, dict[Unit, Outcome]]
+    weak: int
+    collapsed: dict[str, int]
+
+
+def standings(rows: Sequence[Row], figures: Sequence[str], against: str = "") -> list[Standing]:
+    """Of each block of rows that differ in data, attack, rate and defense only, a standing a figure; DataError where nowhere two
+    defenses have `LEAST` infections in common.
+
+    against  the defense that all others are compared with; empty: each with each"""
+    fields = [_field(title, members) for title, members in blocks(rows, AXES)]
+    names = list(dict.fromkeys(name for field in fields for name in field.runs))
+    if against and against not in names:
+        raise ConfigError(
+            f"--against is '{against}'; expected a defense that was run.{did_you_mean(against, names)} There are "
+            f"{join_words(names)}."
+        )
+    most = max((_shared(field, *pair) for field in fields for pair in _pairs(field, against)), default=0)
+    if most < LEAST:
+        raise DataError(
+            f"there is too little for statistics: of {len(names)} defense{'s' * (len(names) != 1)} no two that are to be "
+            f"compared have more than {most} infection{'s' * (most != 1)} in common (the same attack, rate and seed, infections "
+            f"that took, neither model collapsed); expected {LEAST} at least, since of fewer no two-sided p can be below "
+            f"{LEVEL:g}. Run more attacks or seeds, such as bdx -m attack=badnets,blended,sig seed=0,1,2 "
+            f"defense=ft,fst, or leave out --statistics."
+        )
+    kept = [field for field in fields if any(_shared(field, *pair) >= LEAST for pair in _pairs(field, against))]
+    return [_standing(field, figure, against) for field in kept for figure in figures]
+
+
+def _field(title: str, rows: Sequence[Row]) -> _Field:
+    infections = {id(row): number for number, members in enumerate(by_infection(rows)) for row in members}
+    found = _Field(title, {}, 0, {})
+    weak: set[Unit] = set()
+    for row, name in zip(rows, labels(rows, PURIFY.group, AXES[:-1]), strict=True):
+        if row.names[PURIFY.group] == "none":
+            continue
+        for run in row.runs:
+            unit, said = (infections[id(row)], int(run.config["seed"])), outcome(run)
+            if said is None:
+                continue
+            if is_weak(run):
+                weak.add(unit)
+            elif said.collapsed:
+                found.collapsed[name] = found.collapsed.get(name, 0) + 1
+            else:
+                found.runs.setdefault(name, {})[unit] = said
+    return _Field(title, found.runs, len(weak), found.collapsed)
+
+
+def _pairs(field: _Field, against: str) -> list[tuple[str, str]]:
+    if against:
+        return [(name, against) for name in field.runs if name != against and against in field.runs]
+    return list(combinations(field.runs, 2))
+
+
+def _shared(field: _Field, one: str, other: str) -> int:
+    return len(field.runs[one].keys() & field.runs[other].keys())
+
+
+def _standing(field: _Field, figure: str, against: str) -> Standing:
+    values = {name: {unit: getattr(said, figure) for unit, said in runs.items()} for name, runs in field.runs.items()}
+    names, shared = largest_block({name: frozenset(runs) for name, runs in values.items()}, 2)
+    order = _best_first(values, names, shared, RISES[figure])
+    pairs = [(name, against) for name in order if name != against] if against else list(combinations(order, 2))
+    every = {unit for runs in values.values() for unit in runs}
+    ranking = None
+    if len(names) >= 3 and len(shared) >= LEAST:
+        kept = [name for name in order if name in names]
+        found = ranked([[values[name][unit] for name in kept] for unit in sorted(shared)], RISES[figure])
+        by_rank = sorted(range(len(kept)), key=found.means.__getitem__)
+        ranking = dataclasses.replace(found, means=tuple(sorted(found.means)))
+        names = [kept[place] for place in by_rank]
+    return Standing(
+        field.title,
+        figure,
+        _contrasts(values, pairs),
+        tuple(names) if ranking else (),
+        ranking,
+        len({infection for infection, _ in every}),
+        tuple(sorted({seed for _, seed in every})),
+        [*_unranked(values, names, shared, ranking), *_left_out(field)],
+    )
+
+
+def _best_first(
+    values: Mapping[str, Mapping[Unit, float]], names: Sequence[str], shared: frozenset[Unit], rises: bool
+) -> list[str]:
+    """The defenses by their mean over what `names` share; those that lack some of it follow, in the order they came."""
+    means = {name: fmean(values[name][unit] for unit in sorted(shared)) for name in names}
+    return sorted(means, key=means.__getitem__, reverse=rises) + [name for name in values if name not in means]
+
+
+def _contrasts(values: Mapping[str, Mapping[Unit, float]], pairs: Sequence[tuple[str, str]]) -> list[Contrast]:
+    found = [
+        [values[one][unit] - values[other][unit] for unit in sorted(values[one].keys() & values[other].keys())]
+        for one, other in pairs
+    ]
+    tests = [paired(differences) if len(differences) >= LEAST else None for differences in found]
+    corrected = iter(holm([test.p for test in tests if test]))
+    return [
+        Contrast(one, other, len(differences), test, next(corrected) if test else None)
+        for (one, other), differences, test in zip(pairs, found, tests, strict=True)
+    ]
+
+
+def _unranked(
+    values: Mapping[str, object], names: Sequence[str], shared: frozenset[Unit], ranking: Ranked | None
+) -> list[str]:
+    """Why there are no ranks, or which defenses have none."""
+    if ranking is None:
+        return [
+            f"no ranks: {len(values)} defenses with {len(shared)} infections in common; expected 3 with {LEAST} at least"
+        ]
+    left = [name for name in values if name not in names]
+    return [f"not ranked, for missing runs: {join_few(left)}"] if left else []
+
+
+def _left_out(field: _Field) -> list[str]:
+    said = [f"not counted in the statistics, being weak or broken: {field.weak} infections"] if field.weak else []
+    collapsed = [f"{name} ({count})" for name, count in field.collapsed.items()]
+    return said + ([f"collapsed, so not counted in the statistics: {join_few(collapsed)}"] if collapsed else [])
+
+
+# ---- as tables ------------------------------------------------------------------------------------------------------
+
+
+def as_grids(standing: Standing) -> list[Grid]:
+    """The differences of a figure, and its ranks, where there are any."""
+    return [_differences(standing), *([_ranks(standing)] if standing.ranking else [])]
+
+
+def _differences(standing: Standing) -> Grid:
+    heads = (PURIFY.group, "against", "n", "difference", "95 % interval", "better", "worse", "p", "p, Holm")
+    columns = tuple(Column(head, head, "", "" if place < 3 else "contrast") for place, head in enumerate(heads))
+    lines = []
+    for contrast in standing.contrasts:
+        found = contrast.found
+        line = [Item(contrast.one), Item(contrast.other), Item(str(contrast.n), value=contrast.n)]
+        if found is None:
+            line += [Item(DASH)] * 6
+        else:
+            better, worse = (found.above, found.below) if RISES[standing.figure] else (found.below, found.above)
+            line += [
+                Item(points(found.mean), value=found.mean),
+                Item(f"{points(found.low)} to {points(found.high)}", value=found.low),
+                *(Item(str(count), value=count) for count in (better, worse)),
+                Item(probability(found.p), value=found.p),
+                Item(probability(contrast.corrected), (contrast.corrected or 0) < LEVEL, contrast.corrected),
+            ]
+        lines.append(line)
+    return Grid(_titled("differences", standing), columns, 2, lines)
+
+
+def captions(standing: Standing) -> list[list[str]]:
+    """What must be said of each of `as_grids`."""
+    return [[WHAT], *([[_friedman(standing)]] if standing.ranking else [])]
+
+
+def _ranks(standing: Standing) -> Grid:
+    assert standing.ranking is not None
+    columns = (
+        Column(PURIFY.group, PURIFY.group, "", ""), Column("n", "n", "", ""), Column("mean rank", "mean rank", "", "contrast"),
+    )  # fmt: skip
+    lines = [
+        [Item(name), Item(str(standing.ranking.n)), Item(f"{rank:.2f}", value=rank)]
+        for name, rank in zip(standing.ranked, standing.ranking.means, strict=True)
+    ]
+    return Grid(_titled("mean ranks", standing), columns, 1, lines)
+
+
+def _titled(what: str, standing: Standing) -> str:
+    return " · ".join(filter(None, (what, standing.title, TITLES[standing.figure])))
+
+
+def said(standings: Sequence[Standing]) -> list[str]:
+    """What must stand below the tables of statistics."""
+    if not standings:
+        return []
+    tests = sorted({sum(contrast.found is not None for contrast in standing.contrasts) for standing in standings})
+    ways = [f"{TITLES[s.figure]} {'higher' if RISES[s.figure] else 'lower'}" for s in standings]
+    notes = [
+        f"{WHAT}; better is {', '.join(dict.fromkeys(ways))}; corrected for {' or '.join(map(str, tests))} "
+        f"test{'s' * (tests != [1])} of a figure",
+        "; ".join(dict.fromkeys(_counted(standing) for standing in standings))
+        + ": infections by one attack are like each other, so p is rather too small than too large",
+    ]
+    notes += [_friedman(standing) for standing in standings if standing.ranking]
+    notes += dict.fromkeys(note for standing in standings for note in standing.notes)
+    return notes + ([DER_DEFINITION] if any(standing.figure == "der" for standing in standings) else [])
+
+
+def _counted(standing: Standing) -> str:
+    where = f" ({standing.title})" if standing.title else ""
+    return (
+        f"n counts infections of {standing.attacks} settings of data and attack, seeds {ranges(standing.seeds)}{where}"
+    )
+
+
+def _friedman(standing: Standing) -> str:
+    """What the ranks of a figure say as a whole, and which do not differ."""
+    found = standing.ranking
+    assert found is not None
+    groups = [" ".join(standing.ranked[first : last + 1]) for first, last in alike(found.means, found.distance)]
+    same = f"; not apart: {join_few(groups)}" if groups else "; all are apart"
+    verdict = "they differ" if found.p < LEVEL else "no difference is shown, nor can one between two of them be"
+    where = f" ({standing.title})" if standing.title else ""
+    return (
+        f"{TITLES[standing.figure]} ranks{where}: Friedman p {probability(found.p)}, n {found.n}: {verdict}. Nemenyi's critical "
+        f"difference {found.distance:.2f}{same if found.p < LEVEL else ''}"
+    )
+
+
+def points(value: float) -> str:
+    """`+1.20`, in points."""
+    return f"{100 * value:+.2f}".replace("-", "−")
+
+
+def probability(value: float | None) -> str:
+    """`0.031`, or `<0.001`."""
+    if value is None:
+        return DASH
+    return "<0.001" if value < 0.0005 else f"{value:.3f}"
+
+
+def as_csv(standings: Sequence[Standing]) -> str:
+    """A line a contrast, fractions; empty where n carries no test."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    head = [
+        "setting",
+        "figure",
+        PURIFY.group,
+        "against",
+        "n",
+        "difference",
+        "low",
+        "high",
+        "better",
+        "worse",
+        "p",
+        "p_holm",
+    ]
+    writer.writerow([*head, "rank", "rank_against", "rank_n", "friedman_p", "critical_difference"])
+    for standing in standings:
+        ranking = standing.ranking
+        means = dict(zip(standing.ranked, ranking.means, strict=True)) if ranking else {}
+        shared = [str(ranking.n), fraction(ranking.p), fraction(ranking.distance)] if ranking else [""] * 3
+        for contrast in standing.contrasts:
+            found, measured = contrast.found, [""] * 7
+            if found is not None:
+                counts = (found.above, found.below) if RISES[standing.figure] else (found.below, found.above)
+                measured = [*map(fraction, (found.mean, found.low, found.high)), *map(str, counts)]
+                measured += [fraction(found.p), fraction(contrast.corrected)]
+            ranks = [fraction(means.get(name)) for name in (contrast.one, contrast.other)]
+            line = [standing.title, standing.figure, contrast.one, contrast.other, contrast.n]
+            writer.writerow([*line, *measured, *ranks, *shared])
+    return buffer.getvalue()

@@ -1,0 +1,117 @@
+"""What print calls an option: `BadNets` for badnets, `FST` for fst. Settings and lists keep the words that are typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backdoorbench.config import catalog
+from backdoorbench.config.groups import STAGES
+from backdoorbench.errors import ConfigError
+from backdoorbench.reporting.grids import Grid, Item
+
+if TYPE_CHECKING:
+    from backdoorbench.config.catalog import Option
+    from backdoorbench.storage.record import Run
+
+METHODS = tuple(stage.group for stage in STAGES)
+NAMED = (*METHODS, "dataset", "model")  # groups whose options have a name in print
+SILENT = "none"  # which says what it is
+
+
+@dataclass(frozen=True)
+class Names:
+    """Option -> what print calls it.
+
+    Only whole words are replaced: `ft` in `ft, lr 0.1`, not in `ft_sam`, `defense=ft` or `runs/ft`."""
+
+    known: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, text: str) -> str:
+        if not self.known:
+            return text
+        options = "|".join(map(re.escape, sorted(self.known, key=len, reverse=True)))
+        return re.sub(rf"(?<![\w=./-])({options})(?![\w=/-]|\.\w)", lambda found: self.known[found[1]], text)
+
+    def grid(self, grid: Grid) -> Grid:
+        """The table with its title, heads and names in print; figures stay."""
+        columns = tuple(
+            dataclasses.replace(column, name=self(column.name), flat=self(column.flat), group=self(column.group))
+            for column in grid.columns
+        )
+        lines = [[self._item(item) for item in line] for line in grid.lines]
+        return dataclasses.replace(grid, title=self(grid.title), columns=columns, lines=lines)
+
+    def _item(self, item: Item) -> Item:
+        return dataclasses.replace(item, text=self(item.text))
+
+
+TYPED = Names()  # what is typed
+
+
+def names(runs: Iterable[Run], own: Mapping[str, str] | None = None) -> Names:
+    """Of the options that these runs chose.
+
+    own  of the user, which come first"""
+    chosen = {(group, run.config[group]["name"]) for run in runs for group in NAMED if group in run.config}
+    ours = {name: called(group, name) for group, name in sorted(chosen)}
+    known = ours | dict(own or {})
+    return Names({name: said for name, said in known.items() if said != name and name != SILENT})
+
+
+def chosen(runs: Iterable[Run], asked: str | None, is_print: bool) -> Names:
+    """The names that `--names` asks for: of a file, ours beside them; none for `ids`; where nothing is asked, ours in print."""
+    if asked is None and not is_print or asked == "ids":
+        return TYPED
+    return names(runs, read_names(Path(asked)) if asked is not None else None)
+
+
+def called(group: str, name: str) -> str:
+    """What the docstring of an option's module calls it, or the head of its yaml; its own name where neither does."""
+    if catalog.find(group, name) is None:
+        return name  # of a plugin
+    option = catalog.describe(group, name)
+    return _said(option) or " ".join(_part(group, part) for part in name.split("_"))
+
+
+def _said(option: Option) -> str:
+    """`FE-tuning` of the title `FST: ... LP, FE-tuning, FT-init: its parts.`; empty where title and summary do not say it."""
+    head, colon, _ = option.title.partition(":")
+    phrases = [part.strip() for text in (head, option.summary) for part in re.split(r"[,(:]", text)]
+    is_namesake = option.group in METHODS and colon and option.module.endswith(f"/{option.name}") and "," not in head
+    words = [] if is_namesake else re.findall(r"[A-Za-z0-9][\w-]*", option.title)
+    found = (text for text in (*phrases, *words) if _plain(text) == _plain(option.name))
+    return next(found, head if is_namesake else "")
+
+
+def _part(group: str, part: str) -> str:
+    """`BadNets` of the first part of badnets_bypass."""
+    if catalog.find(group, part) is None:
+        return part
+    return _said(catalog.describe(group, part)) or part
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\W_]", "", text).lower()
+
+
+def read_names(file: Path) -> dict[str, str]:
+    """A user's own names: a yaml file of OPTION: NAME; ConfigError where it is something else."""
+    import yaml
+
+    try:
+        found: Any = yaml.safe_load(catalog.read_text(file))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{file} is no yaml file ({' '.join(str(error).split())}); expected lines such as `fst: FST`. Mend it."
+        ) from None
+    if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
+        raise ConfigError(
+            f"{file} holds no names; expected a line an option, its name in print behind it, such as `fst: FST` (a number in "
+            f"quotes). Mend it."
+        )
+    return found

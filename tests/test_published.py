@@ -1,0 +1,74 @@
+"""Published figures in the tables of one's own: ours and an author's, with source and mark."""
+
+from pathlib import Path
+
+import pytest
+from test_statistics import run
+
+from backdoorbench.cli import main as cli
+from backdoorbench.errors import ConfigError
+from backdoorbench.reporting import published, report, terminal
+from backdoorbench.reporting.published import Figure
+
+OWN = "source,attack,poison_rate,defense,ca,asr\nSmith 2026 (Table 2),badnets,10,fst,91.5,0.4\nmail,blended,,ft,,77\n"
+RUNS = [run("badnets", "fst", 0, 0.02), run("blended", "ft", 0, 0.8), run("badnets", "ft", 0, 0.7)]
+
+
+def made(theirs: list[Figure] | None, axes: tuple[str, ...] = ()) -> report.Report:
+    found = {Path(one.id): one for one in RUNS}
+    return report.make(found, ("asr",), axes[:1], axes[1:], theirs=theirs)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> list[Figure]:
+    (tmp_path / "own.csv").write_text(OWN)
+    return published.read_figures(tmp_path / "own.csv")
+
+
+def test_they_are_columns_of_a_list_with_their_marks(own: list[Figure]) -> None:
+    text = [" ".join(line.split()) for line in terminal.as_text(made(own)).splitlines()]
+    assert "attack defense n ASR ASR after ASR published" in text
+    assert "badnets fst 1 100.00 2.00* 0.40 a" in text and "blended ft 1 100.00 80.00 77.00 b" in text
+    assert any(line.startswith("badnets ft 1") and line.endswith("–") for line in text)
+    assert "a Smith 2026 (Table 2) (the author's); b mail (the author's)" in " ".join(text)
+    assert "published beside ours" not in " ".join(text)
+
+
+def test_they_stand_in_brackets_where_attacks_meet_defenses(own: list[Figure]) -> None:
+    latex = report.latex(made(own, ("attack", "defense")))
+    assert r"2.00} [0.40 a]" in latex or "2.00 [0.40 a]" in latex
+    assert "not measured here: a Smith 2026" in latex.split(r"\end{table}")[0]
+
+
+def test_without_the_flag_they_stay_in_a_table_of_their_own() -> None:
+    assert not made(None).is_inline and "published" not in {c.group for grid in made(None).grids for c in grid.columns}
+
+
+def test_ours_need_no_file() -> None:
+    words = ("dataset=cifar10", "model=resnet18", "holdout=fst", "attack.poison_rate=0.01")
+    found = {Path(one.id): one for one in [run("blended", "fst", 0, 0.02, *words)]}
+    text = terminal.as_text(report.make(found, ("asr",), (), (), theirs=[]))
+    assert "0.20 a" in text and "a FST, arXiv 2310.01875 (figure image)" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n1,2\n", "has the columns a, b; expected attack and defense among them"),
+        ("", "has the columns none"),
+        ("attack,defense,asr\nbadnets,,1\n", "line 2 names no attack and defense"),
+        ("attack,defense,asr\nbadnets,ft,\n", "line 2 has no figure; expected one of ca, asr, ra"),
+        ("attack,defense,asr\nbadnets,ft,high\n", "line 2: asr is 'high'; expected a number of percent"),
+        ("attack,defense,asr\nbadnets,ft,101\n", "line 2: asr is '101'"),
+        ("attack,defense,asr,poison_rate\nbadnets,ft,1,x\n", "line 2: poison_rate is 'x'"),
+    ],
+)
+def test_a_file_that_is_none_is_a_paragraph(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        published.read_figures(tmp_path / "own.csv")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path), "--published", str(tmp_path / "none.csv")]) == 2
+    assert "cannot be read (No such file or directory)" in capsys.readouterr().err
