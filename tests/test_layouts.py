@@ -345,7 +345,7 @@ def test_a_poisoned_image_is_never_tested_with_nor_a_defenders(tmp_path: Path, c
     bad = {pixels[row].tobytes() for row in poisoned}
     assert not bad & {image.tobytes() for image in shown(splits.test.images)}
     for kind in ("reserved", "seen"):
-        made = Holdout("x", kind, "train", 0.3, None, "stratified", None)
+        made = Holdout("x", kind, "train", 0.3, None, "stratified", None, 0.0)
         parts = made.divide(splits.train, splits.test, Stream(0), splits.reading, splits.poisoned)
         assert parts.holdout is not None and not bad & {image.tobytes() for image in shown(parts.holdout.images)}
         assert parts.poisoned is not None and len(parts.poisoned) == len(parts.train)

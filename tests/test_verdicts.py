@@ -398,7 +398,7 @@ def test_verdicts_stand_below_the_tables_in_every_format(said: Callable[..., str
     assert "| fst | 2 | 2 | 75.00 ± 35.36 | 8.00 ± 2.83 (blended) |" in said("--verdicts", "--format", "md")
     latex = said("--verdicts", "--format", "latex")
     assert (
-        r"verdicts $\cdot$ dataset digits" in latex
+        r"verdicts $\cdot$ dataset Digits" in latex
         and r"ranked by met, worst ASR, ASR, CA loss, n = 2. met: cells with" in latex
     )
     assert r"defense & cells & met $\uparrow$ & worst ASR $\downarrow$" in latex
@@ -416,7 +416,7 @@ def test_verdicts_on_the_page(said: Callable[..., str]) -> None:
     pytest.importorskip("matplotlib")
     said("--verdicts", "--format", "html", "--output", "page.html")
     page = Path("page.html").read_text()
-    assert '<a href="#verdicts">' in page and "8.00 ± 2.83 (blended)" in page and "badnets (fragile)" in page
-    assert '<td class="figure" data-v="0.08">' in page and ENDS in page
+    assert '<a href="#verdicts">' in page and "8.00 ± 2.83 (Blended)" in page and "BadNets (fragile)" in page
+    assert '<td class="figure" data-v="0.08">' in page and ENDS.replace("(ft)", "(FT)") in page
     said("--format", "html", "--output", "page.html")
     assert "#verdicts" not in Path("page.html").read_text()
