@@ -90,3 +90,9 @@ def test_a_record_whose_costs_are_no_numbers_is_damaged(wrong: dict[str, object]
     record.write(one, tmp_path)
     with pytest.raises(Exception, match="its spent are no numbers"):
         record.read(tmp_path)
+
+
+def test_what_was_found_has_the_seconds_that_it_once_took() -> None:
+    again = costly("fst", 0, 12.0, 100.0)
+    again.purification.seconds, again.purification.cost = {}, {"purify": 12.0}
+    assert rows.cost(again)["seconds"] == 12.0

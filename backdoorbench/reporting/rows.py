@@ -305,14 +305,14 @@ MEBIBYTE = 2**20
 
 
 def cost(run: Run, stage: Stage = PURIFY) -> dict[str, float | None]:
-    """What a stage of a run cost, by figure; None of what its record does not tell."""
+    """What a stage of a run cost, by figure, or had cost where it was found; None of what its record does not tell."""
     found = run.of(stage.name)
     memory, device_memory = (
         value / MEBIBYTE if (value := found.spent.get(name)) is not None else None
         for name in ("memory", "device_memory")
     )
     seconds, joules, speed = (
-        found.seconds.get(stage.name),
+        found.seconds.get(stage.name, found.cost.get(stage.name)),
         found.spent.get("joules"),
         found.spent.get("images_per_second"),
     )
