@@ -356,7 +356,9 @@ def test_preview_and_export_find_the_network(name: str, tmp_path: Path, monkeypa
     export.write(planned, tmp_path / "set", "npz")
     with np.load(tmp_path / "set" / "train.npz") as arrays:
         assert np.array_equal(arrays["images"], infection.train.images.permute(0, 2, 3, 1).numpy())
-    assert preview.draw(other, tmp_path / "shown.png", 4)["psnr"] > 0 and (tmp_path / "shown.png").is_file()
+    look = preview.look(other, 4)
+    preview.draw(look, tmp_path / "shown.png")
+    assert look.figures["psnr"] > 0 and (tmp_path / "shown.png").is_file()
     assert seen == [400]
 
 

@@ -30,6 +30,10 @@ def kuangliu(found: Weights) -> Weights:
 
 FILES: dict[str, tuple[Any, list[str], int, int, str]] = {  # content -> words, size, classes, how
     "one of ours": (lambda: weights("demo"), ["model=demo"], 32, 10, "54 weights by names"),
+    "a whole classifier of ours, which says how it is normalised": (
+        lambda: headed("net.")(weights("demo")) | {"normalize.mean": torch.zeros(3, 1, 1), "normalize.std": torch.ones(3, 1, 1)},
+        ["model=demo"], 32, 10, "56 weights by names",
+    ),
     "narrow": (lambda: weights("resnet18", width=8), ["model=resnet18", "model.width=8"], 32, 10, "122 weights by names"),
     "for large images": (lambda: weights("resnet18", 12, 224, width=64), ["model=resnet18"], 128, 12, "122 weights by names"),
     "grey": (
@@ -72,3 +76,10 @@ def test_a_file_tells_its_network(kind: str, tmp_path: Path) -> None:
 def test_a_file_without_a_convolution_is_of_no_network_that_is_known(tmp_path: Path) -> None:
     torch.save({"a.weight": torch.zeros(3, 3)}, tmp_path / "given.pt")
     assert identify(reading.read(tmp_path / "given.pt")) == []
+
+
+def test_a_stem_of_large_images_is_known_at_small_ones(tmp_path: Path) -> None:
+    found = weights("torchvision", architecture="resnet18", stem="as_is")
+    torch.save(found, tmp_path / "theirs.pth")
+    first = identify(reading.read(tmp_path / "theirs.pth"), 32)[0]
+    assert first.words == ["model=torchvision", "model.architecture=resnet18", "model.stem=as_is"] and first.size == 32

@@ -63,7 +63,7 @@ def test_jobs_compose_as_hydra_would(looked: Callable[..., list[forecast.Ahead]]
         assert run.config == compose(list(run.overrides))
     assert runs[0].config["train"]["augment"]["crop_padding"] == 1  # an interpolation of the data set's
     assert str(runs[0].error) == (
-        "holdout has no setting 'extra'. It knows draw, kind, name, per_class, rate, root and split."
+        "holdout has no setting 'extra'. It knows draw, kind, name, per_class, rate, root, split and validate."
     )
 
 

@@ -71,11 +71,11 @@ def each_of(settings: Sequence[str]) -> list[tuple[list[str], list[str]]]:
 
 def _values(text: str) -> list[str]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     try:
         override = OverridesParser.create().parse_override(text)
-    except OverrideParseException:
+    except HydraException:
         return [text]
     if not override.is_sweep_override():
         return [text]

@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 WIDENINGS = (1, 2, 4, 8, 10, 12)  # of wide networks, as the literature has them
 COMMON = (  # of torchvision's networks, where the file does not say which
-    "resnet101", "vgg16", "vgg16_bn", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "densenet121",
-    "efficientnet_b0", "alexnet", "convnext_tiny",
+    "resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "vgg16_bn", "mobilenet_v2", "mobilenet_v3_small",
+    "mobilenet_v3_large", "densenet121", "efficientnet_b0", "alexnet", "convnext_tiny",
 )  # fmt: skip
 UNSAID = 99  # the rank of those
 SMALL, LARGE_STEM = 32, 7  # pixels: what a network reads whose first filters are smaller than those of large images
@@ -139,7 +139,12 @@ def _guesses(state: State, found: Found) -> list[Guess]:
             changed = {key: value for key, value in zip(choices, values, strict=True) if value != node[key]}
             guesses.append(Guess(len(changed), name, first | changed))
         if named == "architecture":
-            guesses += [Guess(UNSAID, name, {named: architecture, **first}) for architecture in COMMON]
+            stems = (
+                ({}, {"stem": "as_is"}) if "stem" in node else ({},)
+            )  # trained on small images with the stem of large ones
+            guesses += [
+                Guess(UNSAID, name, {named: architecture, **first, **own}) for architecture in COMMON for own in stems
+            ]
     known: dict[str, Guess] = {}
     for guess in sorted(guesses, key=lambda guess: guess.rank):
         known.setdefault(str(_node(guess.option) | guess.overrides | {"name": ""}), guess)
@@ -192,7 +197,8 @@ def _fit(guess: Guess, found: Found, state: State, classes: int, size: int) -> F
             spec.reads.narrow(net, guess.option)
         if _kinds(net.state_dict()) != _kinds(state.weights):
             return None
-        model = Classifier(net, size, (0.0,), (1.0,), spec.reads.channels).to("meta")
+        channels = spec.reads.channels  # ours say how they are normalised, by as many numbers
+        model = Classifier(net, size, (0.0,) * channels, (1.0,) * channels, channels).to("meta")
         fits = matching.find(model, dataclasses.replace(found, states=(state,)), guess.option)
     except BdxError:  # a size that it cannot read, a width that it cannot have, names that do not tell
         return None
