@@ -7,10 +7,9 @@ import pytest
 import torch
 from conftest import QUICK
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from backdoorbench.api import load_dataset
-from backdoorbench.cli import theirs
 from backdoorbench.cli.main import main
 from backdoorbench.pipeline.job import Job
 from backdoorbench.reporting import inspection
@@ -94,15 +93,17 @@ def test_a_model_is_inspected(digits: Path, model: Path, tmp_path: Path, capsys:
 def test_without_images_the_last_layer_alone_is_looked_at(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(model)]) == 0
     said = capsys.readouterr().out
-    assert "epoch 6" in said and "under state_dict" in said and "10 classes of 64 features" in said
-    assert "has the largest mean weight" in said and "Add --data DIR." in said
+    assert "epoch 6" in said and "under state_dict" in said and "model=demo model.width=8, for 10 classes" in said
+    assert "flagged, anomaly index" in said and "Add --data DIR." in said
 
 
-def test_the_last_layer_is_the_last_matrix_or_the_one_called_so() -> None:
-    attention, head = torch.ones(30, 10), torch.ones(10, 30)
-    assert theirs.last_layer({"a.weight": attention, "b.weight": head})[0] == "b.weight"
-    assert theirs.last_layer({"fc.weight": head, "norm.weight": torch.ones(3), "z.weight": attention})[0] == "fc.weight"
-    assert theirs.last_layer({"norm.weight": torch.ones(3)}) == ("", None)
+def test_of_a_file_that_no_network_fits_only_what_it_holds_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"a.weight": torch.ones(3, 5)}, tmp_path / "odd.safetensors")
+    assert main(["inspect", str(tmp_path / "odd.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "15 numbers in 1 tensors" in said and "none here that they fit" in said and "flagged" not in said
 
 
 def test_clean_models_stand_beside(run: Callable[..., Job]) -> None:

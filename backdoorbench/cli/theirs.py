@@ -14,14 +14,10 @@ from backdoorbench.config.groups import SETTINGS, STAGES
 from backdoorbench.errors import ConfigError, ModelError, join_words
 
 if TYPE_CHECKING:  # torch is imported only when work starts
-    from torch import Tensor
-
     from backdoorbench.pipeline.job import Job
     from backdoorbench.storage.record import Run
 
 IMAGES = 5000  # of the training split, at most, that the defender takes: more cost hours and tell nothing new
-HEADS = ("fc", "linear", "head", "classifier", "output", "logits")  # what last layers are called
-OUTLIER = 2.0  # as Neural Cleanse has it
 HINTS = ("order", "input")  # notes of an infection: what a given network seems to have been trained on
 PROBED = 32  # picture files that are looked at to tell how large they are
 
@@ -181,46 +177,33 @@ def known_runs(config: dict[str, Any]) -> list["Run"]:
     ]
 
 
-def print_weights_alone(model: str, out: Console) -> None:
-    """What a file of weights says by itself, without an image: what it holds, and whether a row of its last layer stands out."""
+def print_weights_alone(file: str, out: Console) -> None:
+    """What a file of weights says by itself, without an image: what it holds, which network it is, and what those detectors find
+    in it that need nothing else."""
     from backdoorbench.models import reading
-    from backdoorbench.training.reversal import anomaly
+    from backdoorbench.models.identify import identify
+    from backdoorbench.pipeline import cleaned
+    from backdoorbench.reporting import inspection
 
-    found = reading.read(model)
-    say(out, "file", f"{found.format}, {join_words([f'{name} {value}' for name, value in found.beside.items()][:8])}")
+    found = reading.read(file)
+    say(out, "file", ", ".join([found.format, *(f"{name} {value}" for name, value in found.beside.items())][:8]))
     for state in found.states[:1]:
         count = sum(value.numel() for value in state.weights.values())
-        say(
-            out,
-            "weights",
-            f"{count:,} numbers in {len(state.weights)} tensors{f', under {state.name}' if state.name else ''}",
-        )
-        name, head = last_layer(state.weights)
-        if head is None:
-            say(out, "last layer", "no matrix: nothing can be said without images and the network")
-            continue
-        index = anomaly(-head.double().mean(1).float())
-        label = int(index.argmax())
-        looks = "stands out" if float(index[label]) > OUTLIER else "does not stand out"
-        say(out, "last layer", f"{name}, {head.shape[0]} classes of {head.shape[1]} features")
-        say(
-            out,
-            "rows",
-            f"class {label} has the largest mean weight, and {looks}: anomaly index {float(index[label]):.2f}",
-        )
+        under = f", under {state.name}" if state.name else ""
+        say(out, "weights", f"{count:,} numbers in {len(state.weights)} tensors{under}")
+    if not (fitting := identify(found)):
+        say(out, "network", "none here that they fit; with --data DIR and model=... more can be said")
+        return
+    first = fitting[0]
+    say(out, "network", f"{' '.join(first.words)}, for {first.classes} classes: {first.how}")
+    for name, verdict in cleaned.without_images(first).items():
+        flagged = verdict.flagged.nonzero()[:, 0].tolist()
+        say(out, name, inspection.told(flagged, verdict.figures.get("anomaly_index")))
     say(
         out,
         "",
         "Weights alone tell little: a sign of a backdoor at best, and no proof that there is none. Add --data DIR.",
     )
-
-
-def last_layer(weights: "dict[str, Tensor]") -> "tuple[str, Tensor | None]":
-    """The matrix whose rows are the classes: the last one of a file, or the one that is called as such layers are."""
-    matrices = {name: value for name, value in weights.items() if value.dim() == 2 and value.is_floating_point()}
-    called = [name for name in matrices if name.rsplit(".", 2)[-2:-1] and name.rsplit(".", 2)[-2] in HEADS]
-    name = (called or list(matrices) or [""])[-1]
-    return name, matrices.get(name)
 
 
 def say(out: Console, what: str, text: str, *, is_path: bool = False) -> None:

@@ -5,14 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from backdoorbench import metrics
+from backdoorbench.config import catalog
 from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose, option
+from backdoorbench.detectors.base import Detector, Scenario, Verdict
 from backdoorbench.errors import ModelError
 from backdoorbench.models import checkpoint, matching, reading
 from backdoorbench.models.base import Classifier, ModelSpec
+from backdoorbench.models.identify import Candidate
 from backdoorbench.reporting.rows import FIGURES, percent
 from backdoorbench.storage import store
 from backdoorbench.storage.record import FILE, Run
+from backdoorbench.streams import Stream
 
 CARD = "model-card.md"
 
@@ -95,3 +102,23 @@ def text(run: Run, folder: Path, file: Path, agreement: float) -> str:
             "A low attack success rate holds for the trigger that was tried, and can come back by a little training."
         )
     return "\n".join(lines) + "\n"
+
+
+def without_images(candidate: Candidate) -> dict[str, Verdict]:
+    """What the detectors that need a model and nothing else say of a file's weights in the network that they fit, by name."""
+    resolved = compose([*candidate.words, f"dataset.size={candidate.size}"])
+    dataset = resolved["dataset"]
+    spec: ModelSpec = build(resolved["model"], "model")
+    model = spec.classifier(candidate.classes, candidate.size, dataset["mean"], dataset["std"])
+    checkpoint.load(model, candidate.fit)
+    said = {}
+    for name in catalog.names("detector"):
+        detector: Detector = build(option("detector", name), "detector")
+        if detector.needs == {"model"}:
+            scenario = Scenario(
+                detector.needs, model=model.eval(), holdout=None, train=None, build=lambda _: model,
+                recipe=build(resolved["train"], "train"), stream=Stream(0), device=torch.device("cpu"),
+                probe=lambda *_: None, note=lambda *_: None,
+            )  # fmt: skip
+            said[name] = detector.examine(scenario)
+    return said

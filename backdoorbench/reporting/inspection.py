@@ -40,17 +40,21 @@ def clean_indices(runs: Iterable[Run], name: str, network: str) -> list[float]:
     return sorted(found.values())
 
 
+def told(flagged: Sequence[int], index: float | None) -> str:
+    """The classes that a detector flags, and how far the farthest lies out."""
+    if index is None:
+        return "nothing: no class stands out in a way that it could measure"
+    if not flagged:
+        return f"nothing flagged, anomaly index {index:.2f}"
+    classes = "class" if len(flagged) == 1 else "classes"
+    return f"{classes} {join_words([str(label) for label in flagged])} flagged, anomaly index {index:.2f}"
+
+
 def line(run: Run, clean: Sequence[float]) -> str:
     """What one detector says: the classes that it flags, how far they lie out, and how far clean models' do."""
     finding = run.detection
     index, flagged = index_of(finding), finding.details.get("flagged_classes", [])
-    if index is None:
-        said = "nothing: no class stands out in a way that it could measure"
-    elif flagged:
-        classes = "class" if len(flagged) == 1 else "classes"
-        said = f"{classes} {join_words([str(label) for label in flagged])} flagged, anomaly index {index:.2f}"
-    else:
-        said = f"nothing flagged, anomaly index {index:.2f}"
+    said = told(flagged, index)
     if clean and index is not None:
         above = sum(value >= index for value in clean)
         spread = f"{clean[0]:.2f}" if len(clean) == 1 else f"{clean[0]:.2f} to {clean[-1]:.2f}"
