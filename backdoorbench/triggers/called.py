@@ -46,11 +46,11 @@ def function(path: str) -> Callable[[Images], Images]:
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever importing a stranger's code brings
         raise ConfigError(
             f"attack.function is '{path}', which cannot be had ({first_line(error)}). Name a function of a package that "
             f"Python finds, as package.module:function."
-        ) from None
+        ) from error
     if not callable(found):
         raise ConfigError(
             f"attack.function is '{path}', which cannot be called; expected a function of images. Name another."
