@@ -117,7 +117,7 @@ def test_options_reach_the_factory() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "no target": ({"target": None}, "model.target is None; expected package.module:factory, a class or function that returns"),
+    "no target": ({"target": None}, "model.target is null; expected package.module:factory, a class or function that returns"),
     "another package": (
         {"target": "os:system"},
         "model.target is 'os:system', outside plugins=['theirs_of_test']; only code of these packages is run. If you trust it, add "
@@ -125,12 +125,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no such module": (
         {"target": "theirs_of_test.net:Bare"},
-        "model.target=theirs_of_test.net:Bare cannot be imported (ModuleNotFoundError: No module named 'theirs_of_test.net'); expected",
+        "model.target is 'theirs_of_test.net:Bare', which cannot be imported (ModuleNotFoundError: No module named 'theirs_of_test.net'); expected",
     ),
-    "no such factory": ({"target": "theirs_of_test.nets:Bar"}, "model.target=theirs_of_test.nets:Bar cannot be imported (AttributeError: "),
+    "no such factory": ({"target": "theirs_of_test.nets:Bar"}, "model.target is 'theirs_of_test.nets:Bar', which cannot be imported (AttributeError: "),
     "no factory": (
         {"target": "theirs_of_test.nets:CONSTANT"},
-        "model.target=theirs_of_test.nets:CONSTANT is a int; expected a class or function that returns the network.",
+        "model.target is 'theirs_of_test.nets:CONSTANT', an object of type int; expected a class or function that returns the network.",
     ),
     "a factory that fails": (
         {"target": "theirs_of_test.nets:broken"},

@@ -7,13 +7,13 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from backdoorbench.config.groups import LATER
 from backdoorbench.config.plugins import OWN_PACKAGE, trusted
-from backdoorbench.errors import ConfigError, did_you_mean, join_words, shown
+from backdoorbench.errors import ConfigError, did_you_mean, first_line, join_words, shown
 
 NOT_FIELDS = ("_target_", "version")  # keys that choose the class and its meaning, not its knobs
 File = Annotated[str, "file"]  # a setting that is the path of a file: a key holds the file's content, whatever its name
@@ -100,6 +100,26 @@ def check_function(path: str, where: str, plugins: Sequence[str]) -> None:
 def dotted(function: str) -> str:
     """`package.module:function` with dots alone, as a class is named."""
     return function.replace(":", ".")
+
+
+def imported(function: str, where: str, expected: str) -> Callable[..., Any]:
+    """What `package.module:function` names; ConfigError where it is nothing that can be called. That its package is trusted was
+    asked before (`check_function`).
+
+    where  the setting that names it; expected: what the setting is for, as a message says it"""
+    module, _, name = dotted(function).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever importing a stranger's code brings
+        raise ConfigError(
+            f"{where} is '{function}', which cannot be imported ({type(error).__name__}: {first_line(error)}); expected "
+            f"{expected}, in a module that Python finds. Correct it, or put its folder on PYTHONPATH."
+        ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"{where} is '{function}', an object of type {type(found).__name__}; expected {expected}. Name one."
+        )
+    return found  # type: ignore[no-any-return]
 
 
 def construct(kind: type, node: Mapping[str, Any], where: str) -> Any:

@@ -1,6 +1,5 @@
 """A network of the user's own: whatever a function or class of a package named in `plugins` makes."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from backdoorbench.config.build import Function, dotted
+from backdoorbench.config.build import Function, imported
 from backdoorbench.errors import ModelError, first_line, shown
 from backdoorbench.models.base import Classifier, ModelSpec
 from backdoorbench.models.outputs import choose_logits, undo_softmax
@@ -67,24 +66,12 @@ class ModuleSpec(ModelSpec):
         return net
 
     def _factory(self) -> Callable[..., Any]:
-        module, _, name = dotted(self.target or "").rpartition(".")
-        if not module:
+        if self.target is None:
             raise ModelError(
-                f"model.target is {shown(self.target)}; expected package.module:factory, a class or function that returns the "
-                f"network. Name it, and its package: model.target=mine.networks:WideNet plugins=[mine]."
+                "model.target is null; expected package.module:factory, a class or function that returns the network. Name it, "
+                "and its package: model.target=mine.networks:WideNet plugins=[mine]."
             )
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except Exception as error:  # whatever importing a stranger's code brings
-            raise ModelError(
-                f"model.target={self.target} cannot be imported ({type(error).__name__}: {first_line(error)}); expected a "
-                f"class or function of a module that Python finds. Correct it, or put its folder on PYTHONPATH."
-            ) from error
-        if not callable(found):
-            raise ModelError(
-                f"model.target={self.target} is a {type(found).__name__}; expected a class or function that returns the network."
-            )
-        return found  # type: ignore[no-any-return]
+        return imported(self.target, "model.target", "a class or function that returns the network")
 
     def _options(self) -> dict[str, Any]:
         if self.options is not None and not isinstance(self.options, Mapping):

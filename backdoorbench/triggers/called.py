@@ -1,13 +1,11 @@
 """A trigger that somebody else's function is: images in, triggered images out."""
 
-import functools
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from backdoorbench.errors import ConfigError, first_line
+from backdoorbench.config.build import imported
+from backdoorbench.errors import ConfigError
 from backdoorbench.shapes import Images
 from backdoorbench.triggers.base import FixedTrigger
 
@@ -20,7 +18,7 @@ class Called(FixedTrigger):
 
     def __call__(self, images: Images) -> Images:
         """The function's images, clipped to [0, 1]; ConfigError where it returns something else than images like those given."""
-        found = function(self.path)(images.clone())
+        found = imported(self.path, "attack.function", "a function of images")(images.clone())
         if not isinstance(found, Tensor) or found.shape != images.shape or found.device != images.device:
             what = (
                 f"a tensor {tuple(found.shape)} on {found.device}"
@@ -37,22 +35,3 @@ class Called(FixedTrigger):
                 f"the function."
             )
         return found.to(images.dtype).clamp(0, 1)
-
-
-@functools.cache
-def function(path: str) -> Callable[[Images], Images]:
-    """What `package.module:function` names; ConfigError where it is nothing that can be called. Whether the package is trusted
-    was asked before (`config/build.py`)."""
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever importing a stranger's code brings
-        raise ConfigError(
-            f"attack.function is '{path}', which cannot be had ({first_line(error)}). Name a function of a package that "
-            f"Python finds, as package.module:function."
-        ) from error
-    if not callable(found):
-        raise ConfigError(
-            f"attack.function is '{path}', which cannot be called; expected a function of images. Name another."
-        )
-    return found  # type: ignore[no-any-return]
