@@ -7,7 +7,7 @@ import pytest
 from backdoorbench.cli import main
 from backdoorbench.config import catalog, citations
 
-METHODS = [(group, name) for group in ("attack", "defense", "detector") for name in catalog.names(group)]
+METHODS = [(group, name) for group in ("attack", "defense", "detector", "after") for name in catalog.names(group)]
 
 
 def test_entries_are_well_formed_and_named_once() -> None:
@@ -22,6 +22,8 @@ def test_entries_are_well_formed_and_named_once() -> None:
         assert not eprint or (
             citations.ARXIV.fullmatch(eprint) and int(citations.field(entry, "year")) >= 2000 + int(eprint[:2])
         ), key
+        place = {"inproceedings": "booktitle", "article": "journal", "misc": "eprint"}[entry[1 : entry.index("{")]]
+        assert citations.field(entry, place) and "others" not in citations.field(entry, "author"), key
     for name in ("eprint", "title"):
         said = [value for entry in found.values() if (value := citations.field(entry, name))]
         assert len(said) == len(set(said))
