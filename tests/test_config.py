@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from hydra.errors import HydraException
 
 import backdoorbench
 from backdoorbench.config import catalog, groups
 from backdoorbench.config.build import BESIDE, File, Folder, build, paths, settings
-from backdoorbench.config.compose import compose, conf_dir, rounded
+from backdoorbench.config.compose import compose, conf_dir, plain, rounded, with_brought
 from backdoorbench.defenses.none import NoDefense
 from backdoorbench.errors import ConfigError, nearest
 from backdoorbench.pipeline import plan
@@ -26,6 +27,65 @@ OVERLAYS = [
     for group in METHODS
     for file in sorted((conf_dir() / kind / group).glob("*/*.yaml"))
 ]
+
+
+COMPOSED = [  # values of every kind, each beside choices of options
+    ("attack=wanet", "dataset=gtsrb", "attack.poison_rate=0.060000000000000005"),
+    ("model=timm", "model.timm_name=resnet10t"),  # its name refers to that, relative to where it stands
+    ("dataset=cifar10", "dataset.target=3", "defense=fst", "scale=small"),
+    ("defense=ft", "defense.lr=${train.lr}", "seed=3", "train.lr=0.5"),
+    ("defense=fst", "+defense.note=one", "~tracker", "++seed=4"),
+    ("dataset.augment={crop_padding:1,flip:false}", "train.milestones=[3,4]", "attack.sources=[]"),
+    ("dataset.root='a, b'", "holdout.rate=null", "runtime.progress=off", "dataset.root=c"),
+    ("model=airbench", "experiment=fst", "defense@beside=ft"),
+]
+
+
+@pytest.mark.parametrize("words", COMPOSED, ids=" ".join)
+def test_composing_is_what_hydra_composes_however_often(words: tuple[str, ...]) -> None:
+    """Choices of options are remembered, values put in afterwards."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+        try:
+            expected: Any = plain(hydra_compose("config", overrides=with_brought(words)))
+        except HydraException as error:
+            expected = str(error)
+    for _ in range(2):
+        try:
+            found: Any = compose(words)
+        except HydraException as error:
+            found = str(error)
+        assert found == expected
+        if isinstance(found, dict):
+            found["attack"].clear()  # what was handed out is the caller's
+
+
+@pytest.mark.parametrize(
+    "word", ["attack=nothing", "attack.nothing=1", "seed=1,2", "seed=[1", "~attack.nothing", "+attack=badnets"]
+)
+def test_a_word_that_hydra_refuses_is_refused_in_hydras_words(word: str) -> None:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    compose([])
+    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"), pytest.raises(HydraException) as told:
+        hydra_compose("config", overrides=[word])
+    with pytest.raises(HydraException) as found:
+        compose([word])
+    assert type(found.value) is type(told.value) and str(found.value) == str(told.value)
+
+
+def test_a_file_that_was_edited_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "attack" / "mine.yaml"
+    file.parent.mkdir()
+    for rate in (0.1, 0.25):
+        file.write_text(f"# @package attack\ndefaults: [badnets]\npoison_rate: {rate}\n")
+        assert compose(["attack=mine"], [str(tmp_path)])["attack"]["poison_rate"] == rate
+    file.unlink()
+    with pytest.raises(HydraException, match="Could not find 'attack/mine'"):
+        compose(["attack=mine"], [str(tmp_path)])
 
 
 def parts(overlay: Path) -> tuple[str, str, str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import os
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -15,10 +19,14 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from backdoorbench.config import plugins
 from backdoorbench.errors import ConfigError
 
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
 Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbers, booleans, None
 
 DIGITS = 12  # significant ones of a float setting: enough for any that a person types, too few for what a sum of steps leaves
 BRINGS = "model"  # the group whose options bring others along as if they were typed
+REMEMBERED = 500  # choices of options whose configurations are kept in memory, the last ones
 NEUTRAL = "folder"  # the data set without facts of its own
 ASK_THE_DATA_SET = (
     "attack",
@@ -48,11 +56,149 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[str] = ()) -> Plain
     """The resolved configuration that `bdx <overrides>` would run.
 
     folders  of the user's own yaml files (`--config-dir`), looked through after ours"""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    return _composer(tuple(places(folders)))([*search_path(folders), *with_brought(overrides, folders)])
 
-    with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-        return plain(hydra_compose("config", overrides=[*search_path(folders), *with_brought(overrides, folders)]))
+
+@cache
+def _composer(folders: tuple[Path, ...]) -> Composer:
+    def load(choices: Sequence[str]) -> DictConfig:
+        from hydra import compose as hydra_compose
+        from hydra import initialize_config_dir
+
+        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+            return hydra_compose("config", overrides=list(choices))
+
+    def is_group(name: str) -> bool:
+        return any((folder / name).is_dir() for folder in folders)
+
+    return Composer(load, is_group, lambda: stamps(folders))
+
+
+def stamps(folders: Sequence[Path]) -> frozenset[tuple[str, int, int]]:
+    """What tells whether a yaml file in these folders was edited, came or went: each with its time and its length."""
+    files = (Path(root, name) for folder in folders for root, _, names in os.walk(folder) for name in names)
+    looked = ((str(file), file.stat()) for file in files if file.suffix == ".yaml")
+    return frozenset((file, status.st_mtime_ns, status.st_size) for file, status in looked)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a choice of options makes, before any value is set.
+
+    config     as Hydra composes it, without its own settings; not to be changed, nor is `resolved`
+    resolved   None where something is still to be given
+    mentioned  names that its interpolations refer to
+    """
+
+    config: DictConfig
+    resolved: Plain | None
+    mentioned: frozenset[str]
+
+    def takes(self, override: Override) -> bool:
+        """Whether the override just sets one plain value that nothing else is computed from."""
+        if override.is_delete() or override.is_add() or override.is_force_add() or override.package is not None:
+            return False
+        value = override.value()
+        if not (value is None or isinstance(value, int | float | str)) or "${" in str(value) or value == "???":
+            return False
+        name = override.key_or_group
+        if any(meets(name, other) for other in self.mentioned):
+            return False
+        *parents, key = name.split(".")
+        node: Any = self.resolved
+        for part in parents:
+            node = node.get(part) if isinstance(node, dict) else None
+        return isinstance(node, dict) and key in node and not isinstance(node[key], dict | list)
+
+
+def meets(name: str, other: str) -> bool:
+    """Whether two dotted names may be one, or one part of the other. A name that begins with a dot is relative to where it
+    stands, so that its end alone is known."""
+    if other.startswith("."):
+        return f".{other.lstrip('.')}." in f".{name}."
+    return name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.")
+
+
+class Composer:
+    """Composes configurations of which many choose the same options: each choice once from the yaml files, which takes Hydra a
+    tenth of a second, values put in afterwards, which is what Hydra does in this order too.
+
+    load      what Hydra composes of overrides
+    is_group  whether a name is that of a group of options
+    state     what a choice depends on beside its words; once it differs, what was composed is forgotten"""
+
+    def __init__(
+        self,
+        load: Callable[[Sequence[str]], DictConfig],
+        is_group: Callable[[str], bool],
+        state: Callable[[], Hashable] = lambda: None,
+    ) -> None:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        parser = OverridesParser.create()
+        self.load, self.is_group, self.state = load, is_group, state
+        self.parse = cache(lambda text: parser.parse_overrides([text])[0])
+        self.known: dict[tuple[str, ...], Chosen] = {}
+        self.before: Hashable = None
+
+    def __call__(self, overrides: Sequence[str]) -> Plain:
+        """The resolved configuration of the run with these settings."""
+        if (now := self.state()) != self.before:
+            self.known, self.before = {}, now
+        choices: list[str] = []
+        values: list[Override] = []
+        for text in overrides:
+            override = self.parse(text)
+            if self.is_choice(override):
+                choices.append(text)
+            else:
+                values.append(override)
+        chosen = self.chosen(tuple(choices))
+        if chosen.resolved is None or not all(chosen.takes(override) for override in values):
+            return plain(with_values(chosen.config, values))
+        resolved = copy.deepcopy(chosen.resolved)
+        for override in values:
+            *parents, key = override.key_or_group.split(".")
+            node: Any = functools.reduce(lambda at, part: at[part], parents, resolved)
+            node[key] = rounded(override.value())
+        return plugins.with_used(resolved)
+
+    def is_choice(self, override: Override) -> bool:
+        """Whether Hydra has to be asked: it picks an option of a group, is of Hydra's own, or a sweep, which Hydra refuses."""
+        if override.is_sweep_override() or override.key_or_group.partition(".")[0].partition("/")[0] == "hydra":
+            return True
+        return not isinstance(override.value(), dict) and self.is_group(override.key_or_group)
+
+    def chosen(self, choices: tuple[str, ...]) -> Chosen:
+        if choices not in self.known:
+            made = self.load(choices)
+            if len(self.known) >= REMEMBERED:
+                del self.known[next(iter(self.known))]
+            named = re.findall(r"\$\{([\w.]+)\}", " ".join(texts(OmegaConf.to_container(made, resolve=False))))
+            try:
+                resolved = resolve(made)
+            except OmegaConfBaseException:
+                resolved = None
+            self.known[choices] = Chosen(made, resolved, frozenset(named))
+        return self.known[choices]
+
+
+def with_values(config: DictConfig, values: Sequence[Override]) -> DictConfig:
+    """A copy of the configuration, its values set as Hydra sets them, with Hydra's own errors."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    made = copy.deepcopy(config)
+    ConfigLoaderImpl._apply_overrides_to_config(list(values), made)
+    return made
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in nested containers."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from texts(item)
 
 
 def with_brought(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
@@ -91,10 +237,14 @@ def plain(config: DictConfig) -> Plain:
     Floats are rounded to 12 significant digits here, once, so that 0.06 and a sweep's 0.060000000000000005 are one setting.
     Known plugins that an option comes from are listed. ConfigError where a value refers to what is not there."""
     try:
-        made = typing.cast(Plain, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-        return plugins.with_used(typing.cast(Plain, rounded(made)))
+        return plugins.with_used(resolve(config))
     except OmegaConfBaseException as error:
         raise ConfigError(unresolved(error)) from None
+
+
+def resolve(config: DictConfig) -> Plain:
+    """The same without the list of plugins, and with OmegaConf's own errors."""
+    return typing.cast(Plain, rounded(OmegaConf.to_container(config, resolve=True, throw_on_missing=True)))
 
 
 def unresolved(error: OmegaConfBaseException) -> str:

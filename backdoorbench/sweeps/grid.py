@@ -23,7 +23,7 @@ from backdoorbench.config.build import convert
 from backdoorbench.config.compose import with_brought
 from backdoorbench.config.groups import NAMES
 from backdoorbench.errors import ConfigError, check_range, did_you_mean, join_words, shown
-from backdoorbench.sweeps.compose import Composer
+from backdoorbench.sweeps.compose import composer
 from backdoorbench.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ class Grid(BasicSweeper):
         sources = self.config.hydra.runtime.config_sources
         folders = [source.path for source in sources if source.schema == "file"]
         jobs = [with_brought(job, folders) for job in listed]
-        composer = Composer(self.hydra_context.config_loader, self.config)
+        composed = composer(self.hydra_context.config_loader, self.config)
         launcher = str(OmegaConf.select(self.config, "hydra.runtime.choices.hydra/launcher"))
-        return forecast.look(jobs, [composer(job) for job in jobs], here=launcher not in REMOTE)
+        return forecast.look(jobs, [composed(job) for job in jobs], here=launcher not in REMOTE)
 
     def parsed(self, arguments: Sequence[str]) -> list[Override]:
         """The sweep's overrides, the command line's last, with ranges as the numbers they are meant to be."""

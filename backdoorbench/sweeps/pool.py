@@ -157,10 +157,10 @@ class Pool(Launcher):
     def look(self, jobs: Sequence[Sequence[str]], first: int) -> list[Ahead]:
         """The runs, where the sweeper chooses them as it goes."""
         from backdoorbench.sweeps import forecast
-        from backdoorbench.sweeps.compose import Composer
+        from backdoorbench.sweeps.compose import composer
 
-        composer = Composer(self.hydra_context.config_loader, self.config)
-        runs = forecast.look(jobs, [composer(job) for job in jobs], here=True)
+        composed = composer(self.hydra_context.config_loader, self.config)
+        runs = forecast.look(jobs, [composed(job) for job in jobs], here=True)
         for run in runs:
             run.number += first
         return runs
