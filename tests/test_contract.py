@@ -475,6 +475,9 @@ def test_an_after_attack_asks_for_all_that_it_needs(after_attack: Attacked, monk
 # ---- effects --------------------------------------------------------------------------------------------------------
 
 
+BARE = ("control=off", "curve.every=0")  # neither of which bears on what comes out
+
+
 def effects(group: str) -> list[Any]:
     """The rows that state a bound; those of minutes in the slow tier."""
     found = []
@@ -488,7 +491,7 @@ def effects(group: str) -> list[Any]:
 
 @pytest.mark.parametrize(("row", "effect"), effects(groups.INFECT.group))
 def test_takes_on_digits(row: Row, effect: Takes, run: Callable[..., Job]) -> None:
-    found = run(str(row)).run
+    found = run(str(row), *BARE).run
     assert found.infected is not None and found.infected.asr is not None
     assert found.infected.asr >= effect.asr and found.infected.ca >= effect.ca
     assert found.infection.status == "took" and found.infected.n_triggered == 324
@@ -497,7 +500,7 @@ def test_takes_on_digits(row: Row, effect: Takes, run: Callable[..., Job]) -> No
 
 @pytest.mark.parametrize(("row", "effect"), effects(groups.PURIFY.group))
 def test_what_is_left_on_digits(row: Row, effect: Leaves, run: Callable[..., Job]) -> None:
-    found = run(str(row)).run
+    found = run(str(row), *BARE).run
     assert found.infected is not None and found.purified is not None and found.infected.asr is not None
     assert found.infected.asr >= 0.9  # there was something to remove
     assert found.purified.asr is not None and found.purified.asr <= effect.asr
@@ -508,8 +511,7 @@ def test_what_is_left_on_digits(row: Row, effect: Leaves, run: Callable[..., Job
 @pytest.mark.parametrize("name", ["badnets", "blended"])
 def test_all_to_all_takes_on_digits(name: str, run: Callable[..., Job]) -> None:
     """At half of the rows; at a tenth a network of 460 steps learns no target for each class."""
-    words = ["attack.mapping=all_to_all", "attack.poison_rate=0.5", "defense=none", "control=off", "curve.every=0"]
-    found = run(f"attack={name}", *words).run
+    found = run(f"attack={name}", "attack.mapping=all_to_all", "attack.poison_rate=0.5", "defense=none", *BARE).run
     assert found.infection.status == "took" and found.infection.notes["target"] == "all to all"
     assert found.infected is not None and found.infected.n_triggered == found.infected.n_clean == 360
     assert found.infected.asr is not None and found.infected.ra is not None
