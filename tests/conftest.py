@@ -27,7 +27,7 @@ from backdoorbench.training.recipe import Recipe
 from backdoorbench.training.scenario import Scenario
 
 QUICK = (  # a run in seconds
-    "dataset.train_size=400", "dataset.test_size=120", "model.width=8", "train.epochs=6", "train.batch_size=32", "control=off",
+    "dataset.train_size=400", "dataset.test_size=120", "model.width=8", "train.epochs=6", "train.batch_size=32", "control=off", "curve.every=0",
 )  # fmt: skip
 
 

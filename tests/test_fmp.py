@@ -433,7 +433,9 @@ def test_a_setting_out_of_range_is_named(setting: str, value: float) -> None:
 
 
 def test_a_run_tells_what_it_did(run: Callable[..., Job]) -> None:
-    done = run("attack=badnets", "defense=fmp", "defense.epochs=2", "defense.probe_images=8", *QUICK).run
+    done = run(
+        "attack=badnets", "defense=fmp", "defense.epochs=2", "defense.probe_images=8", *QUICK, "curve.every=1"
+    ).run
     assert done.status == "done" and [point["epoch"] for point in done.purification.curve] == [1, 2]
     assert 0 < done.purification.notes["pruned_maps"] < done.purification.notes["maps"] and json.dumps(
         done.purification.notes

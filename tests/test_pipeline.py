@@ -25,7 +25,7 @@ from backdoorbench.storage.record import Finding
 
 
 def test_a_run_leaves_everything(run: Callable[..., Job]) -> None:
-    done = run("attack=badnets", "defense=ft", *QUICK)
+    done = run("attack=badnets", "defense=ft", *QUICK, "curve.every=1")
     assert {entry.name for entry in done.folder.iterdir()} == {
         "record.json", "log.txt", "table.md", "table.csv", "triggered.png", "purified.safetensors", "predictions.safetensors",
     }  # fmt: skip
@@ -56,7 +56,7 @@ def test_a_learning_curve_makes_its_triggered_images_once(
     made: list[int] = []
     triggered = evaluation.triggered
     monkeypatch.setattr(evaluation, "triggered", lambda *parts: made.append(1) or triggered(*parts))
-    words = ("attack=badnets", "defense=ft", "defense.epochs=3", "rerun=true", *QUICK)
+    words = ("attack=badnets", "defense=ft", "defense.epochs=3", "rerun=true", *QUICK, "curve.every=1")
     kept = run(*words).run
     assert len(made) == 1 and len(kept.purification.curve) == 3
     monkeypatch.setattr(watch, "KEPT", 120 * 3 * 32 * 32 * 4 - 1)  # one byte short
@@ -110,12 +110,12 @@ def test_two_runs_from_nothing_are_bit_equal(tmp_path: Path) -> None:
 
 
 def timeless(content: object) -> object:
-    """A record without what differs by nature: times, and the folder it was written to."""
+    """A record without what differs by nature: times, memory, and the folder it was written to."""
     if isinstance(content, dict):
         return {
             k: timeless(v)
             for k, v in content.items()
-            if k not in ("seconds", "cost", "started", "images_per_second", "outputs")
+            if k not in ("seconds", "cost", "spent", "started", "images_per_second", "outputs")
         }
     return [timeless(item) for item in content] if isinstance(content, list) else content
 
