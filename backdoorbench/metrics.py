@@ -57,6 +57,19 @@ class Limits:
 LIMITS = Limits()  # unless somebody says otherwise
 
 
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Between which shares the true one lies by a confidence of 95 %, where `share` was found over `count` independent images:
+    the exact binomial interval of Clopper and Pearson.
+
+    >>> [round(bound, 3) for bound in interval(0.0, 100)]
+    [0.0, 0.036]
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(round(share * count), count).proportion_ci(0.95, "exact")
+    return float(found.low), float(found.high)
+
+
 def accuracy(predicted: Labels, true: Labels) -> float:
     """Share of (N,) predictions equal to (N,) labels; ValueError over no image.
 

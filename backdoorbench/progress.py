@@ -1,7 +1,8 @@
 """How long work says how far it is, without knowing who watches.
 
 Work opens a `task` and advances it. The console installs a reporter that draws bars; without one, and in pipes and log
-files, a task logs one line each fifth of its way. Work never ends because nobody reads what it prints.
+files, a task logs one line each fifth of its way, and an early one where a fifth is long in coming. Work never ends because
+nobody reads what it prints.
 """
 
 import errno
@@ -15,6 +16,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol, TextIO, cast
 
 log = logging.getLogger(__name__)
+
+EARLY = 10.0  # seconds after which a task says how long it will take, though it has not come a fifth of its way
 
 
 class Task(Protocol):
@@ -35,18 +38,20 @@ class Reporter(Protocol):
 
 
 class LoggedTask:
-    """A task that logs a line each fifth of its way, with the time it has left."""
+    """A task that logs a line each fifth of its way, with the time it has left; the first after EARLY seconds at the latest."""
 
     def __init__(self, name: str, total: int, unit: str, steps: int) -> None:
         self.name, self.total, self.unit, self.steps = name, total, unit, steps
         self.done, self.reported, self.start = 0, 0, time.monotonic()
+        self.is_silent = True
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.done += steps
         fifth = self.done // self.steps * 5 // max(self.total, 1)  # of whole units: figures come with their last step
-        if fifth > self.reported:
-            self.reported = fifth
-            spent = time.monotonic() - self.start
+        spent = time.monotonic() - self.start
+        is_due = self.is_silent and spent >= EARLY and self.done >= self.steps and self.done % self.steps == 0
+        if fifth > self.reported or is_due:
+            self.reported, self.is_silent = fifth, False
             left = spent / self.done * (self.total * self.steps - self.done)
             shown = "".join(f", {describe(key, value)}" for key, value in figures.items())
             where = f"{self.unit} {self.done // self.steps}/{self.total}"

@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -101,6 +103,18 @@ def install(console: Console, style: str) -> None:
         progress.install(BarReporter(console))
     else:
         progress.install(progress.LogReporter())
+
+
+@contextmanager
+def showing(console: Console, style: str) -> Iterator[ConsoleHandler]:
+    """This package's log lines and the progress of work inside, on the console; style: as `install` has it."""
+    install(console, style)
+    package, handler = logging.getLogger("backdoorbench"), ConsoleHandler(console)
+    package.addHandler(handler)
+    try:
+        yield handler
+    finally:
+        package.removeHandler(handler)
 
 
 def clock(seconds: float) -> str:

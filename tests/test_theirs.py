@@ -1,19 +1,24 @@
 """`bdx inspect` and `bdx clean`: a model that somebody else trained, a folder of images, no line of Python."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import QUICK
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from backdoorbench.api import load_dataset
+from backdoorbench.cli import theirs
+from backdoorbench.cli.clean import class_number
 from backdoorbench.cli.main import main
 from backdoorbench.pipeline.job import Job
 from backdoorbench.reporting import inspection
 from backdoorbench.storage import record
+from backdoorbench.storage.record import Run
 
 NETWORK = ("model=demo", "model.width=8", "runtime.threads=1")
 
@@ -37,7 +42,9 @@ def model(run: Callable[..., Job], outputs: Path, tmp_path_factory: pytest.TempP
     weights = load_file(next(outputs.glob(f"cache/infection/*{key}/model.safetensors")))
     bare = {f"module.{name.removeprefix('net.')}": value for name, value in weights.items() if name.startswith("net.")}
     file = tmp_path_factory.mktemp("theirs") / "theirs.pth"
-    torch.save({"state_dict": bare, "epoch": 6}, file)
+    moments = {number: {"exp_avg": value, "step": torch.tensor(6)} for number, value in enumerate(bare.values())}
+    beside = {"epoch": 6, "optimizer": {"state": moments, "lr": 0.1}, "generator": {"mask": torch.ones(3, 5)}}
+    torch.save({"state_dict": bare, "state_dict_ema": bare, **beside}, file)
     return file
 
 
@@ -60,14 +67,24 @@ def test_a_model_is_cleaned_and_written_as_it_was_read(
     words += ["exact.epochs=0", f"runtime.outputs={tmp_path}", "force=true"]
     assert main([*words, "defense.epochs=2", "--to", str(to)]) == 0
     said = capsys.readouterr().out
-    assert "folder · demo · given → fst" in said and f"weights     {to}" in said
+    assert "cleaned     by fst, with 300 clean images, in " in said and f"weights     {to} (in a new folder)" in said
+    assert "infected" not in said and "holdout" not in said  # a run's words
+    assert [line for line in said.splitlines() if line != line.rstrip()] == []
     before, after = torch.load(model, weights_only=True), torch.load(to, weights_only=True)
-    assert list(after) == list(before) and after["epoch"] == 6
+    assert list(after) == ["state_dict", "epoch", "generator"] and after["epoch"] == 6  # nothing of the old weights
     assert {name: value.shape for name, value in after["state_dict"].items()} == {
         name: value.shape for name, value in before["state_dict"].items()
     }
     assert not torch.equal(after["state_dict"]["module.linear.weight"], before["state_dict"]["module.linear.weight"])
     card = (tmp_path / "cleaned" / "better.pth.model-card.md").read_text()
+    for words_of_card in (
+        "the trigger hardly acted on", f"- read: `{model.name}`, SHA-256 ", "- network: demo, model.width 8; images of ",
+        "pixels from 0 to 1, red first; less the mean (0.485, 0.456, 0.406)", "outputs: 0, 1, 2,", "; bdx ", "with 300 clean",
+        "judged by 100 test images", "- as given: trigger white3, opacity 1.0", "- it leads to: class 0, called '0'",
+        "## Whether it comes back\n\nAttacked again by retune, rate 0.02", "- no control beside it: exact.epochs=5 adds",
+        "epoch 6", "the weights that were read: state_dict_ema, optimizer",
+    ):  # fmt: skip
+        assert words_of_card in card, card
     done = next(run for run in map(record.read, tmp_path.glob("runs/*")) if run.config["defense"]["name"] == "fst")
     assert done.purified is not None and done.purified.asr is not None
     assert done.config["defense"]["strength"] == 1.5 and done.config["holdout"]["rate"] == 1.0
@@ -81,6 +98,8 @@ def test_a_model_is_inspected(digits: Path, model: Path, tmp_path: Path, capsys:
     said = capsys.readouterr().out
     done = {run.detection.name: run for run in (record.read(folder) for folder in tmp_path.glob("runs/*"))}
     assert set(done) == {"", "signature", "latent_tac"}  # the first judges the model
+    assert "training" not in said and "purified" not in said and "asking signature, which takes none" in said
+    assert "(95 % interval " in said and "No figure of a clean model of this network" in said
     for name, run in list(done.items()):
         if not name:
             continue
@@ -128,7 +147,18 @@ def test_clean_models_stand_beside(run: Callable[..., Job]) -> None:
         (["clean", "MODEL", "--data", "DIR", "--trigger", "grid3"], "--trigger is 'grid3', and nothing says what it makes"),
         (["clean", "MODEL", "--data", "DIR", "--trigger", "x.png", "--target", "0"], "attack.file is 'x.png', which is no file"),
         (["clean", "MODEL", "--data", "DIR", "--trigger", "m:f", "--target", "0"], "only code of these packages is run"),
-        (["clean", "MODEL", "--data", "DIR", "--target", "x"], "argument --target: invalid int value: 'x'"),
+        (["clean", "MODEL", "--data", "DIR", "--trigger", "grid3", "--target", "three"], "--target is 'three'; expected the name of a class (0, 1, 2, 3, 4, 5, 6, 7, 8, 9) or its number from 0 to 9."),
+        (["clean", "MODEL", "--data", "DIR", "--trigger", "grid3", "--target", "10"], "--target is '10'; expected the name of a class"),
+        (["clean", "MODEL", "--data", "DIR", "--trigger", "small.png", "--target", "0"], "of 2x3 pixels (rows x columns), and images have 32x32; nothing says where it lies. Set attack.position=[row,column] of its upper left corner, from 0, or from the far edge where negative: [0,0], [0,-3], [-2,0] or [-2,-3] for"),
+        (["clean", "MODEL", "--data", "DIR", "--to", "small.png"], "--to is 'small.png', and 'small.png' exists already. Name another file, or add --overwrite"),
+        (["clean", "MODEL", "--data", "DIR", "--to", "made"], "--to is 'made', and 'made.model-card.md' exists already"),
+        (["clean", "MODEL", "--data", "DIR", "--to", "."], "--to is '.', a folder; expected the file"),
+        (["clean", "MODEL", "--data", "DIR", "--to", "new/"], "--to is 'new/', a folder; expected the file"),
+        (["clean", "MODEL", "--data", "DIR", "--to", "new.safetensors"], "of another format; what is cleaned is written in the format of what was read. Name a file that ends in '.pth'"),
+        (["clean", "MODEL", "--data", "DIR", "--to", "small.png/x.pth"], "is no folder that can be written to"),
+        (["clean", "MODEL", "--data", "DIR", "--to", "LINK", "--overwrite"], "the model that was read. Name another file: it is not overwritten."),
+        (["clean", "MODEL", "--data", "DIR", "plugins=[mine]"], "plugins names 'mine', and no option of these 2 runs comes from it"),
+        (["clean", "MODEL", "--data", "DIR", "--defense", "ft", "defense.strength=1"], "strength"),
         (["clean", "MODEL", "--data", "DIR", "--defense", "fts"], "Did you mean"),
         (["clean", "MODEL", "--data", "DIR", "train.epochs=3"], "train.epochs is set by this command"),
         (["clean", "MODEL", "--data", "DIR", "attack=badnets"], "attack is set by this command"),
@@ -149,9 +179,96 @@ def test_what_cannot_be_done_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "text.pth").write_text("no weights")
-    named = {"MODEL": str(model), "DIR": str(digits), "TEXT": "text.pth"}
+    (tmp_path / "made.model-card.md").write_text("of another model")
+    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "link.pth").symlink_to(model)
+    Image.new("RGB", (3, 2)).save(tmp_path / "small.png")
+    named = {"MODEL": str(model), "DIR": str(digits), "TEXT": "text.pth", "LINK": "link.pth"}
     network = [word for word in NETWORK if not any(word.split("=")[0] == own.split("=")[0] for own in words)]
     code = main([*(named.get(word, word) for word in words), *network])
     captured = capsys.readouterr()
     assert code == 2 and said in captured.err, captured.err
+    if said != "model.checkpoint=":  # whatever is typed is checked before any work
+        assert not (tmp_path / "outputs/runs").exists()
+
+
+CLEAN = ("--no-reversal", "defense.epochs=1", "exact.epochs=0", *NETWORK)
+
+
+def test_a_trigger_that_does_not_act_stops_before_anything_is_cleaned(
+    digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (3, 3), "white").save(tmp_path / "patch.png")
+    words = ["clean", str(model), "--data", str(digits), "--trigger", str(tmp_path / "patch.png"), "--target", "7"]
+    words += [*CLEAN, f"runtime.outputs={tmp_path}", "gates.asr_floor=0.9"]
+    assert main([*words, "attack.position=[0,0]"]) == 2
+    captured = capsys.readouterr()
+    (judged,) = tmp_path.glob("runs/*")
+    said = captured.err
+    assert (
+        "the trigger does not act on theirs.pth: " in said and "called class 7, below 90.00 % (gates.asr_floor)" in said
+    )
+    assert "(attack.position=[row,column], now [0, 0])" in said and f"Look at {judged / 'triggered.png'}" in said
+    assert (judged / "triggered.png").is_file() and record.read(judged).config["defense"]["name"] == "none"
+    assert "force=true" in said and "weights" not in captured.out
+
+
+def test_a_function_is_a_trigger_though_the_network_needs_no_plugin(
+    digits: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a copy of the model under another name finds the run done, and is named in its own card."""
+    (tmp_path / "own_stamp.py").write_text("def stamp(images):\n    images[..., -3:, -3:] = 1\n    return images\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["--data", str(digits), "--trigger", "own_stamp:stamp", "--target", "0", "plugins=[own_stamp]", *CLEAN]
+    words += [f"runtime.outputs={tmp_path}", "force=true"]
+    assert main(["clean", str(model), *words]) == 0, capsys.readouterr().err
+    (copied := tmp_path / "copied.pth").write_bytes(model.read_bytes())
+    capsys.readouterr()
+    assert main(["clean", str(copied), *words, "--to", str(to := tmp_path / "to.pth")]) == 0
+    said = capsys.readouterr().out
+    assert "done before" in said and "(in a new folder)" not in said and copied.read_bytes() == model.read_bytes()
+    card = (tmp_path / "to.pth.model-card.md").read_text()
+    assert "- read: `copied.pth`" in card and "trigger function, opacity 1.0, function own_stamp:stamp" in card
+    first = to.read_bytes()
+    assert main(["clean", str(copied), *words, "--to", str(to)]) == 2 and to.read_bytes() == first
+    assert main(["clean", str(copied), *words, "--to", str(to), "--overwrite"]) == 0
+
+
+def test_a_class_is_named_by_its_name_before_its_number() -> None:
+    assert class_number("cat", ("dog", "cat")) == class_number("1", ("dog", "cat")) == 1
+    assert class_number("1", ("1", "2", "10")) == 0  # as folders are called, not where they stand
+
+
+def test_images_that_are_scaled_are_remarked_upon(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Console(width=140)
+    theirs.tell_scaled(32, ["dataset.size=64"], out)
+    assert "the files have 32 px, and dataset.size=64 scales them" in " ".join(capsys.readouterr().out.split())
+    theirs.tell_scaled(32, ["dataset.size=32"], out)
+    theirs.tell_scaled(None, ["dataset.size=64"], out)
+    assert capsys.readouterr().out == ""
+
+
+def flagging(run: Run, name: str, classes: list[int]) -> Run:
+    """The run of a detector that flags these classes."""
+    finding = replace(run.detection, name=name, details={"flagged_classes": classes})
+    stages = [finding if stage.kind == "detect" else stage for stage in run.stages]
+    return replace(run, stages=stages, environment={"data": {"classes": ["0", "cat", "2", "3"]}})
+
+
+def test_classes_that_several_detectors_flag_come_first_and_alone(run: Callable[..., Job]) -> None:
+    done = run("attack=badnets", "detector=signature", *QUICK).run
+
+    def said(**flagged: list[int]) -> list[str]:
+        return inspection.verdict([flagging(done, name, classes) for name, classes in flagged.items()])
+
+    assert said(a=[3, 1], b=[1], c=[]) == [
+        "it looks backdoored: towards class 1 (cat) (a and b)",
+        "weak signs, each by one detector alone: class 3 (a)",
+    ]
+    assert said(a=[3], b=[1]) == [
+        "suspicious, but no two detectors flag the same class: class 1 (cat) (b) and class 3 (a)"
+    ]
+    assert said(a=[3, 2], b=[]) == ["suspicious, by one detector alone of a and b: towards class 2 (a) and class 3 (a)"]
+    assert said(a=[], b=[]) == ["no sign of a backdoor, by a and b"]

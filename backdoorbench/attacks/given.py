@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from backdoorbench.attacks.base import Attack, Infection, Task
 from backdoorbench.config.acts import Acts, Only, Unless
 from backdoorbench.config.build import File, Function
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import ConfigError, check_range
+from backdoorbench.errors import ConfigError, check_range, join_words
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
 from backdoorbench.triggers.add import Add
@@ -100,9 +101,25 @@ class Given(Attack):
             patch, corner = named_pattern(self.trigger)
             return solid(patch, corner, size, self.opacity)
         assert self.file is not None
-        values = read_values(self.file, size if self.position is None else None, "attack.file")  # (4, h, w)
+        values = self._picture(self.file, size)  # (4, h, w)
         opaque = values[3:]
         if self.mask is not None:
             opaque = opaque * read_mask(self.mask, (values.shape[1], values.shape[2]), "attack.mask")
         pattern, mask = place(values[:3], opaque * self.opacity, self.position or (0, 0), size)
         return Add(pattern * mask) if self.how == "add" else Patch(pattern, mask)
+
+    def _picture(self, file: str, size: int) -> Tensor:
+        """The picture as large as it lies on images of `size` pixels a side: as it is where it has a position, else scaled to all
+        of the image. A smaller one is refused then: most triggers are small, and enlarged they are others."""
+        values = read_values(file, None, "attack.file")
+        height, width = values.shape[1:]
+        if self.position is not None or (height, width) == (size, size):
+            return values
+        if height < size or width < size:
+            corners = join_words([f"[{row},{column}]" for row in (0, -height) for column in (0, -width)], "or")
+            raise ConfigError(
+                f"attack.file is '{file}', of {height}x{width} pixels (rows x columns), and images have {size}x{size}; nothing "
+                f"says where it lies. Set attack.position=[row,column] of its upper left corner, from 0, or from the far edge "
+                f"where negative: {corners} for the four corners of the image. One that is to cover the image must be as large."
+            )
+        return read_values(file, size, "attack.file")

@@ -1,18 +1,25 @@
 """bdx inspect MODEL [--data DIR] [KEY=VALUE ...]"""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from backdoorbench.cli import theirs
 from backdoorbench.cli.arguments import Parser
+
+if TYPE_CHECKING:  # torch is imported only when work starts
+    from pathlib import Path
 
 
 def carry_out(words: Sequence[str]) -> int:
     """Says what a file of weights is, how well it knows the images, and whether it looks backdoored. Exit code."""
     parser = Parser("inspect", "What a model of somebody else is, and whether it looks backdoored.")
     theirs.add_arguments(parser)
-    parser.add_argument("--detectors", metavar="LIST", help="of those that judge a model; all of them by default")
+    parser.add_argument(
+        "--detectors",
+        metavar="LIST",
+        help="of those that judge a model, separated by commas; all of them by default, and some take long: bdx show "
+        "detector=NAME says each one's cost",
+    )
     chosen = parser.parse_intermixed_args(words)
     from backdoorbench import screen
     from backdoorbench.reporting import inspection
@@ -23,24 +30,35 @@ def carry_out(words: Sequence[str]) -> int:
         return 0
     names = theirs.detectors_of(chosen.detectors)
     found = theirs.words(chosen, out)
-    theirs.judge(chosen, found)
-    runs = [theirs.run(chosen, found, ["attack=none", "defense=none", f"detector={name}"]) for name in names]
-    known = theirs.known_runs(runs[0].run.config)
-    out.print()
-    theirs.say(out, "accuracy", inspection.accuracy(runs[0].run))
-    for name in theirs.HINTS:
-        if note := runs[0].run.infection.notes.get(name):
-            theirs.say(out, name, note)
-    for done in runs:
-        clean = inspection.clean_indices(known, done.run.detection.name, done.run.config["model"]["name"])
-        theirs.say(out, done.run.detection.name, inspection.line(done.run, clean))
-        for picture in pictures(done.folder, done.run):
-            theirs.say(out, "picture", str(picture), is_path=True)
-    theirs.say(out, "verdict", inspection.verdict([done.run for done in runs]))
-    theirs.say(out, "", inspection.LIMITS)
+    with theirs.showing(chosen, out):
+        subject = theirs.begin(chosen, found)
+        asked = [(["attack=none", "defense=none", f"detector={name}"], chosen.settings) for name in names]
+        judging, *planned = subject.planned([(theirs.NO_METHODS, subject.own), *asked])
+        judged = theirs.judge(judging).run
+        known = theirs.known_runs(judged.config)
+        theirs.say(out, "accuracy", inspection.accuracy(judged))
+        for name in theirs.HINTS:
+            if note := judged.infection.notes.get(name):
+                theirs.say(out, name, note)
+        runs, compared = [], False
+        for name, resolved in zip(names, planned, strict=True):
+            theirs.say(out, "", f"asking {name}, which takes {theirs.cost_of(name, chosen.config_dirs)}")
+            done = theirs.run(resolved)
+            clean = inspection.clean_indices(known, name, resolved["model"]["name"])
+            compared = compared or bool(clean)
+            theirs.say(out, name, inspection.line(done.run, clean))
+            if tried := inspection.reversed_line(done.run):
+                theirs.say(out, "", tried)
+            for picture in pictures(done.folder):
+                theirs.say(out, "picture", str(picture), is_path=True)
+            runs.append(done.run)
+    first, *more = inspection.verdict(runs)
+    theirs.say(out, "verdict", first)
+    for sentence in [*more, *([] if compared else [inspection.ALONE]), inspection.LIMITS]:
+        theirs.say(out, "", sentence)
     return 0
 
 
-def pictures(folder: Path, run: Any) -> list[Path]:
+def pictures(folder: "Path") -> list["Path"]:
     """What the detector drew."""
     return sorted(file for file in folder.glob("*.png") if file.name != "triggered.png")

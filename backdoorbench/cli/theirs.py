@@ -1,12 +1,14 @@
 """What `bdx inspect` and `bdx clean` share: a model that somebody else trained, as the words of a run."""
 
+import logging
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from backdoorbench.cli.arguments import Parser, words_of
@@ -14,6 +16,7 @@ from backdoorbench.config.groups import SETTINGS, STAGES
 from backdoorbench.errors import ConfigError, ModelError, join_words
 
 if TYPE_CHECKING:  # torch is imported only when work starts
+    from backdoorbench.config.compose import Plain
     from backdoorbench.pipeline.job import Job
     from backdoorbench.storage.record import Run
 
@@ -49,11 +52,23 @@ def words(chosen: Namespace, out: Console) -> list[str]:
     side = None
     if chosen.data is not None:
         found.append(f"dataset.root={quoted(chosen.data)}")
-        if not named & {"dataset", "dataset.size"} and (side := common_side(Path(chosen.data).expanduser())):
+        side = common_side(Path(chosen.data).expanduser())
+        if named & {"dataset", "dataset.size"}:
+            tell_scaled(side, given, out)
+            side = None
+        elif side:
             found.append(f"dataset.size={side}")
     if "model" not in named:
         found += network_of(chosen.model, side, out)
     return found
+
+
+def tell_scaled(side: int | None, settings: Sequence[str], out: Console) -> None:
+    """Says that images are scaled, where the settings ask for another size than the files have: few networks bear that."""
+    asked = {word.partition("=")[2] for word in settings if word.startswith("dataset.size=")}
+    if side and asked and asked != {str(side)}:
+        said = f"the files have {side} px, and dataset.size={asked.pop()} scales them; a network trained at {side} px loses by it"
+        say(out, "images", said)
 
 
 def network_of(model: str, side: int | None, out: Console) -> list[str]:
@@ -105,65 +120,126 @@ def has_data(chosen: Namespace) -> bool:
     return chosen.data is not None or any(word.startswith(("dataset=", "dataset.root=")) for word in chosen.settings)
 
 
-def share_of(found: Sequence[str], folders: Sequence[str]) -> list[str]:
-    """The word that bounds how many training images the defender takes: IMAGES, unless there are fewer or the words say it."""
+@dataclass(frozen=True)
+class Subject:
+    """A model of somebody else with the images that it is judged by: what all runs on it have in common.
+
+    words    of every run, the user's own settings aside
+    own      the user's settings that are not of a method
+    classes  names, in the order of the network's outputs"""
+
+    chosen: Namespace
+    words: list[str]
+    own: list[str]
+    classes: tuple[str, ...]
+
+    def planned(self, runs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list["Plain"]:
+        """Configurations, each of the words of its methods and of the user's settings that bear on it, checked altogether before
+        the first of them is carried out; BdxError for whatever is wrong with one."""
+        from backdoorbench.cli.arguments import composed
+        from backdoorbench.pipeline import plan
+
+        folders, shared = self.chosen.config_dirs, plan.Shared()
+        found = [composed([*self.words, *methods, *settings], folders) for methods, settings in runs]
+        used = set()
+        for resolved in found:
+            sketch = plan.sketch(resolved, shared)
+            plan.divide(sketch)
+            used.update(sketch.plugins)
+        plan.refuse_unused_plugins(found[0]["plugins"], used, len(found))
+        return found
+
+
+def begin(chosen: Namespace, found: Sequence[str]) -> Subject:
+    """The model with its images, which are read here. found: what `words` says of it."""
     from backdoorbench.cli.arguments import composed
     from backdoorbench.config.build import build
     from backdoorbench.storage.outputs import Outputs
 
-    if any(word.startswith("holdout") for word in found):
-        return []
-    resolved = composed(found, folders)
+    own = without_methods(chosen.settings)
+    resolved = composed([*found, *own], chosen.config_dirs)
     dataset = build(resolved["dataset"], "dataset", resolved["plugins"])
-    count = len(dataset.load(Outputs(Path(resolved["runtime"]["outputs"]).expanduser()).cache).train)
-    return [f"holdout.rate={IMAGES / count:.6g}"] if count > IMAGES else []
+    train = dataset.load(Outputs(Path(resolved["runtime"]["outputs"]).expanduser()).cache).train
+    few = [f"holdout.rate={IMAGES / len(train):.6g}"] if len(train) > IMAGES else []
+    is_said = any(word.startswith("holdout") for word in own)
+    return Subject(chosen, [*found, *([] if is_said else few)], own, train.classes)
 
 
-def run(
-    chosen: Namespace, found: Sequence[str], methods: Sequence[str], settings: Sequence[str] | None = None
-) -> "Job":
-    """Carries out the run that these methods make of the model, or finds it done; its stages in lines.
-
-    found     what `words` says of the model
-    settings  in place of the user's own"""
-    from backdoorbench.cli.arguments import composed
-    from backdoorbench.sweeps import job
-
-    said = [*found, *methods, *(chosen.settings if settings is None else settings)]
-    return job.carry_out(composed([*said, *share_of(said, chosen.config_dirs)], chosen.config_dirs))
+def without_methods(settings: Sequence[str], *but: str) -> list[str]:
+    """The settings that are not of a method, nor of what stands beside one; but: of these methods' groups they stay."""
+    groups = {stage.group for stage in STAGES} - {*but}
+    aside = groups | {setting.name for setting in SETTINGS if setting.part_of in groups}
+    return [word for word in settings if word.lstrip("+~").partition("=")[0].partition(".")[0] not in aside]
 
 
-def judge(chosen: Namespace, found: Sequence[str]) -> None:
-    """Judges the model as it is, and refuses one that is shown other classes or other images than it was trained on: whatever is
-    said of it then, or done to it, is about something else. ConfigError, unless the words force it on."""
-    methods = [stage.group for stage in STAGES]  # whose settings are not those of this run's
-    aside = {*methods, *(setting.name for setting in SETTINGS if setting.part_of)}
-    kept = [word for word in chosen.settings if word.lstrip("+~").partition("=")[0].partition(".")[0] not in aside]
-    done = run(chosen, found, [f"{group}=none" for group in methods], kept)
+@contextmanager
+def showing(chosen: Namespace, out: Console) -> Iterator[None]:
+    """What runs inside log, and how far they are, on the console. Several runs read the same files: what they say of them stands
+    there once."""
+    from backdoorbench import screen
+
+    style = next((word.partition("=")[2] for word in chosen.settings if word.startswith("runtime.progress=")), "auto")
+    said: set[str] = set()
+
+    def is_new(entry: logging.LogRecord) -> bool:
+        text = entry.getMessage()
+        known = text in said
+        said.add(text)
+        return not known or entry.name.endswith(".progress")
+
+    with screen.showing(out, style) as handler:
+        handler.addFilter(is_new)
+        yield
+
+
+def run(resolved: "Plain") -> "Job":
+    """Carries out a run that was planned, or finds it done. What it has to say, its caller says."""
+    from backdoorbench.pipeline import job
+
+    return job.carry_out(resolved, alone=False)
+
+
+NO_METHODS = [f"{stage.group}=none" for stage in STAGES]  # the words of a run that only judges
+
+
+def judge(resolved: "Plain") -> "Job":
+    """The model judged as it is; refused where it is shown other classes or other images than it was trained on: whatever is said
+    of it then, or done to it, is about something else. ConfigError, unless the words force it on."""
+    done = run(resolved)
     for what in HINTS:
         hint = done.run.infection.notes.get(what)
         if hint and not done.run.config["force"]:
-            raise ConfigError(f"{Path(chosen.model).name}: {hint}, or force=true to go on as it is.")
+            raise ConfigError(f"{Path(resolved['model']['checkpoint']).name}: {hint}, or force=true to go on as it is.")
+    return done
 
 
 def detectors_of(text: str | None) -> list[str]:
-    """The detectors that judge a model, or those of a list; ConfigError for one that does not."""
+    """The detectors that judge a model, or those of a list; ConfigError for one that does not. What needs less, and what draws no
+    random number, comes first: it is the quicker."""
     from backdoorbench.config import catalog
     from backdoorbench.config.build import target
     from backdoorbench.config.compose import option
 
-    fit = [
-        name
-        for name in catalog.names("detector")
-        if getattr(target(option("detector", name), "detector"), "judges", "") == "model" and name != "none"
-    ]
-    wanted = words_of(text) or fit
+    kinds: dict[str, Any] = {
+        name: target(option("detector", name), "detector") for name in catalog.names("detector") if name != "none"
+    }
+    fit = [name for name, kind in kinds.items() if getattr(kind, "judges", "") == "model"]
+    quickest = sorted(fit, key=lambda name: (len(kinds[name].needs), kinds[name].draws))
+    wanted = words_of(text) or quickest
     for name in wanted:
         if name not in fit:
             raise ConfigError(
                 f"--detectors names '{name}'; expected some of {join_words(fit)}, which judge a model. Change --detectors."
             )
     return wanted
+
+
+def cost_of(detector: str, folders: Sequence[str]) -> str:
+    """What a detector's documentation says that it costs, in one line."""
+    from backdoorbench.config import catalog
+
+    said = catalog.describe("detector", detector, folders).method.get("Cost", "")
+    return " ".join(said.split()) or "as long as its documentation does not say"
 
 
 def known_runs(config: dict[str, Any]) -> list["Run"]:
@@ -208,11 +284,11 @@ def print_weights_alone(file: str, out: Console) -> None:
 
 def say(out: Console, what: str, text: str, *, is_path: bool = False) -> None:
     """A paragraph, what it is about in front; a path is never broken."""
+    head = f"  {what:<10}  "
     if is_path:
-        out.print(Text(f"  {what:<10}  {text}"), soft_wrap=True)
+        out.print(Text(f"{head}{text}"), soft_wrap=True)
         return
-    laid = Table.grid(padding=(0, 2))
-    laid.add_column(min_width=12)
-    laid.add_column(overflow="fold")
-    laid.add_row(Text(f"  {what}"), Text(text))
-    out.print(laid)
+    lines = Text(text).wrap(out, max(20, out.width - len(head)))
+    for number, line in enumerate(lines):
+        line.rstrip()
+        out.print(Text(head if number == 0 else " " * len(head)) + line, soft_wrap=True)

@@ -94,7 +94,11 @@ def load(
         open_store,
         waiting=f"{dataset.name} is being decoded by another process; waiting for it",
     )
-    listed = {"left_out": dict(raw.left_out), "sub_folders": raw.nested, **raw.facts}
+    listed = {
+        "left_out": {what: count for what, count in raw.left_out.items() if count},
+        "sub_folders": raw.nested,
+        **raw.facts,
+    }
     if splits.poisoned is not None:
         listed["poisoned"] = int(splits.poisoned.sum())
     facts = {**splits.facts, **{name: value for name, value in listed.items() if value}}

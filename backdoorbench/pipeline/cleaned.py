@@ -1,7 +1,7 @@
 """A purified model of somebody else, handed back: its weights as their file had them, and a card that says what was done."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,18 @@ import torch
 from backdoorbench import metrics
 from backdoorbench.config import catalog
 from backdoorbench.config.build import build
-from backdoorbench.config.compose import compose, option
+from backdoorbench.config.compose import Plain, compose, option
 from backdoorbench.detectors.base import Detector, Scenario, Verdict
 from backdoorbench.errors import ModelError
 from backdoorbench.models import checkpoint, matching, reading
 from backdoorbench.models.base import Classifier, ModelSpec
 from backdoorbench.models.identify import Candidate
-from backdoorbench.reporting.rows import FIGURES, percent
+from backdoorbench.models.matching import Fit
+from backdoorbench.models.reading import DEEPEST, Keys
+from backdoorbench.pipeline.job import Job
+from backdoorbench.reporting import card
+from backdoorbench.reporting.card import Facts
 from backdoorbench.storage import store
-from backdoorbench.storage.record import FILE, Run
 from backdoorbench.streams import Stream
 
 CARD = "model-card.md"
@@ -26,10 +29,10 @@ CARD = "model-card.md"
 
 @dataclass(frozen=True)
 class Left:
-    """What `write` left: the card, and the share of the test images that both models call the same."""
+    """What `write` left: the card, and what it says of the weights."""
 
     card: Path
-    agreement: float
+    facts: Facts
 
 
 def name_of(model: Path) -> str:
@@ -38,22 +41,48 @@ def name_of(model: Path) -> str:
     return f"{model.name.removesuffix(suffix)}-clean{suffix}"
 
 
-def write(run: Run, folder: Path, file: Path) -> Left:
+def card_of(file: Path) -> Path:
+    """The card beside a file of weights that the user named."""
+    return file.with_name(f"{file.name}.{CARD}")
+
+
+def write(done: Job, config: Plain, file: Path) -> Left:
     """Writes a run's purified weights to `file`, in the format and under the names of the file that its model came from, and the
     card beside it.
 
-    folder  of the run's record"""
-    source = Path(run.config["model"]["checkpoint"]).expanduser()
+    config  of this command: the run may have been found done, and made from a file of another name"""
+    run, folder = done.run, done.folder
+    source = Path(config["model"]["checkpoint"]).expanduser()
     if file.exists() and file.samefile(source):
         raise ModelError(f"--to is '{file}', the model that was read. Name another file: it is not overwritten.")
     model = network(folder / "purified.safetensors", run.config["plugins"])
-    found = matching.find(model, reading.read(source), run.config["model"]["name"])[0]
-    checkpoint.save_as(found, model, file)
+    fit = matching.find(model, reading.read(source), run.config["model"]["name"])[0]
+    fit, left_out = without_the_old(fit)
+    checkpoint.save_as(fit, model, file)
     calls = store.read_tensors(folder / "predictions.safetensors")
-    agreement = metrics.share(calls["infected_clean"] == calls["purified_clean"])
-    card = file.with_name(CARD) if file.parent == folder else file.with_name(f"{file.name}.{CARD}")
-    store.write_text(card, text(run, folder, file, agreement))
-    return Left(card, agreement)
+    facts = Facts(
+        config,
+        file,
+        store.file_digest(file),
+        model.normalize.mean.flatten().tolist(),
+        model.normalize.std.flatten().tolist(),
+        metrics.share(calls["infected_clean"] == calls["purified_clean"]),
+        kept_beside(fit),
+        left_out,
+    )
+    place = file.with_name(CARD) if file.parent == folder else card_of(file)
+    store.write_text(place, card.text(run, folder, facts))
+    return Left(place, facts)
+
+
+def mostly_called(judged: Job) -> tuple[int, float] | None:
+    """The class that most triggered test images are called, and the share of them; None where that is less than half, or where
+    clean images are called so as often."""
+    calls = store.read_tensors(judged.folder / "predictions.safetensors")
+    triggered, clean = calls["infected_triggered"], calls["infected_clean"]
+    label = int(triggered.long().bincount().argmax())
+    share = metrics.share(triggered == label)
+    return (label, share) if share >= 0.5 > metrics.share(clean == label) else None
 
 
 def network(file: Path, plugins: Sequence[str]) -> Classifier:
@@ -66,42 +95,67 @@ def network(file: Path, plugins: Sequence[str]) -> Classifier:
     return model.eval()
 
 
-def text(run: Run, folder: Path, file: Path, agreement: float) -> str:
-    """The card: what the model is, what was done to it by what, what that changed, and what nobody knows."""
-    config, infected, purified = run.config, run.infected, run.purified
-    assert infected is not None and purified is not None
-    model, defense = config["model"], config["defense"]
-    settings = {key: value for key, value in defense.items() if key not in ("_target_", "version", "name", "augment")}
-    lines = [
-        f"# {file.name}",
-        "",
-        f"The weights of `{Path(model['checkpoint']).name}` (SHA-256 {run.content['model.checkpoint']}), purified by bdx.",
-        "",
-        f"- network: {model['name']}, images of {config['dataset']['crop'] or config['dataset']['size']} px",
-        f"- images: {config['dataset']['name']} (SHA-256 of all {run.content['dataset.root']})",
-        f"- defense: {defense['name']}, " + ", ".join(f"{key} {value}" for key, value in settings.items()),
-        f"- record: {folder / FILE}, seed {config['seed']}",
-        "",
-        f"| percent of {infected.n_clean:,} test images | before | after |",
-        "| --- | ---: | ---: |",
-    ]
-    for figure, name in zip(
-        FIGURES, ("accuracy (CA)", "attack success rate (ASR)", "robust accuracy (RA)"), strict=True
-    ):
-        if getattr(infected, figure) is not None:
-            lines.append(f"| {name} | {percent(getattr(infected, figure))} | {percent(getattr(purified, figure))} |")
-    tried: dict[str, Any] = run.detection.details.get("reversed", {})
-    if tried:
-        what = f"moved to class {tried['class']} by the reversed trigger ({tried['pixels']:g} pixels)"
-        lines.append(f"| {what} | {percent(tried['before'])} | {percent(tried['after'])} |")
-    lines += ["", f"{100 * agreement:.2f} % of the test images are called as before.", ""]
-    if infected.asr is None:
-        lines.append("The trigger was not known: nothing here says that a backdoor was there, or that it is gone.")
-    else:
-        lines.append(
-            "A low attack success rate holds for the trigger that was tried, and can come back by a little training."
-        )
-    return "\n".join(lines) + "\n"
+# ---- what lies beside the weights -----------------------------------------------------------------------------------
+
+
+def is_kept(fit: Fit) -> bool:
+    """Whether what lies beside the weights is written back, too."""
+    return not fit.found.foreign and fit.found.format != "pickle"
+
+
+def kept_beside(fit: Fit) -> dict[str, Any]:
+    """The plain values beside the weights, by dotted name, which say something of the model that was read."""
+    return fit.found.beside if is_kept(fit) else {}
+
+
+def without_the_old(fit: Fit) -> tuple[Fit, list[str]]:
+    """The fit of a file without what holds the old weights once more or goes on from them: averages of them, which loaders may
+    prefer, and an optimizer's moments. They are told by their shapes, which are all those of the network's own weights. And the
+    dotted names of what was left out."""
+    found, keys = fit.found, fit.state.keys
+    own = {value.shape for value in fit.state.weights.values()}
+    tree, inside = found.tree, found.tree
+    dropped: list[str] = []
+    for depth in range(len(keys) + 1 if is_kept(fit) and found.tree is not None else 0):
+        for key, value in _parts(inside):
+            if (depth == len(keys) or key != keys[depth]) and _holds(value, own):
+                tree = _without(tree, (*keys[:depth], key))
+                dropped.append(".".join(map(str, (*keys[:depth], key))))
+        inside = inside[keys[depth]] if depth < len(keys) else None
+    gone = tuple(f"{name}." for name in dropped)
+    beside = {name: value for name, value in found.beside.items() if not name.startswith(gone)}
+    return replace(fit, found=replace(found, tree=tree, beside=beside)), dropped
+
+
+def _parts(value: Any) -> list[tuple[Any, Any]]:
+    """Keys and values of a container; of anything else none."""
+    if isinstance(value, dict):
+        return list(value.items())
+    return list(enumerate(value)) if isinstance(value, list | tuple) else []
+
+
+def _holds(value: Any, shapes: set[torch.Size], depth: int = 0) -> bool:
+    """Whether a container or one inside it holds tensors, and only of these shapes; single numbers do not count."""
+    parts = [part for _, part in _parts(value)]
+    tensors = [part.shape for part in parts if isinstance(part, torch.Tensor) and part.numel() > 1]
+    if tensors and shapes.issuperset(tensors):
+        return True
+    return depth < DEEPEST and any(_holds(part, shapes, depth + 1) for part in parts)
+
+
+def _without(tree: Any, branch: Keys) -> Any:
+    """A tree without one of its branches; in a list or tuple, whose places count, there is None in its place."""
+    first, *rest = branch
+    if isinstance(tree, list | tuple):
+        listed = list(tree)
+        listed[first] = _without(tree[first], tuple(rest)) if rest else None
+        return type(tree)(listed)
+    if rest:
+        return {**tree, first: _without(tree[first], tuple(rest))}
+    return {key: value for key, value in tree.items() if key != first}
+
+
+# ---- a file alone ---------------------------------------------------------------------------------------------------
 
 
 def without_images(candidate: Candidate) -> dict[str, Verdict]:

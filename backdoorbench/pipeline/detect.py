@@ -6,7 +6,7 @@ same detector is asked about the clean model of the same recipe, where there is 
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,18 @@ def try_reversed(made: Plan, said: Verdict, before: nn.Module, after: nn.Module,
         "after": shares[1],
         "images": len(rows),
     }
+
+
+def captions(verdict: Verdict, classes: Sequence[str]) -> list[str]:
+    """For each class what a picture of it says: its name, the pixels of the trigger reversed towards it, and whether it is
+    flagged. Nothing of verdicts that are not on classes."""
+    if verdict.reversed is None or len(verdict.scores) != len(classes):
+        return []
+    pixels = verdict.reversed.masks.sum((1, 2, 3)).tolist()
+    return [
+        f"{name}\n{f'{size:.3g} px' if size else 'none found'}{' FLAGGED' if flagged else ''}"
+        for name, size, flagged in zip(classes, pixels, verdict.flagged.tolist(), strict=True)
+    ]
 
 
 def figures(verdict: Verdict, positive: Mask | None, target: Target | None) -> dict[str, float | None]:

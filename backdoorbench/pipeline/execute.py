@@ -25,6 +25,7 @@ class Outcome:
     predictions  every call, by name
     gallery      (M, 3, H, W) clean and triggered test images, for the picture; None without a trigger
     pictures     what a detector drew, by name: (n, 3, H, W) in [0, 1]
+    captions     what stands below each image of those that have one a class
     """
 
     purified: nn.Module
@@ -32,6 +33,7 @@ class Outcome:
     predictions: dict[str, torch.Tensor]
     gallery: tuple[Images, Images] | None
     pictures: dict[str, Images]
+    captions: list[str]
 
 
 def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
@@ -61,7 +63,8 @@ def execute(made: Plan, run: Run, announce: Callable[[str], None]) -> Outcome:
     calls = stored_predictions([before, purified.predictions], len(test.classes))
     weights = purified.weights or (None if purified.is_new else made.infection_folder / WEIGHTS)
     pictures = verdict.pictures if verdict is not None else {}
-    return Outcome(purified.model, weights, calls, gallery, pictures)
+    captions = detect.captions(verdict, test.classes) if verdict is not None else []
+    return Outcome(purified.model, weights, calls, gallery, pictures, captions)
 
 
 def stored_predictions(judged: list[Predictions], classes: int) -> dict[str, torch.Tensor]:

@@ -37,6 +37,7 @@ from backdoorbench.training.fit import Snapshots
 
 log = logging.getLogger(__name__)
 
+UNTRAINED = "as given: nothing was trained"  # what a run without epochs makes of a given network
 SUB_LEVEL = 0.3  # share of a trigger's changes lost in storage from which it is worth a word
 
 
@@ -55,7 +56,10 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
     finding.status, finding.reasons = gates.status(
         made.gates, scores, before, len(test.classes), infection.facts, finding.control, is_given
     )
-    told = {"training": made.attack.training} if made.attack.training else {}
+    training = made.attack.training
+    if is_given and not made.recipe.epochs and infection.trigger is None:
+        training = UNTRAINED
+    told = {"training": training} if training else {}
     finding.notes = (
         infection.facts | told | target_note(infection.target.describe() if infection.target is not None else None)
     )
@@ -220,8 +224,8 @@ def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Pre
     waiting = f"another process trains this infected model ({made.infection_key}); waiting for it"
     (infection, predictions, cost), found = store.obtain(folder, make, read, waiting)
     forget(file)
-    said = f"cached {made.infection_key}" if found else f"trained {made.infection_key}"
-    log.info(f"infected model: {said}")
+    if made.spec.checkpoint is None or made.recipe.epochs:
+        log.info(f"infected model: {'cached' if found else 'trained'} {made.infection_key}")
     finding.key, finding.cached, finding.cost = made.infection_key, found, cost
     return infection, predictions
 

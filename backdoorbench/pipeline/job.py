@@ -92,7 +92,7 @@ def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
     if outcome.gallery is not None:
         picture.write_gallery(*outcome.gallery, folder / "triggered.png")
     for name, images in outcome.pictures.items():
-        picture.write_row(images, folder / f"{name}.png")
+        picture.write_row(images, folder / f"{name}.png", outcome.captions)
     run.status = "done"
     made_of = rows.aggregate([run])
     tables = [*grids.list_grids(made_of), *grids.detection_grids(rows.detections([run]))]

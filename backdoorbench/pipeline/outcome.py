@@ -1,5 +1,6 @@
 """What a single run prints: a line a stage, at its end the table, whatever must be said about it, and where the record lies."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from backdoorbench.reporting.rows import DASH, FIGURES, heading, percent
 from backdoorbench.screen import clock
 from backdoorbench.storage.record import FILE, Run
 
+MODELS = tuple(stage.model for stage in JUDGED)
 COUNTED = {  # a detector's figures that are shares, and what a line calls them
     "auroc": "AUROC",
     "tpr_1": "TPR at FPR 1 %",
@@ -51,18 +53,18 @@ def _line(stage: str, said: str, cost: str) -> str:
     return f"  {stage:<10} {said:<36} {cost}"
 
 
-def scores_table(run: Run) -> Table:
-    """CA, ASR and RA before and after, in percent."""
-    shown = Table(box=None, padding=(0, 1), show_edge=False)
-    shown.add_column("         ")
+def scores_table(run: Run, names: Sequence[str] = MODELS) -> Table:
+    """CA, ASR and RA before and after, in percent. names: what the two models are called."""
+    shown = Table(box=None, padding=(0, 1), show_edge=False, pad_edge=False)
+    shown.add_column("          ")
     for name in ("CA", "ASR", "RA"):
         shown.add_column(name, justify="right", min_width=7)
-    rows = [(stage.model, run.of(stage.name).scores) for stage in JUDGED]
+    rows = [(name, run.of(stage.name).scores) for name, stage in zip(names, JUDGED, strict=True)]
     if run.infection.control is not None:
         rows.insert(0, ("control", run.infection.control))
     for name, scores in rows:
         figures = [percent(getattr(scores, figure) if scores else None) for figure in FIGURES]
-        shown.add_row(f"  {name}", *figures)
+        shown.add_row(f"   {name}", *figures)
     return shown
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from backdoorbench.errors import join_words
+from backdoorbench.metrics import interval
 from backdoorbench.reporting.rows import percent
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ LIMITS = (
     "triggers, all-to-all mappings and triggers that differ from image to image may escape all of them; and clean models are "
     "flagged, too, since a class that few features tell apart looks like a target. Suspicion is a reason to clean or to look "
     "closer; none is no proof."
+)
+ALONE = (
+    "No figure of a clean model of this network stands beside: outputs/ has none. A clean model that you trained, inspected "
+    "the same way, says how much of this is usual."
 )
 FEW = 5  # clean models from which on their spread says something
 
@@ -40,21 +45,33 @@ def clean_indices(runs: Iterable[Run], name: str, network: str) -> list[float]:
     return sorted(found.values())
 
 
-def told(flagged: Sequence[int], index: float | None) -> str:
+def called(label: int, classes: Sequence[str]) -> str:
+    """`3`, or `3 (cat)` where the class has a name of its own."""
+    name = classes[label] if label < len(classes) else ""
+    return f"{label} ({name})" if name not in ("", str(label)) else str(label)
+
+
+def classes_of(run: Run) -> list[str]:
+    """The names of the classes that a run's network tells apart."""
+    found: list[str] = run.environment.get("data", {}).get("classes", [])
+    return found
+
+
+def told(flagged: Sequence[int], index: float | None, classes: Sequence[str] = ()) -> str:
     """The classes that a detector flags, and how far the farthest lies out."""
     if index is None:
         return "nothing: no class stands out in a way that it could measure"
     if not flagged:
         return f"nothing flagged, anomaly index {index:.2f}"
-    classes = "class" if len(flagged) == 1 else "classes"
-    return f"{classes} {join_words([str(label) for label in flagged])} flagged, anomaly index {index:.2f}"
+    kind = "class" if len(flagged) == 1 else "classes"
+    return f"{kind} {join_words([called(label, classes) for label in flagged])} flagged, anomaly index {index:.2f}"
 
 
 def line(run: Run, clean: Sequence[float]) -> str:
     """What one detector says: the classes that it flags, how far they lie out, and how far clean models' do."""
     finding = run.detection
     index, flagged = index_of(finding), finding.details.get("flagged_classes", [])
-    said = told(flagged, index)
+    said = told(flagged, index, classes_of(run))
     if clean and index is not None:
         above = sum(value >= index for value in clean)
         spread = f"{clean[0]:.2f}" if len(clean) == 1 else f"{clean[0]:.2f} to {clean[-1]:.2f}"
@@ -64,24 +81,52 @@ def line(run: Run, clean: Sequence[float]) -> str:
     return said
 
 
-def verdict(runs: Sequence[Run]) -> str:
-    """The sentence that the detectors come to together: a class that several flag says more than one that one flags."""
+def reversed_line(run: Run, after: bool = False) -> str:
+    """What the reversed trigger of a detector's most suspicious class does; nothing where it reverses none.
+
+    after  whether a defense followed, after which it does something else"""
+    tried = run.detection.details.get("reversed")
+    if not tried:
+        return ""
+    label = called(tried["class"], classes_of(run))
+    then = f" before, {percent(tried['after'])} % after" if after else ""
+    return (
+        f"the trigger reversed towards class {label} has {tried['pixels']:g} pixels and moves {percent(tried['before'])} % of "
+        f"the others' test images there{then}"
+    )
+
+
+def verdict(runs: Sequence[Run]) -> list[str]:
+    """The sentences that the detectors come to together: first of the classes that several flag, then of those that one flags
+    alone, which says little."""
     votes: dict[int, list[str]] = {}
     for run in runs:
         for label in run.detection.details.get("flagged_classes", []):
             votes.setdefault(label, []).append(run.detection.name)
+    asked = join_words([run.detection.name for run in runs])
     if not votes:
-        return f"no sign of a backdoor, by {join_words([run.detection.name for run in runs])}"
-    most = max(map(len, votes.values()))
-    named = [
-        f"class {label} ({join_words(names)})" for label, names in sorted(votes.items(), key=lambda vote: -len(vote[1]))
-    ]
-    looks = "it looks backdoored" if most > 1 else "suspicious, by one detector alone"
-    return f"{looks}: towards {join_words(named)}"
+        return [f"no sign of a backdoor, by {asked}"]
+    names = classes_of(runs[0])
+
+    def named(labels: Iterable[int]) -> str:
+        return join_words([f"class {called(label, names)} ({join_words(votes[label])})" for label in sorted(labels)])
+
+    strong = {label for label, by in votes.items() if len(by) > 1}
+    weak = votes.keys() - strong
+    if strong:
+        said = [f"it looks backdoored: towards {named(sorted(strong))}"]
+        return said + [f"weak signs, each by one detector alone: {named(weak)}"] * bool(weak)
+    if len({by for label in weak for by in votes[label]}) == 1:
+        return [f"suspicious, by one detector alone{' of ' + asked if len(runs) > 1 else ''}: towards {named(weak)}"]
+    return [f"suspicious, but no two detectors flag the same class: {named(weak)}"]
 
 
 def accuracy(run: Run) -> str:
-    """How well the model knows the images, and over how many that is said."""
+    """How well the model knows the images, over how many that is said, and in which precision it was computed."""
     scores = run.infected
     assert scores is not None
-    return f"{percent(scores.ca)} % of {scores.n_clean:,} test images"
+    low, high = interval(scores.ca, scores.n_clean)
+    return (
+        f"{percent(scores.ca)} % of {scores.n_clean:,} test images (95 % interval {percent(low)} to {percent(high)}), in "
+        f"{run.config['train']['precision']}"
+    )

@@ -1,6 +1,5 @@
 """One run with what it prints, and one job of a sweep: whatever becomes of it is left in its folder."""
 
-import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,10 +27,6 @@ def carry_out(resolved: dict[str, Any], watch: Watch | None = None, *, alone: bo
     from backdoorbench.reporting.rows import heading
 
     out = screen.make_console()
-    screen.install(out, resolved["runtime"]["progress"])
-    package = logging.getLogger("backdoorbench")
-    handler = screen.ConsoleHandler(out)
-    package.addHandler(handler)
 
     def announce(run: "Run", stage: str) -> None:
         if stage == "planned":
@@ -41,10 +36,8 @@ def carry_out(resolved: dict[str, Any], watch: Watch | None = None, *, alone: bo
         if watch is not None:
             watch(run, stage)
 
-    try:
+    with screen.showing(out, resolved["runtime"]["progress"]):
         done = job.carry_out(resolved, announce, alone=alone)
-    finally:
-        package.removeHandler(handler)
     outcome.print_outcome(out, done.run, done.folder, done.repeated)
     return done
 

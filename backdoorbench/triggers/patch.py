@@ -149,7 +149,7 @@ def place(pattern: Tensor, mask: Tensor, corner: tuple[int, int], size: int) -> 
     if not (0 <= top <= size - height and 0 <= left <= size - width):
         raise ConfigError(
             f"a trigger of {height}x{width} pixels at row {corner[0]}, column {corner[1]} leaves images of {size}x{size} pixels. "
-            f"Change attack.position, or set it to null, which scales the trigger to the image."
+            f"Change attack.position, or set it to null for a trigger that covers the image."
         )
     placed = tuple(torch.zeros(len(part), size, size) for part in (pattern, mask))
     for canvas, part in zip(placed, (pattern, mask), strict=True):
