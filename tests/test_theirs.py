@@ -78,9 +78,9 @@ def test_a_model_is_cleaned_and_written_as_it_was_read(
     assert not torch.equal(after["state_dict"]["module.linear.weight"], before["state_dict"]["module.linear.weight"])
     card = (tmp_path / "cleaned" / "better.pth.model-card.md").read_text()
     for words_of_card in (
-        "the trigger hardly acted on", f"- read: `{model.name}`, SHA-256 ", "- network: demo, model.width 8; images of ",
+        "the trigger hardly acted on", f"- read: `{model.name}`, SHA-256 ", "- network: demo, model.depth 10, model.width 8; images of 32 px",
         "pixels from 0 to 1, red first; less the mean (0.485, 0.456, 0.406)", "outputs: 0, 1, 2,", "; bdx ", "with 300 clean",
-        "judged by 100 test images", "- as given: trigger white3, opacity 1.0", "- it leads to: class 0, called '0'",
+        "judged by 100 test images", "- as given: trigger white3, opacity 1.0, stored True\n- it leads to: class 0, called '0'\n",
         "## Whether it comes back\n\nAttacked again by retune, rate 0.02", "- no control beside it: exact.epochs=5 adds",
         "epoch 6", "the weights that were read: state_dict_ema, optimizer",
     ):  # fmt: skip
@@ -212,7 +212,7 @@ def test_a_trigger_that_does_not_act_stops_before_anything_is_cleaned(
     )
     assert "(attack.position=[row,column], now [0, 0])" in said and f"Look at {judged / 'triggered.png'}" in said
     assert (judged / "triggered.png").is_file() and record.read(judged).config["defense"]["name"] == "none"
-    assert "force=true" in said and "weights" not in captured.out
+    assert "force=true" in said and "model card" not in captured.out
 
 
 def test_a_function_is_a_trigger_though_the_network_needs_no_plugin(
@@ -230,7 +230,7 @@ def test_a_function_is_a_trigger_though_the_network_needs_no_plugin(
     said = capsys.readouterr().out
     assert "done before" in said and "(in a new folder)" not in said and copied.read_bytes() == model.read_bytes()
     card = (tmp_path / "to.pth.model-card.md").read_text()
-    assert "- read: `copied.pth`" in card and "trigger function, opacity 1.0, function own_stamp:stamp" in card
+    assert "- read: `copied.pth`" in card and "- as given: trigger function, function own_stamp:stamp" in card
     first = to.read_bytes()
     assert main(["clean", str(copied), *words, "--to", str(to)]) == 2 and to.read_bytes() == first
     assert main(["clean", str(copied), *words, "--to", str(to), "--overwrite"]) == 0

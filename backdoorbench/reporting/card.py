@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config import catalog
-from backdoorbench.errors import ConfigError, few
+from backdoorbench.config.acts import idle
+from backdoorbench.config.build import target
+from backdoorbench.errors import ConfigError, few, join_words
 from backdoorbench.metrics import interval
 from backdoorbench.reporting.holdouts import KINDS
 from backdoorbench.reporting.rows import FIGURES, after_figures, percent
@@ -83,7 +85,7 @@ def model_lines(run: Run, facts: Facts) -> list[str]:
     """What the model is, where its weights come from, and how it reads images."""
     model, dataset, train = facts.config["model"], facts.config["dataset"], run.config["train"]
     packages, classes = run.environment.get("packages", {}), run.environment.get("data", {}).get("classes", [])
-    network = {key: value for key, value in settings(model).items() if key not in READING}
+    network = {key: value for key, value in settings("model", facts.config).items() if key not in READING}
     lines = [
         "## The model",
         "",
@@ -135,7 +137,7 @@ def work_lines(run: Run, folder: Path, facts: Facts) -> list[str]:
     return [
         "## What was done",
         "",
-        f"- defense: {', '.join([config['defense']['name'], *said(settings(config['defense']))])}. {title('defense', config)}",
+        f"- defense: {', '.join([config['defense']['name'], *said(settings('defense', config))])}. {title('defense', config)}",
         f"- with {had}; judged by {run.infected.n_clean if run.infected else 0:,} test images",
         f"- images: `{source}`, SHA-256 of all {run.content['dataset.root']}",
         f"- record: {folder / FILE}, seed {config['seed']}",
@@ -148,16 +150,23 @@ def trigger_lines(run: Run, facts: Facts) -> list[str]:
         return []
     attack, classes = facts.config["attack"], run.environment.get("data", {}).get("classes", [])
     digests = [f"{key}: SHA-256 {value.split()[-1]}" for key, value in run.content.items() if key.startswith("attack.")]
-    target = f"{attack['target']}" if "target" in attack else ""
-    if target and attack["target"] < len(classes):
-        target = f"class {target}, called '{classes[attack['target']]}'"
-    own = {key: value for key, value in settings(attack).items() if key not in ("target", "mapping")}
+    label = attack["target"]
+    leads = {"all_to_all": "the class after each image's own"}.get(
+        attack["mapping"], f"class {label}, called '{classes[label]}'"
+    )
+    if attack["sources"]:
+        leads += f", of images of the classes {join_words([str(source) for source in attack['sources']])}"
+    own = {
+        key: value
+        for key, value in settings("attack", facts.config).items()
+        if key not in ("target", "mapping", "sources")
+    }
     change = run.infection.notes.get("share_changed")
     lines = [
         "## The trigger that judged it",
         "",
         f"- as given: {', '.join(said(own))}",
-        f"- it leads to: {target} ({attack.get('mapping', '').replace('_', ' ')})",
+        f"- it leads to: {leads}",
     ]
     if change is not None:
         lines.append(f"- it changes {percent(change)} % of the values of an image")
@@ -200,7 +209,7 @@ def comeback_lines(run: Run) -> list[str]:
     if asr is None or purified is None:
         return ["Not tried." if run.infected is None or run.infected.asr is None else "Not tried: after=none."]
     lines = [
-        f"Attacked again by {', '.join([after['name'], *said(settings(after))])}. {title('after', run.config)}",
+        f"Attacked again by {', '.join([after['name'], *said(settings('after', run.config))])}. {title('after', run.config)}",
         "",
         f"- this model: ASR {percent(purified.asr)} % → **{percent(asr)} %**"
         + (f", CA {percent(purified.ca)} % → {percent(figures['ca_after'])} %" if "ca_after" in figures else ""),
@@ -231,9 +240,12 @@ def caveat(run: Run) -> str:
 # ---- settings in words ----------------------------------------------------------------------------------------------
 
 
-def settings(node: Mapping[str, Any]) -> dict[str, Any]:
-    """An option's settings that say something."""
-    return {key: value for key, value in node.items() if key not in UNSAID and value not in (None, [], {})}
+def settings(group: str, config: Plain) -> dict[str, Any]:
+    """The settings of a group's option that act, and say something."""
+    node = config[group]
+    kind = target(node, group, config["plugins"])
+    off = {found.key.removeprefix(f"{group}.") for found in idle(kind, node, group)}
+    return {key: value for key, value in node.items() if key not in {*UNSAID, *off} and value not in (None, [], {})}
 
 
 def said(found: Mapping[str, Any], place: str = "") -> list[str]:
