@@ -5,15 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import QUICK
+from PIL import Image
 from test_defenses import reachable
 
 from backdoorbench import metrics
 from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
-from backdoorbench.detectors.base import Verdict
+from backdoorbench.detectors.base import Reversed, Verdict
 from backdoorbench.detectors.none import NoDetector
 from backdoorbench.errors import PairingError
 from backdoorbench.pipeline import detect, outcome, plan
@@ -75,7 +77,16 @@ def test_a_run_without_a_detector_has_the_key_it_had() -> None:
 
 def test_a_model_detector_draws_what_it_reversed(run: Callable[..., Job]) -> None:
     done = run("attack=badnets", *NC, *QUICK)
-    assert (done.folder / "reversed_triggers.png").is_file()
+    with Image.open(done.folder / "reversed_triggers.png") as picture:
+        side = picture.width // 10
+        below = np.asarray(picture)[side:]  # a caption of two lines, for each class
+    assert below.shape == (30, 10 * side, 3)
+    assert all((below[:14, number * side :][:, :side] < 128).any() for number in range(10))  # names
+    verdict = Verdict(
+        torch.ones(2), torch.tensor([False, True]), reversed=Reversed(torch.ones(2, 1, 3, 3), torch.ones(2, 3, 3, 3))
+    )
+    assert detect.captions(verdict, ("cat", "dog")) == ["cat\n9 px", "dog\n9 px FLAGGED"]
+    assert detect.captions(verdict, ("cat",)) == detect.captions(replace(verdict, reversed=None), ("cat", "dog")) == []
     figures = done.run.detection.figures
     assert {"anomaly_index", "any_flagged", "target_flagged"} <= set(figures)
     assert len(done.run.detection.details["scores"]) == 10

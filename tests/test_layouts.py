@@ -165,6 +165,8 @@ def test_a_table_says_which_split(tmp_path: Path, cache: Path, said: Callable[[]
     )
     assert splits.facts == {"layout": "table", "left_out": {"rows of val": 2}}
     assert f"folder: left out of {root}: 2 rows of val" in said()
+    table(without := tmp_path / "without", ["path,label,split", *lines[:6]])
+    assert folder(without).load(cache).facts == {"layout": "table"} and "without: 0" not in " ".join(said())
 
 
 def test_a_table_for_each_split(tmp_path: Path, cache: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from backdoorbench import metrics
-from backdoorbench.metrics import Scores
+from backdoorbench.metrics import Scores, interval
 from backdoorbench.triggers.base import AllToAll, AllToOne, SourceSpecific
 
 
@@ -22,6 +22,12 @@ def test_scores_equal_a_plain_loop() -> None:
         ca = sum(int(clean[i]) == int(true[i]) for i in range(97)) / 97
         assert scores == Scores(ca, asr, ra, 97, len(rows))
         assert asr + ra <= 1
+
+
+def test_intervals_are_those_of_clopper_and_pearson() -> None:
+    assert interval(0, 10) == (0.0, pytest.approx(1 - 0.025 ** (1 / 10)))  # closed forms at the ends
+    assert interval(1, 485) == (pytest.approx(0.025 ** (1 / 485)), 1.0)
+    assert interval(0.5, 10) == (pytest.approx(0.1871, abs=1e-4), pytest.approx(0.8129, abs=1e-4))  # tables
 
 
 def test_without_a_trigger_only_ca_is_known() -> None:

@@ -27,3 +27,16 @@ def test_a_line_each_fifth(caplog: pytest.LogCaptureFixture) -> None:
         "fast: epoch 10/10, loss 0.100, 1,234 images/s",
     ]
     assert all(entry.message.endswith("s left") for entry in caplog.records)
+
+
+def test_a_long_task_says_early_how_long_it_takes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = logging.getLogger("backdoorbench")
+    monkeypatch.setattr(package, "propagate", True)
+    monkeypatch.setattr(progress, "EARLY", 0.0)
+    with caplog.at_level(logging.INFO, "backdoorbench"):
+        work = progress.LoggedTask("long", 100, "pass", 2)
+        for _ in range(50):
+            work.advance()
+    assert [entry.message.rsplit(",", 2)[0] for entry in caplog.records] == ["long: pass 1/100", "long: pass 20/100"]

@@ -98,8 +98,9 @@ def test_a_model_is_inspected(digits: Path, model: Path, tmp_path: Path, capsys:
     said = capsys.readouterr().out
     done = {run.detection.name: run for run in (record.read(folder) for folder in tmp_path.glob("runs/*"))}
     assert set(done) == {"", "signature", "latent_tac"}  # the first judges the model
-    assert "training" not in said and "purified" not in said and "asking signature, which takes none" in said
+    assert "training" not in said and "purified" not in said and "asking signature; cost: none" in said
     assert "(95 % interval " in said and "No figure of a clean model of this network" in said
+    assert done[""].infection.notes["training"] == "as given: nothing was trained"
     for name, run in list(done.items()):
         if not name:
             continue

@@ -165,13 +165,18 @@ def check_effect(judged: "Job", chosen: Namespace) -> None:
         hint = (
             f" It makes class {called(other[0], classes)} of {percent(other[1])} % of them: perhaps that is the target."
         )
-    lies = f", now {attack['position']}" if attack["trigger"] == "picture" else ""
+    checks = {
+        "picture": f"the picture, where it lies (attack.position=[row,column], now {attack['position']}), how opaque it is "
+        f"(attack.opacity)",
+        "function": f"what {attack['function']} does",
+    }.get(
+        attack["trigger"], f"whether {attack['trigger']} is the pattern, in its usual corner (a picture lies anywhere)"
+    )
     raise ConfigError(
         f"the trigger does not act on {Path(chosen.model).name}: {percent(scores.asr)} % of {scores.n_triggered:,} triggered "
         f"test images are called class {called(attack['target'], classes)}, below {percent(config['gates']['asr_floor'])} "
-        f"% (gates.asr_floor).{hint} Look at {judged.folder / 'triggered.png'}, and check the picture, where it lies "
-        f"(attack.position=[row,column]{lies}), how opaque it is (attack.opacity) and --target; or add force=true to clean it "
-        f"all the same."
+        f"% (gates.asr_floor).{hint} Look at {judged.folder / 'triggered.png'}, and check {checks} and --target; or add "
+        f"force=true to clean it all the same."
     )
 
 

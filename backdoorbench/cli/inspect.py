@@ -17,8 +17,8 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument(
         "--detectors",
         metavar="LIST",
-        help="of those that judge a model, separated by commas; all of them by default, and some take long: bdx show "
-        "detector=NAME says each one's cost",
+        help="of those that judge a model, separated by commas; all of them by default, and some take long, and each "
+        "says what it costs before it is asked",
     )
     chosen = parser.parse_intermixed_args(words)
     from backdoorbench import screen
@@ -42,7 +42,7 @@ def carry_out(words: Sequence[str]) -> int:
                 theirs.say(out, name, note)
         runs, compared = [], False
         for name, resolved in zip(names, planned, strict=True):
-            theirs.say(out, "", f"asking {name}, which takes {theirs.cost_of(name, chosen.config_dirs)}")
+            theirs.say(out, "", f"asking {name}; cost: {theirs.cost_of(name, chosen.config_dirs)}")
             done = theirs.run(resolved)
             clean = inspection.clean_indices(known, name, resolved["model"]["name"])
             compared = compared or bool(clean)

@@ -239,7 +239,7 @@ def cost_of(detector: str, folders: Sequence[str]) -> str:
     from backdoorbench.config import catalog
 
     said = catalog.describe("detector", detector, folders).method.get("Cost", "")
-    return " ".join(said.split()) or "as long as its documentation does not say"
+    return " ".join(said.split()) or "not documented"
 
 
 def known_runs(config: dict[str, Any]) -> list["Run"]:
