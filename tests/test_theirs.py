@@ -130,9 +130,13 @@ def test_clean_models_stand_beside(run: Callable[..., Job]) -> None:
     infected = run("attack=badnets", "detector=signature", *QUICK).run
     clean = run("attack=none", "detector=signature", *QUICK).run
     assert infected.config["model"]["name"] == "demo"
-    indices = inspection.clean_indices([infected, clean, clean], "signature", "demo")
+    network = clean.config["model"]
+    indices = inspection.clean_indices(
+        [infected, clean, clean], "signature", {**network, "checkpoint": "x.pth", "mean": 0.5}
+    )
     assert indices == [pytest.approx(clean.detection.figures["anomaly_index"])]
-    assert inspection.clean_indices([clean], "signature", "resnet18") == []
+    for other in ({"name": "resnet18"}, {"width": 3}, {"target": "mine:Net"}):  # all of one's own are called module
+        assert inspection.clean_indices([clean], "signature", {**network, **other}) == []
     said = inspection.line(infected, indices)
     assert f"clean models of this network here: {indices[0]:.2f}, n = 1, " in said and said.endswith("(few)")
 
@@ -214,6 +218,23 @@ def test_a_trigger_that_does_not_act_stops_before_anything_is_cleaned(
     assert "(attack.position=[row,column], now [0, 0])" in said and f"Look at {judged / 'triggered.png'}" in said
     assert (judged / "triggered.png").is_file() and record.read(judged).config["defense"]["name"] == "none"
     assert "force=true" in said and "model card" not in captured.out
+
+
+def test_a_model_that_knows_no_image_is_not_judged(
+    digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(model, weights_only=True)
+    weights = {name: torch.zeros_like(value) for name, value in content["state_dict"].items()}
+    torch.save(weights, tmp_path / "blank.pth")
+    words = [str(tmp_path / "blank.pth"), "--data", str(digits), *NETWORK, f"runtime.outputs={tmp_path}"]
+    for verb in (["inspect"], ["clean", "--trigger", "white3", "--target", "0"]):
+        assert main([*verb, *words]) == 2
+        said = capsys.readouterr()
+        assert (
+            "blank.pth cannot be judged on these images: the network calls 100% of the clean test images the same"
+            in said.err
+        )
+        assert "verdict" not in said.out and "does not act" not in said.err
 
 
 def test_a_function_is_a_trigger_though_the_network_needs_no_plugin(

@@ -165,6 +165,8 @@ def check_effect(judged: "Job", chosen: Namespace) -> None:
         hint = (
             f" It makes class {called(other[0], classes)} of {percent(other[1])} % of them: perhaps that is the target."
         )
+    is_shift = attack["mapping"] == "all_to_all"
+    wanted = "the next class" if is_shift else f"class {called(attack['target'], classes)}"
     checks = {
         "picture": f"the picture, where it lies (attack.position=[row,column], now {attack['position']}), how opaque it is "
         f"(attack.opacity)",
@@ -174,7 +176,7 @@ def check_effect(judged: "Job", chosen: Namespace) -> None:
     )
     raise ConfigError(
         f"the trigger does not act on {Path(chosen.model).name}: {percent(scores.asr)} % of {scores.n_triggered:,} triggered "
-        f"test images are called class {called(attack['target'], classes)}, below {percent(config['gates']['asr_floor'])} "
+        f"test images are called {wanted}, below {percent(config['gates']['asr_floor'])} "
         f"% (gates.asr_floor).{hint} Look at {judged.folder / 'triggered.png'}, and check {checks} and --target; or add "
         f"force=true to clean it all the same."
     )

@@ -44,7 +44,7 @@ def carry_out(words: Sequence[str]) -> int:
         for name, resolved in zip(names, planned, strict=True):
             theirs.say(out, "", f"asking {name}; cost: {theirs.cost_of(name, chosen.config_dirs)}")
             done = theirs.run(resolved)
-            clean = inspection.clean_indices(known, name, resolved["model"]["name"])
+            clean = inspection.clean_indices(known, name, resolved["model"])
             compared = compared or bool(clean)
             theirs.say(out, name, inspection.line(done.run, clean))
             if tried := inspection.reversed_line(done.run):

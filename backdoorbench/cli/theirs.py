@@ -210,6 +210,14 @@ def judge(resolved: "Plain") -> "Job":
         hint = done.run.infection.notes.get(what)
         if hint and not done.run.config["force"]:
             raise ConfigError(f"{Path(resolved['model']['checkpoint']).name}: {hint}, or force=true to go on as it is.")
+    finding = done.run.infection
+    if finding.status == "broken" and not done.run.config["force"]:
+        raise ConfigError(
+            f"{Path(resolved['model']['checkpoint']).name} cannot be judged on these images: {'; '.join(finding.reasons)}. "
+            f"Nothing that is said of it, or done to it, would mean anything. Check the network and its settings, the order of "
+            f"the classes (dataset.order) and how images are read (model.mean, model.std, model.colours, model.range; "
+            f"docs/your-model.md), or add force=true to go on as it is."
+        )
     return done
 
 

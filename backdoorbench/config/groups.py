@@ -106,6 +106,13 @@ LATER: dict[str, dict[str, Any]] = {  # group -> settings that keys and records 
     "holdout": {"per_class": None, "validate": 0},
     "model": {"mean": None, "std": None, "range": 1, "channels": 3, "colours": "rgb"},
 }
+READING = (
+    "mean",
+    "std",
+    "range",
+    "channels",
+    "colours",
+)  # of a model: how it is shown images, which builds no other network
 HOLDOUTS = {  # what keys and old records call `source` of a holdout -> what settings call it
     "withheld": {"kind": "reserved", "split": "train"},
     "test": {"kind": "reserved", "split": "test"},

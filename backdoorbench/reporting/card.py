@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from backdoorbench.config import catalog
 from backdoorbench.config.acts import idle
 from backdoorbench.config.build import target
+from backdoorbench.config.groups import READING
 from backdoorbench.errors import ConfigError, few, join_words
 from backdoorbench.metrics import interval
 from backdoorbench.reporting.holdouts import KINDS
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 NAMED = 50  # classes that are named one by one
 TITLES = ("accuracy (CA)", "attack success rate (ASR)", "robust accuracy (RA)")
-READING = ("mean", "std", "range", "channels", "colours")  # settings of a network that are said in a line of their own
 UNSAID = ("_target_", "version", "name", "checkpoint", "augment")
 UNKNOWN = "The trigger was not known: nothing here says that a backdoor was there, or that it is gone."
 
@@ -127,7 +127,7 @@ def work_lines(run: Run, folder: Path, facts: Facts) -> list[str]:
     """What was done to the model, with which images, and where the record of it lies."""
     config = run.config
     holdout = run.purification.details.get("holdout", {})
-    source = facts.config["dataset"]["root"] or config["dataset"]["name"]
+    source = facts.config["dataset"].get("root") or config["dataset"]["name"]
     had = f"{holdout.get('images', 0):,} clean images"
     if kind := KINDS.get(holdout.get("kind", "")):
         is_known = holdout["kind"] != "seen"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from backdoorbench.config.groups import READING
 from backdoorbench.errors import join_words
 from backdoorbench.metrics import interval
 from backdoorbench.reporting.rows import percent
@@ -30,12 +31,14 @@ def index_of(finding: Finding) -> float | None:
     return finding.figures.get("anomaly_index")
 
 
-def clean_indices(runs: Iterable[Run], name: str, network: str) -> list[float]:
+def clean_indices(runs: Iterable[Run], name: str, network: Mapping[str, Any]) -> list[float]:
     """What a detector said of models that nobody infected: of clean trainings, and of the controls of infections; of this network
-    only. Models that were given, of which nobody knows, do not count."""
+    only. Models that were given, of which nobody knows, do not count.
+
+    network  settings of a model: whatever starting weights it had, and however it reads images"""
     found: dict[str, float] = {}  # a control stands beside several runs
     for run in runs:
-        if run.detection.name != name or run.config["model"]["name"] != network:
+        if run.detection.name != name or built(run.config["model"]) != built(network):
             continue
         is_given = run.config["model"].get("checkpoint") is not None
         own = index_of(run.detection) if run.infection.status == "clean" and not is_given else None
@@ -55,6 +58,11 @@ def classes_of(run: Run) -> list[str]:
     """The names of the classes that a run's network tells apart."""
     found: list[str] = run.environment.get("data", {}).get("classes", [])
     return found
+
+
+def built(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a network is built by."""
+    return {key: value for key, value in model.items() if key not in ("checkpoint", "version", *READING)}
 
 
 def told(flagged: Sequence[int], index: float | None, classes: Sequence[str] = ()) -> str:
