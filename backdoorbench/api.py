@@ -18,16 +18,18 @@ from backdoorbench.config.compose import Plain
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import ConfigError, DataError
-from backdoorbench.pipeline import job, own, share
-from backdoorbench.pipeline.evaluation import evaluate
+from backdoorbench.metrics import Scores
+from backdoorbench.pipeline import evaluation, job, own, share
 from backdoorbench.pipeline.own import Network
 from backdoorbench.reporting import choosing, frame
 from backdoorbench.reporting.content import tell_apart_by_content
+from backdoorbench.shapes import Images
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.sweeps.hydra_errors import composed as compose
-from backdoorbench.training.recipe import Recipe, resolve_precision
+from backdoorbench.training.recipe import Precision, Recipe, resolve_precision
+from backdoorbench.triggers.base import Target, Trigger
 
 __all__ = [
     "build",
@@ -241,6 +243,20 @@ def _check_size(images: ImageSet, dataset: Plain) -> None:
             f"the images have {images.size} pixels a side, and the settings say {dataset['size']}, those of "
             f'dataset={dataset["name"]}. Name their data set, or add "dataset.size={images.size}" to the settings.'
         )
+
+
+def evaluate(
+    model: nn.Module,
+    test: ImageSet,
+    trigger: Trigger | None,
+    target: Target | None,
+    precision: Precision = "float32",
+    shown: Sequence[Images] | None = None,
+) -> Scores:
+    """CA, ASR and RA of `model` on the whole of `test`.
+
+    shown  what `triggered` makes of the test images, where the caller has it already"""
+    return evaluation.evaluate(own.wrapped(model, test), test, trigger, target, precision, shown)
 
 
 def load_model(folder: str | Path, plugins: Sequence[str] = (), *, infected: bool = False) -> nn.Module:

@@ -13,6 +13,7 @@ import backdoorbench as bb
 from backdoorbench import api, progress, screen
 from backdoorbench.attacks.base import Infection
 from backdoorbench.errors import ConfigError, DataError, ModelError
+from backdoorbench.models import outputs
 from backdoorbench.pipeline import own
 
 SMALL = ("model.width=8", "train.epochs=6", "train.batch_size=32")
@@ -151,23 +152,19 @@ class Viewing(nn.Module):
         return logits
 
 
-def contiguous_maps(net: nn.Module) -> nn.Module:
-    """docs/networks.md has it."""
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda module, images, maps: maps.contiguous())
-    return net
-
-
-def test_a_network_that_calls_view_is_told_before_it_trains() -> None:
-    """Images arrive in channels_last."""
-    train, _ = bb.load_dataset("digits", train_size=100)
-    with pytest.raises(
-        ModelError, match=r"Viewing cannot read these images of 32 pixels \(view size is not compatible .*reshape"
-    ):
-        bb.infect(bb.build("attack/none"), train, "train.epochs=1", model=Viewing)
-    infection = bb.infect(bb.build("attack/none"), train, "train.epochs=1", model=lambda: contiguous_maps(Viewing()))
-    assert infection.model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+def test_a_network_that_calls_view_runs_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Images arrive in channels_last, unless the network cannot read that."""
+    caplog.set_level("INFO")
+    outputs.say.cache_clear()
+    train, test = bb.load_dataset("digits", train_size=100, test_size=50)
+    infection = bb.infect(bb.build("attack/badnets"), train, "train.epochs=1", model=Viewing)
+    purified = bb.purify(bb.build("defense/ft", epochs=1), infection, train)
+    purified = bb.purify(bb.build("defense/nc", epochs=1), purified, train)
+    assert bb.evaluate(purified, test, infection.trigger, infection.target).n_clean == 50
+    assert bb.evaluate(Viewing(), test, infection.trigger, infection.target).n_clean == 50
+    assert [record.message for record in caplog.records if "channel by channel" in record.message] == [
+        f"Viewing {outputs.UNREADABLE}"
+    ]
 
 
 def test_an_infection_is_kept_and_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

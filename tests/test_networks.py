@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench.cli.main import main
-from backdoorbench.config import groups
+from backdoorbench.config import groups, plugins
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose, option
 from backdoorbench.errors import BdxError, ConfigError, ModelError
@@ -56,6 +56,16 @@ class Bare(nn.Module):
             "list of softmax": lambda: [features, logits.softmax(1)],
         }.get(self.kind, lambda: logits)()
 
+class Viewing(Bare):
+    """One whose code assumes that maps, and the weights that it standardises, lie channel by channel."""
+
+    def forward(self, x):
+        weight = self.conv1.weight
+        mean = weight.view(len(weight), -1).mean(1).view(-1, 1, 1, 1)
+        maps = F.relu(self.bn1(F.conv2d(x, weight - mean, padding=1)))
+        maps = F.relu(self.bn2(self.conv2(maps)))
+        return self.fc(maps.view(len(maps), maps.size(1), -1).mean(2))
+
 def bare(classes, size, kind="plain"):
     return Bare(classes, kind)
 
@@ -80,6 +90,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "theirs_of_test" / "nets.py").write_text(SOURCE)
     monkeypatch.syspath_prepend(tmp_path)
     outputs.say.cache_clear()
+    plugins.files.cache_clear()
+    plugins.digest.cache_clear()
     yield
     for name in [name for name in sys.modules if name.startswith("theirs_of_test")]:
         del sys.modules[name]
@@ -114,6 +126,26 @@ def test_a_network_of_ones_own_is_built(target: str) -> None:
 
 def test_options_reach_the_factory() -> None:
     assert classifier(options={"width": 7}).net.conv1.out_channels == 7
+
+
+def test_a_network_that_calls_view_runs_wherever_any_does(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    caplog.set_level(logging.INFO)
+    words = [
+        "model=module", "model.target=theirs_of_test.nets:Viewing", "plugins=[theirs_of_test]", "train=demo", "train.epochs=1",
+        "dataset.train_size=60", "dataset.test_size=30", "curve.every=0", "detector.units=1", "holdout.rate=0.2",
+        "detector.images=20", f"runtime.outputs={tmp_path}", "force=true",
+    ]  # fmt: skip
+    for methods in (
+        ["defense=ft", "defense.epochs=1", "detector=nc", "after=retune", "after.rate=0.2", "exact.epochs=0"],
+        ["defense=none", "detector=nc"],
+    ):
+        assert main(["attack=badnets", *methods, *words]) == 0
+    assert [record.message for record in caplog.records if "channel by channel" in record.message] == [
+        f"model 'module' {outputs.UNREADABLE}"
+    ]
+    model = spec(target="theirs_of_test.nets:Viewing").classifier(5, 8, MEAN, STD).eval()
+    stem, head = surgery.stem_cut(model)
+    assert torch.allclose(head(stem(images())), model(images()))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -187,8 +219,6 @@ def test_the_package_that_a_target_names_is_one_of_the_plugins_used() -> None:
 
 
 def test_an_edited_network_is_another_infection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backdoorbench.config import plugins
-
     node = compose(["model=module", "model.target=theirs_of_test.nets:Bare"])["model"]
     before = plan.digested("model", node, ["theirs_of_test"])
     plugins.digest.cache_clear()

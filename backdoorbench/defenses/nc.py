@@ -29,11 +29,12 @@ from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
+from backdoorbench.models.layouts import layout_of
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
 from backdoorbench.training.recipe import Tuning, TuningSchedule
-from backdoorbench.training.reversal import Reversal, Search, anomaly, layout_of, reverse
+from backdoorbench.training.reversal import Reversal, Search, anomaly, reverse
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class NC(Defense):
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model, holdout, stream = scenario.model, scenario.holdout, scenario.stream
-        model.to(memory_format=layout_of(scenario.device))
+        model.to(memory_format=layout_of(model, scenario.device))
         classes = range(len(holdout.classes))
         found = reverse(
             model, holdout, classes, stream.child("reverse"), **vars(self.reversal), autocast=scenario.autocast

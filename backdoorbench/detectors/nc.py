@@ -34,7 +34,8 @@ from backdoorbench.config.build import BESIDE
 from backdoorbench.data.store import stratified
 from backdoorbench.detectors.base import Detector, Judges, Reversed, Scenario, Verdict
 from backdoorbench.errors import check_range
-from backdoorbench.training.reversal import Search, anomaly, layout_of, reverse
+from backdoorbench.models.layouts import layout_of
+from backdoorbench.training.reversal import Search, anomaly, reverse
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class NC(Detector):
         count = max(self.images or len(holdout), len(holdout.classes))
         if count < len(holdout):
             holdout = holdout.subset(stratified(holdout.labels.cpu(), count, scenario.stream.child("images")))
-        model.to(memory_format=layout_of(scenario.device))
+        model.to(memory_format=layout_of(model, scenario.device))
         classes = range(len(holdout.classes))
         found = reverse(model, holdout, classes, scenario.stream, **vars(self.search), autocast=scenario.autocast)
         scores = anomaly(found.norms)

@@ -26,6 +26,7 @@ from backdoorbench import progress
 from backdoorbench.detectors.base import BATCH, Detector, Judges, Scenario, Verdict
 from backdoorbench.errors import DataError, ModelError, check_range
 from backdoorbench.models.base import Normalize
+from backdoorbench.models.layouts import layout_of
 from backdoorbench.shapes import Bytes, Images, Rows, to_float
 from backdoorbench.streams import Stream
 
@@ -100,7 +101,7 @@ class STRIP(Detector):
         pool   (P, 3, H, W) uint8: what may be laid over them
         drawn  (M, N) int64: which of the pool each image is given"""
         device = scenario.device
-        layout = torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
+        layout = layout_of(model, device)
         mean = normalisation_mean(model)
         count = drawn.shape[1]
         chosen = drawn.flatten()

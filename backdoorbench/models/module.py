@@ -10,7 +10,7 @@ from torch import nn
 from backdoorbench.config.build import Function, imported
 from backdoorbench.errors import ModelError, first_line, shown
 from backdoorbench.models.base import Classifier, ModelSpec
-from backdoorbench.models.outputs import choose_logits, undo_softmax
+from backdoorbench.models.outputs import choose_logits, settle_layout, undo_softmax
 
 CLASSES = (
     "classes",
@@ -39,6 +39,7 @@ class ModuleSpec(ModelSpec):
     def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
         model = super().classifier(classes, size, mean, std)
         choose_logits(model, classes, self.output, self.name)
+        settle_layout(model, self.name)
         undo_softmax(model, self.name)
         return model
 

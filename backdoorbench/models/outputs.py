@@ -15,12 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench.errors import ModelError, first_line, join_words, shown
+from backdoorbench.models import layouts
 from backdoorbench.models.base import Classifier, evaluating
 from backdoorbench.models.surgery import trace
 
 log = logging.getLogger(__name__)
 
 PROBES = 4  # random images that tell what a network returns
+UNREADABLE = (
+    "cannot read maps that lie channels last (as .view cannot): it runs channel by channel, which is slower on most machines; "
+    ".flatten(1) or .reshape in place of .view mends that."
+)
 SLACK = 1e-3  # by which the sum of probabilities may miss 1
 
 
@@ -75,6 +80,12 @@ def choose_logits(model: Classifier, classes: int, chosen: int | str | None, nam
     key = fitting[0] if chosen is None else chosen
     say(f"model '{name}' returns {len(parts)} tensors; its logits are {shown(key)}.")
     model.net.register_forward_hook(Part(key))
+
+
+def settle_layout(model: Classifier, name: str) -> None:
+    """Has a network whose code cannot read maps that lie channels last read them channel by channel, and says so."""
+    if layouts.settle(model, _images(model)):
+        say(f"model '{name}' {UNREADABLE}")
 
 
 def undo_softmax(model: Classifier, name: str) -> None:

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from backdoorbench.config.acts import Acts, Only
 from backdoorbench.errors import ModelError, did_you_mean
-from backdoorbench.models.base import LARGE, ModelSpec
+from backdoorbench.models.base import LARGE, Classifier, ModelSpec
 from backdoorbench.models.heads import make_classifier_linear, with_linear_classifier
+from backdoorbench.models.outputs import settle_layout
 from backdoorbench.models.stems import shrink_stem
 
 RESNETS = ["resnet", "resnetv2"]  # families are timm's modules, since names alone do not tell them apart
@@ -46,6 +47,11 @@ class TimmSpec(ModelSpec):
     timm_name: str
     pretrained: bool
     stem: Literal["auto", "as_is", "small"]
+
+    def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
+        model = super().classifier(classes, size, mean, std)
+        settle_layout(model, self.name)
+        return model
 
     def net(self, classes: int, size: int) -> nn.Module:
         import timm

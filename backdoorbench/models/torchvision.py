@@ -14,7 +14,7 @@ from torch import nn
 
 from backdoorbench.errors import ModelError, did_you_mean, first_line
 from backdoorbench.models.base import LARGE, Classifier, ModelSpec
-from backdoorbench.models.outputs import choose_logits
+from backdoorbench.models.outputs import choose_logits, settle_layout
 from backdoorbench.models.stems import shrink_stem
 
 
@@ -30,6 +30,7 @@ class TorchvisionSpec(ModelSpec):
     def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
         model = super().classifier(classes, size, mean, std)
         choose_logits(model, classes, None, self.name)  # which runs it: some do not read small images
+        settle_layout(model, self.name)
         return model
 
     def net(self, classes: int, size: int) -> nn.Module:

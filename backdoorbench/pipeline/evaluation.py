@@ -11,6 +11,7 @@ from backdoorbench import metrics
 from backdoorbench.data.images import ImageSet
 from backdoorbench.metrics import Scores
 from backdoorbench.models.base import evaluating
+from backdoorbench.models.layouts import layout_of
 from backdoorbench.shapes import Images, Labels, Rows
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import autocast
@@ -74,7 +75,7 @@ def batch_of(test: ImageSet) -> int:
 
 def call(model: nn.Module, images: Images) -> Labels:
     """(N,) the class with the largest logit, for (N, 3, H, W)."""
-    layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
+    layout = layout_of(model, images.device)
     labels: Labels = model(images.contiguous(memory_format=layout)).argmax(1)
     return labels
 

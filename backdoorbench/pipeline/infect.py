@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from backdoorbench import device
@@ -18,6 +17,7 @@ from backdoorbench.errors import TrainingError
 from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
+from backdoorbench.models.layouts import layout_of
 from backdoorbench.pipeline import costs, evaluation, gates, readings
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infections import (
@@ -151,8 +151,7 @@ def fresh_network(made: Plan, stream: Stream) -> nn.Module:
     size = made.dataset.crop or made.dataset.size
     with seeded(stream):
         model = made.spec.classifier(len(made.splits.train.classes), size, made.dataset.mean, made.dataset.std)
-    layout = torch.channels_last if made.device.type in ("cpu", "cuda") else torch.contiguous_format
-    return model.to(made.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    return model.to(made.device, memory_format=layout_of(model, made.device))  # type: ignore[call-overload, no-any-return]
 
 
 def infect(

@@ -14,7 +14,9 @@ from backdoorbench.attacks.base import Attack, Infection
 from backdoorbench.config import build, plugins
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import DataError, ModelError
+from backdoorbench.models import outputs
 from backdoorbench.models.base import Classifier, evaluating
+from backdoorbench.models.layouts import settle
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infections import load_infection, save_infection
 from backdoorbench.shapes import to_bytes
@@ -94,15 +96,16 @@ def wrapped(net: nn.Module, images: ImageSet) -> nn.Module:
         )
     model = (net if isinstance(net, Classifier) else Classifier(net, images.size, *AS_IT_IS)).to(images.device)
     batch, _ = next(images.subset(torch.arange(min(2, len(images)))).batches(2))
-    trial = copy.deepcopy(model).to(memory_format=torch.channels_last)  # as training has it
-    with torch.no_grad(), evaluating(trial):
-        try:
-            logits = trial(batch.to(memory_format=torch.channels_last))
-        except RuntimeError as error:
-            raise ModelError(
-                f"{type(net).__name__} cannot read these images of {images.size} pixels ({' '.join(str(error).split())}). Give "
-                f"it images of its size, or another network."
-            ) from None
+    try:
+        if settle(model, batch):
+            outputs.say(f"{type(net).__name__} {outputs.UNREADABLE}")
+        with torch.no_grad(), evaluating(model):
+            logits = model(batch)
+    except RuntimeError as error:
+        raise ModelError(
+            f"{type(net).__name__} cannot read these images of {images.size} pixels ({' '.join(str(error).split())}). Give "
+            f"it images of its size, or another network."
+        ) from None
     wanted = (len(batch), len(images.classes))
     if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

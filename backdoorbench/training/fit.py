@@ -20,6 +20,7 @@ from backdoorbench import progress
 from backdoorbench.data.images import Change, ImageSet, spans
 from backdoorbench.errors import TrainingError
 from backdoorbench.models.base import Classifier
+from backdoorbench.models.layouts import layout_of
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.storage import store
 from backdoorbench.streams import Stream
@@ -109,7 +110,7 @@ def fit(
     Raises TrainingError when the loss leaves the finite numbers."""
     device = train.device
     model.to(device)
-    layout = torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
+    layout = layout_of(model, device)
     model.to(memory_format=layout)
     _start(model, train)
     objective = loss or cross_entropy(recipe.label_smoothing)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoorbench.data.images import ImageSet
+from backdoorbench.models.layouts import layout_of
 from backdoorbench.models.surgery import activations, classifier_name
 from backdoorbench.shapes import Images, Logits
 
@@ -19,7 +20,7 @@ Alter = Callable[[Images, int], Images]  # a batch, given its number, as the mod
 @torch.no_grad()
 def logits(model: nn.Module, images: ImageSet) -> Logits:
     """(N, K): the model's answers to images that are not augmented, as the autocast gives them."""
-    layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
+    layout = layout_of(model, images.device)
     size = ON_CPU if images.device.type == "cpu" else BATCH
     return torch.cat([model(batch.contiguous(memory_format=layout)) for batch, _ in images.batches(size)]).cpu()
 
@@ -38,7 +39,7 @@ def read_layers(
     layers  names of `model.named_modules()`, which `models/surgery.py` finds
     alter   what is done to each batch before"""
     names = list(layers)
-    layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
+    layout = layout_of(model, images.device)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     with activations(model, names, "input") as seen:
         for number, (batch, _) in enumerate(images.batches(BATCH)):

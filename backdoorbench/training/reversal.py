@@ -14,6 +14,7 @@ from backdoorbench import progress
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import check_range
 from backdoorbench.models.base import frozen
+from backdoorbench.models.layouts import layout_of
 from backdoorbench.shapes import Images, Mask
 from backdoorbench.streams import Stream
 from backdoorbench.training.optimizers import Adam
@@ -93,7 +94,7 @@ def reverse(
     A class's start comes from a stream of its own, and all classes see the same batches in the same order, so a class's
     result does not depend on which others are reversed beside it, but for the rounding of larger batches."""
     count, device, shape = len(classes), images.device, images.images.shape[2:]
-    layout = layout_of(device)
+    layout = layout_of(model, device)
     targets = torch.tensor(classes, device=device)
     mask_v, pattern_v = (v.to(device).requires_grad_() for v in starts(classes, shape, stream))
     optimizer = Adam([mask_v, pattern_v], lr, betas, fused=device.type in ("cpu", "cuda"))
@@ -205,11 +206,6 @@ def anomaly(norms: Tensor) -> Tensor:
         return torch.zeros(len(norms))
     index = (median - norms.double()) / spread
     return index.maximum(index[norms.isfinite()].min()).float()
-
-
-def layout_of(device: torch.device) -> torch.memory_format:
-    """The order of an image's numbers in memory that convolutions are fastest in."""
-    return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
 
 
 def squash(v: Tensor) -> Tensor:
