@@ -14,6 +14,7 @@ Anything else that escapes is a bug and keeps its traceback.
 """
 
 import math
+import os
 from collections.abc import Iterable
 
 USER_MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130  # exit codes
@@ -58,6 +59,12 @@ class StorageError(BdxError):
 
 class TrainingError(BdxError):
     """A loss that left the finite numbers, or an infection too broken to purify."""
+
+
+def no_weights(named: str, path: "str | os.PathLike[str]") -> ModelError:
+    """What to say of a file of weights that is none. named: as a message calls it."""
+    what = "a folder" if os.path.isdir(path) else "no file"
+    return ModelError(f"{named} is {what}; expected a file of weights, such as safetensors, .pt or .pth. Name another.")
 
 
 def nearest(name: str, options: Iterable[str], most: int = 3) -> list[str]:

@@ -223,13 +223,13 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "checkpoint of another shape": (
         ["model.checkpoint=other.safetensors"],
-        "model.checkpoint=other.safetensors does not fit demo for 10 classes at 32 pixels: linear.weight is (3, 3) there "
-        "and (10, 64) here (45 more differences). Choose the model, width and data set it was trained with.",
+        "model.checkpoint=other.safetensors holds the weights of another network than demo for 10 classes at 32 pixels: its names are "
+        "linear.weight, those of that conv1.weight, layer1.0.bn1.weight, layer1.0.bn1.bias and 51 more, and 1 are the same. Name the "
+        "network that it is of, as docs/your-model.md says.",
     ),
     "checkpoint that is no state dict": (
         ["model.checkpoint=text.pt"],
-        "model.checkpoint=text.pt holds no weights that bdx can read (at position 0, opcode b'n' unknown); expected a safetensors "
-        "file, or a state dict as torch.save writes it. Save the network again with torch.save(model.state_dict(), FILE).",
+        "model.checkpoint=text.pt is a text file; expected weights of PyTorch. Name the file of weights instead.",
     ),
     "device absent": (
         ["runtime.device=tpu"],

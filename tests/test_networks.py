@@ -61,10 +61,10 @@ class Viewing(Bare):
 
     def forward(self, x):
         weight = self.conv1.weight
-        mean = weight.view(len(weight), -1).mean(1).view(-1, 1, 1, 1)
+        mean = weight.view(weight.size(0), -1).mean(1).view(-1, 1, 1, 1)
         maps = F.relu(self.bn1(F.conv2d(x, weight - mean, padding=1)))
         maps = F.relu(self.bn2(self.conv2(maps)))
-        return self.fc(maps.view(len(maps), maps.size(1), -1).mean(2))
+        return self.fc(maps.view(maps.size(0), maps.size(1), -1).mean(2))
 
 def bare(classes, size, kind="plain"):
     return Bare(classes, kind)
@@ -141,7 +141,7 @@ def test_a_network_that_calls_view_runs_wherever_any_does(tmp_path: Path, capsys
         assert main(["attack=badnets", *methods, *words]) == 0
     assert capsys.readouterr().out.count("model 'module' cannot read maps that lie channels last") == 1
     model = spec(target="theirs_of_test.nets:Viewing").classifier(5, 8, MEAN, STD).eval()
-    stem, head = surgery.stem_cut(model)
+    stem, head = surgery.split_head(model)
     assert torch.allclose(head(stem(images())), model(images()))
 
 

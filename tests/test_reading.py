@@ -4,10 +4,12 @@ pytest tests/test_reading.py
 """
 
 import builtins
+import bz2
 import contextlib
 import importlib
 import io
 import logging
+import lzma
 import pickle
 import random
 import sys
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -432,6 +435,10 @@ def members(*names: str) -> Callable[[Path], None]:
     return write
 
 
+def picture(kind: str) -> Callable[[Path], None]:
+    return lambda file: Image.new("RGB", (4, 4)).save(file, kind)
+
+
 OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "Keras": (lambda file: file.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), "is an HDF5 file, as Keras writes its networks (.h5)"),
     "Keras 3": (members("config.json", "model.weights.h5", "metadata.json"), "is a Keras archive (.keras)"),
@@ -444,8 +451,23 @@ OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "git-lfs": (lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), "is a pointer of git-lfs"),
     "a web page": (lambda file: file.write_text("<!doctype html><html>"), "is a web page, not the file that it offers"),
     "nothing": (lambda file: file.touch(), "is empty"),
-    "any zip file": (members("readme.txt"), "holds no weights that bdx can read (a zip archive without torch's data.pkl)"),
-    "a picture": (lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100)), "holds no weights that bdx can read"),
+    "any zip file": (members("readme.txt"), "is a zip archive of readme.txt, not one that torch.save wrote"),
+    "a zip file of weights": (members("a/", "a/best.pth", "a/last.pth"), "is a zip archive of a/best.pth, a/last.pth, not one that"),
+    "an empty zip file": (members("a/"), "is a zip archive that holds nothing"),
+    "a JPEG image": (picture("JPEG"), "is a JPEG image"),
+    "a PNG image": (picture("PNG"), "is a PNG image"),
+    "a GIF image": (picture("GIF"), "is a GIF image"),
+    "a WebP image": (picture("WEBP"), "is a WebP image"),
+    "a TIFF image": (picture("TIFF"), "is a TIFF image"),
+    "a PDF document": (lambda file: file.write_bytes(b"%PDF-1.7\n" + bytes(50)), "is a PDF document"),
+    "an array": (lambda file: file.write_bytes(b"\x93NUMPY\x01\x00" + bytes(50)), "is an array of numpy (.npy)"),
+    "7z": (lambda file: file.write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(50)), "is a 7z archive"),
+    "xz": (lambda file: file.write_bytes(lzma.compress(b"x")), "is compressed by xz"),
+    "bzip2": (lambda file: file.write_bytes(bz2.compress(b"x")), "is compressed by bzip2"),
+    "an indented web page": (lambda file: file.write_text("\n  <HTML><body>"), "is a web page"),
+    "a text": (lambda file: file.write_text("no weights, but a lämp\n" * 100), "is a text file"),
+    "JSON": (lambda file: file.write_text('{"a": [1, 2]}'), "is a text file"),
+    "a table": (lambda file: file.write_text("epoch,acc\n1,2\n"), "is a text file"),
 }  # fmt: skip
 
 
@@ -462,6 +484,45 @@ def test_another_format_is_told_by_its_content_and_refused_with_what_to_do(kind:
 def test_a_file_without_weights_says_what_it_has(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "acc": 0.5}, file := tmp_path / "given.pt")
     with pytest.raises(ModelError, match=r"holds no state dict \(a dict of tensors\); it has 'epoch', 'acc'. Save"):
+        load(classifier(), file)
+
+
+@pytest.mark.parametrize("key", ["optimizer", ""])
+def test_an_optimizers_state_is_not_taken_for_a_network(key: str, tmp_path: Path) -> None:
+    model = classifier()
+    optimizer = torch.optim.AdamW(model.parameters())
+    sum(value.sum() for value in model.parameters()).backward()  # type: ignore[union-attr]
+    optimizer.step()
+    content = {"epoch": 3, key: optimizer.state_dict()} if key else optimizer.state_dict()
+    torch.save(content, file := tmp_path / "given.pt")
+    said = (
+        rf"holds the state of an optimizer \({key or 'all of it'}\) and no weights of a network; expected a state dict"
+    )
+    with pytest.raises(ModelError, match=said):
+        load(classifier(), file)
+    assert reading.read(file).states == ()
+
+
+@pytest.mark.parametrize(("name", "changes"), [("demo", {}), ("preact_resnet18", {}), ("resnet18", {})])
+def test_another_number_of_classes_is_said_as_that(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    size = 8 if name == "demo" else 32
+    torch.save(bare(classifier(name, 10, size, **changes)), file := tmp_path / "given.pt")
+    with pytest.raises(
+        ModelError, match=r"is of a network for 10 classes, and tiny is asked for: .* is \(10.* and \(9"
+    ):
+        load(classifier(name, 9, size, **changes), file)
+
+
+def test_another_networks_weights_are_said_to_be_that(tmp_path: Path) -> None:
+    torch.save({"stem.weight": torch.zeros(4, 3, 3, 3), "n0.bias": torch.zeros(4)}, file := tmp_path / "given.pt")
+    with pytest.raises(
+        ModelError, match=r"holds the weights of another network than tiny: its names are stem.weight, n0.bias, "
+    ):
+        load(classifier(), file)
+    torch.save(bare(classifier(width=8)), file)
+    with pytest.raises(
+        ModelError, match=r"does not fit tiny: .* there and .* here \(\d+ more differences\). Choose the model, width"
+    ):
         load(classifier(), file)
 
 

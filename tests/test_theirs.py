@@ -146,7 +146,7 @@ def test_clean_models_stand_beside(run: Callable[..., Job]) -> None:
     [
         (["clean", "nowhere.pth", "--data", "DIR"], "nowhere.pth"),
         (["inspect", "nowhere.pth"], "nowhere.pth"),
-        (["inspect", "DIR"], " is no file; expected"),
+        (["inspect", "DIR"], " is a folder; expected a file of weights"),
         (["clean", "MODEL"], "a model is cleaned by images that it should know. Add --data DIR"),
         (["clean", "MODEL", "--data", "DIR", "--target", "3"], "--target says where a trigger leads, and there is none"),
         (["clean", "MODEL", "--data", "DIR", "--trigger", "grid3"], "--trigger is 'grid3', and nothing says what it makes"),

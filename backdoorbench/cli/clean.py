@@ -39,7 +39,7 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument(
         "--no-reversal", action="store_true", help="leaves out the reversed trigger, most of the time on a CPU"
     )
-    chosen = parser.parse_intermixed_args(words)
+    chosen = theirs.parsed(parser, words)
     from backdoorbench import screen
     from backdoorbench.pipeline import cleaned
 

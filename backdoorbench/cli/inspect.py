@@ -20,7 +20,7 @@ def carry_out(words: Sequence[str]) -> int:
         help="of those that judge a model, separated by commas; all of them by default, and some take long, and each "
         "says what it costs before it is asked",
     )
-    chosen = parser.parse_intermixed_args(words)
+    chosen = theirs.parsed(parser, words)
     from backdoorbench import screen
     from backdoorbench.reporting import inspection
 

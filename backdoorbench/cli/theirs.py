@@ -13,7 +13,7 @@ from rich.text import Text
 
 from backdoorbench.cli.arguments import Parser, words_of
 from backdoorbench.config.groups import SETTINGS, STAGES
-from backdoorbench.errors import ConfigError, ModelError, join_words
+from backdoorbench.errors import ConfigError, ModelError, join_words, no_weights
 
 if TYPE_CHECKING:  # torch is imported only when work starts
     from backdoorbench.config.compose import Plain
@@ -37,12 +37,18 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
+def parsed(parser: Parser, typed: Sequence[str]) -> Namespace:
+    """The words of a command about a model, whose file is there: said before anything is imported that takes seconds."""
+    chosen = parser.parse_intermixed_args(typed)
+    if not Path(chosen.model).expanduser().is_file():
+        raise no_weights(f"'{chosen.model}'", Path(chosen.model).expanduser())
+    return chosen
+
+
 def words(chosen: Namespace, out: Console) -> list[str]:
     """The words of a run that judges the model as it is. ConfigError or ModelError where something is missing."""
     given = list(chosen.settings)
     named = {word.partition("=")[0].lstrip("+") for word in given}
-    if not Path(chosen.model).expanduser().is_file():
-        raise ModelError(f"'{chosen.model}' is no file; expected the weights of a network. Name another.")
     if refused := sorted(named & {"experiment", "model.checkpoint", "train.epochs", "attack"}):
         raise ConfigError(
             f"{refused[0]} is set by this command: it takes a model as it is. Leave it out, or describe the run yourself, as "

@@ -64,6 +64,18 @@ class Named:
         """Whether every weight that is needed is there, of its shape, once, and no other under the same head."""
         return self.twice is None and next(self.differences(), None) is None
 
+    @property
+    def fitting(self) -> list[str]:
+        """The network's weights that lie there in their shape."""
+        return [
+            name for name, place in self.places.items() if fits_shape(tuple(self.weights[place].shape), self.own[name])
+        ]
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether the most of the network's names are not there, so that the file is of another."""
+        return 2 * len(self.places) < sum(not is_optional(name) for name in self.own)
+
     def differences(self) -> Iterator[str]:
         """What keeps the network's weights from lying there, in words."""
         for name, place in sorted(self.places.items()):

@@ -17,13 +17,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
-from backdoorbench.errors import ModelError, first_line
+from backdoorbench.errors import ModelError, few, first_line, no_weights
 from backdoorbench.models.unpickling import STORAGES, Builders, Global, Machine, Storage
 
 Format = Literal["safetensors", "torch zip", "legacy", "pickle"]
 
 MAGIC = 0x1950A86A20F9469CFC6C  # the first value of torch's legacy files
 DEEPEST = 2  # files in pickles in files
+NAME_IT = "Name the file of weights instead."
+UNPACK = "Unpack it and name the file of weights inside."
 AGAIN = "Save the network's weights alone where it runs, torch.save(model.state_dict(), FILE), and name that file."
 KERAS = (
     "bdx reads networks of PyTorch. Rebuild the network there and copy its weights into it (a convolution's kernel is "
@@ -34,9 +36,23 @@ OTHERS: tuple[tuple[bytes, int, str, str], ...] = (  # bytes, where they stand, 
     (b"TFL3", 4, "a TensorFlow Lite file", KERAS),
     (b"ustar", 257, "a tar archive", f"Unpack it and name the file of weights inside. Of torch before 0.2: {AGAIN}"),
     (b"\x1f\x8b", 0, "compressed by gzip", "Unpack it (gunzip, tar -x) and name the file inside."),
+    (b"7z\xbc\xaf\x27\x1c", 0, "a 7z archive", UNPACK),
+    (b"\xfd7zXZ\x00", 0, "compressed by xz", UNPACK),
+    (b"BZh", 0, "compressed by bzip2", UNPACK),
+    (b"\x28\xb5\x2f\xfd", 0, "compressed by zstd", UNPACK),
+    (b"Rar!", 0, "a RAR archive", UNPACK),
+    (b"\xff\xd8\xff", 0, "a JPEG image", NAME_IT),
+    (b"\x89PNG\r\n\x1a\n", 0, "a PNG image", NAME_IT),
+    (b"GIF8", 0, "a GIF image", NAME_IT),
+    (b"WEBP", 8, "a WebP image", NAME_IT),
+    (b"II*\x00", 0, "a TIFF image", NAME_IT),
+    (b"MM\x00*", 0, "a TIFF image", NAME_IT),
+    (b"%PDF-", 0, "a PDF document", NAME_IT),
+    (b"\x93NUMPY", 0, "an array of numpy (.npy)", AGAIN),
+    (b"PAR1", 0, "a table in parquet", NAME_IT),
+    (b"SQLite format 3", 0, "a database of SQLite", NAME_IT),
+    (b"\x7fELF", 0, "a program", NAME_IT),
     (b"version https://git-lfs", 0, "a pointer of git-lfs, not the file itself", "Fetch the file: git lfs pull."),
-    (b"<!DOCTYPE", 0, "a web page, not the file that it offers", "Download the file itself."),
-    (b"<html", 0, "a web page, not the file that it offers", "Download the file itself."),
     (b"GGUF", 0, "a GGUF file", AGAIN),
 )
 ONNX = (
@@ -77,7 +93,7 @@ def read(file: Path, named: str) -> Content:
 
     Raises ModelError where it is none, is damaged, or is of a format that is not read."""
     if not file.is_file():
-        raise ModelError(f"{named} is no file; expected a safetensors file, or a .pt/.pth file with a state dict.")
+        raise no_weights(named, file)
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -99,6 +115,8 @@ def read(file: Path, named: str) -> Content:
             f"{named} is not a readable {kind} file ({first_line(error)}); it is damaged or was cut short. Fetch it again."
         ) from None
     except Exception as error:  # of a damaged or hostile file anything may come
+        if is_text(data):  # as pickles of the oldest protocol are too, which are read
+            raise ModelError(f"{named} is a text file; expected weights of PyTorch. {NAME_IT}") from None
         raise ModelError(
             f"{named} holds no weights that bdx can read ({first_line(error)}); expected a safetensors file, or a state dict as "
             f"torch.save writes it. Save the network again with torch.save(model.state_dict(), FILE)."
@@ -109,6 +127,10 @@ def refuse_others(data: bytes, named: str) -> None:
     """Raises ModelError for an empty file, and for one of another library, by its first bytes."""
     if not data:
         raise ModelError(f"{named} is empty; expected a file of weights. Fetch it again, or name another.")
+    if data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")[:9].lower().startswith((b"<!doctype", b"<html")):
+        raise ModelError(
+            f"{named} is a web page, not the file that it offers; expected weights of PyTorch. Download the file itself."
+        )
     for magic, start, what, remedy in OTHERS:
         if data[start : start + len(magic)].lower() == magic.lower():
             raise ModelError(f"{named} is {what}; expected weights of PyTorch. {remedy}")
@@ -116,6 +138,13 @@ def refuse_others(data: bytes, named: str) -> None:
         data[0] == 0x08 and 3 <= data[1] <= 20 and data[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42")
     ):  # its fields
         raise ModelError(f"{named} is {ONNX[0]}; expected weights of PyTorch. {ONNX[1]}")
+
+
+def is_text(data: bytes) -> bool:
+    """Whether it begins with lines that somebody could read."""
+    start = data[:1024].removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
+    start = start[:-1] if len(data) > 1024 else start  # which may be half a letter
+    return bool(start) and all((sign.isprintable() and sign != "\ufffd") or sign in "\t\r\n" for sign in start)
 
 
 def is_safetensors(data: bytes) -> bool:
@@ -141,8 +170,15 @@ def _zip(data: bytes, named: str) -> Content:
     for ending, (what, remedy) in PROGRAMS.items():
         if any(name.rpartition("/")[2] == ending for name in names):
             raise ModelError(f"{named} is {what}; expected weights of PyTorch. {remedy}")
-    if all(name.endswith(".npy") for name in names):
-        raise ModelError(f"{named} is an archive of numpy arrays (.npz); expected weights of PyTorch. {AGAIN}")
+    inside = [name for name in names if not name.endswith("/")]
+    if not any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        if inside and all(name.endswith(".npy") for name in inside):
+            raise ModelError(f"{named} is an archive of numpy arrays (.npz); expected weights of PyTorch. {AGAIN}")
+        holds = f"of {few(inside)}" if inside else "that holds nothing"
+        raise ModelError(
+            f"{named} is a zip archive {holds}, not one that torch.save wrote; expected weights of PyTorch. If one of "
+            f"its files has weights, unpack it and name that."
+        )
     plain = _by_torch(data)
     return Content("torch zip", plain) if plain is not None else _Archive(archive, names, len(data)).content()
 

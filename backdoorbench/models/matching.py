@@ -11,7 +11,7 @@ from torch import nn
 
 from backdoorbench.errors import ModelError, few
 from backdoorbench.models import by_order
-from backdoorbench.models.by_names import Named, Shapes
+from backdoorbench.models.by_names import Named, Shapes, is_optional
 from backdoorbench.models.by_order import counts, shapes_in
 from backdoorbench.models.reading import Found, State
 
@@ -70,6 +70,11 @@ def find(model: nn.Module, found: Found, described: str) -> list[Fit]:
 
 def misfit(own: Shapes, found: Found, described: str) -> ModelError:
     """Why no state of a file fits a network: what the nearest by name lacks, or that it has none."""
+    if not found.states and found.optimizers:
+        return ModelError(
+            f"{found.named} holds the state of an optimizer ({few(found.optimizers)}) and no weights of a network; expected a "
+            f"state dict (a dict of tensors). Save the network itself with torch.save(model.state_dict(), FILE)."
+        )
     if not found.states:
         inside = f"; it has {', '.join(map(repr, found.tree))}" if isinstance(found.tree, dict) and found.tree else ""
         return ModelError(
@@ -83,6 +88,12 @@ def misfit(own: Shapes, found: Found, described: str) -> ModelError:
             f"{found.named} holds both {first} and {second}, which are the same weight; expected each once. "
             f"Save the network again with safetensors.torch.save_file(model.state_dict(), FILE)."
         )
+    if (counts_of := _class_counts(named)) is not None:
+        there, here = counts_of
+        return ModelError(
+            f"{found.named} is of a network for {there} classes, and {described} is asked for: {next(named.differences())}. Give "
+            f"images of its {there} classes, each of which is known by name or has images, or a file for {here}."
+        )
     differences = list(named.differences())
     more = f" ({len(differences) - 1} more differences)" if len(differences) > 1 else ""
     sorting = ""
@@ -91,10 +102,32 @@ def misfit(own: Shapes, found: Found, described: str) -> ModelError:
             " Its shapes are those of this network under other names, but a safetensors file does not keep the order that would "
             "tell which is which: save it with torch.save(model.state_dict(), FILE)."
         )
+    if named.is_stranger and not sorting:
+        wanted = few(name.removeprefix("net.") for name in own if name.startswith("net."))
+        return ModelError(
+            f"{found.named} holds the weights of another network than {described}: its names are {few(named.weights)}, those "
+            f"of that {wanted}, and {len(named.places)} are the same. Name the network that it is of, as docs/your-model.md says."
+        )
     return ModelError(
         f"{found.named} does not fit {described}: {differences[0]}{more}. Choose the model, width and data set it was trained "
         f"with.{sorting}"
     )
+
+
+def _class_counts(named: Named) -> tuple[int, int] | None:
+    """The numbers of classes there and here, where a network differs in the rows of its classifier alone."""
+    if named.left or any(name not in named.places and not is_optional(name) for name in named.own):
+        return None
+    other = named.places.keys() - set(named.fitting)
+    layers = {name.rpartition(".")[0] for name in other}
+    is_whole = all(name in other for name in named.places if name.rpartition(".")[0] in layers)
+    pairs = [(tuple(named.weights[named.places[name]].shape), named.own[name]) for name in other]
+    rows = {(there[:1], here[:1]) for there, here in pairs if there[1:] == here[1:]}
+    is_rows = is_whole and len(rows) == 1 and all(there[1:] == here[1:] != there for there, here in pairs)
+    if not is_rows:
+        return None
+    ((there,), (here,)) = rows.pop()
+    return there, here
 
 
 def _say(chosen: Fit, others: list[Fit], described: str) -> None:

@@ -80,6 +80,13 @@ class Found:
         """Whether its weights stand in the order in which the network registered them; safetensors files sort theirs."""
         return self.format != "safetensors"
 
+    @property
+    def optimizers(self) -> list[str]:
+        """The dotted names of what optimizers have left in it."""
+        return [
+            ".".join(map(str, keys)) or "all of it" for keys, value in _containers(self.tree) if is_optimizer(value)
+        ]
+
 
 def read(file: str | Path, named: str = "") -> Found:
     """What a file of weights holds; ModelError where it is none that is read. Nothing that the file says is imported or called.
@@ -118,10 +125,20 @@ def _containers(tree: Any) -> Iterator[tuple[Keys, Any]]:
         seen.add(id(value))
         if isinstance(value, dict | Foreign):
             yield keys, value
-        if len(keys) < DEEPEST:
+        if len(keys) < DEEPEST and not is_optimizer(value):
             todo += [
                 ((*keys, key), part) for key, part in _parts(value) if isinstance(part, dict | list | tuple | Foreign)
             ]
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether a dict is what an optimizer keeps: a tensor or more for each weight, and settings."""
+    inside = value.inside if isinstance(value, Foreign) else value
+    return (
+        isinstance(inside, dict)
+        and isinstance(inside.get("state"), dict)
+        and isinstance(inside.get("param_groups"), list)
+    )
 
 
 def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
