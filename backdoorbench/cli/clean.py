@@ -53,10 +53,9 @@ def carry_out(words: Sequence[str]) -> int:
         subject = theirs.begin(chosen, found)
         trigger = trigger_words(chosen, subject.classes)
         own = theirs.without_methods(chosen.settings, *(["attack"] if trigger else []))
-        judging, cleaning = subject.planned(
-            [([*theirs.NO_METHODS, *trigger], own), ([*purifying(chosen), *trigger], chosen.settings)]
+        before, (cleaning,) = theirs.judge(
+            subject, ([*theirs.NO_METHODS, *trigger], own), [([*purifying(chosen), *trigger], chosen.settings)], out
         )
-        before = theirs.judge(judging)
         check_effect(before, chosen)
         done = theirs.run(cleaning)
         file = (

@@ -33,8 +33,8 @@ def carry_out(words: Sequence[str]) -> int:
     with theirs.showing(chosen, out):
         subject = theirs.begin(chosen, found)
         asked = [(["attack=none", "defense=none", f"detector={name}"], chosen.settings) for name in names]
-        judging, *planned = subject.planned([(theirs.NO_METHODS, subject.own), *asked])
-        judged = theirs.judge(judging).run
+        judging, planned = theirs.judge(subject, (theirs.NO_METHODS, subject.own), asked, out)
+        judged = judging.run
         known = theirs.known_runs(judged.config)
         theirs.say(out, "accuracy", inspection.accuracy(judged))
         for name in theirs.HINTS:

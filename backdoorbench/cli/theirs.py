@@ -4,7 +4,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,23 +208,38 @@ def run(resolved: "Plain") -> "Job":
 NO_METHODS = [f"{stage.group}=none" for stage in STAGES]  # the words of a run that only judges
 
 
-def judge(resolved: "Plain") -> "Job":
-    """The model judged as it is; refused where it is shown other classes or other images than it was trained on: whatever is said
-    of it then, or done to it, is about something else. ConfigError, unless the words force it on."""
+Asked = tuple[Sequence[str], Sequence[str]]  # the words of a run's methods, and the user's settings that bear on it
+
+
+def judge(subject: Subject, alone: Asked, then: Sequence[Asked], out: Console) -> tuple["Job", list["Plain"]]:
+    """The model judged as it is, and the runs that are to follow, as they were planned. A stem that nobody chose is the one with
+    which its weights know the images better.
+
+    ConfigError, unless the words force it on, where it is shown other classes or other images than it was trained on, or knows
+    none: whatever is said of it then, or done to it, is about something else."""
+    resolved, *planned = subject.planned([alone, *then])
     done = run(resolved)
+    finding, name = done.run.infection, Path(resolved["model"]["checkpoint"]).name
+    stem = finding.notes.get("stem")
+    if stem and not any(word.startswith("model.stem=") for word in [*subject.words, *subject.chosen.settings]):
+        say(out, "stem", f"the weights fit two stems, and know these images better with {stem}, which is taken")
+        return judge(replace(subject, words=[*subject.words, stem]), alone, then, out)
+    for note, what in (("reads", "images"), ("finer", "note")):
+        if said := finding.notes.get(note):
+            say(out, what, said)
+    if resolved["force"]:  # a run that was done before may not have had it
+        return done, planned
     for what in HINTS:
-        hint = done.run.infection.notes.get(what)
-        if hint and not done.run.config["force"]:
-            raise ConfigError(f"{Path(resolved['model']['checkpoint']).name}: {hint}, or force=true to go on as it is.")
-    finding = done.run.infection
-    if finding.status == "broken" and not done.run.config["force"]:
+        if hint := finding.notes.get(what):
+            raise ConfigError(f"{name}: {hint}, or force=true to go on as it is.")
+    if finding.status == "broken":
         raise ConfigError(
-            f"{Path(resolved['model']['checkpoint']).name} cannot be judged on these images: {'; '.join(finding.reasons)}. "
-            f"Nothing that is said of it, or done to it, would mean anything. Check the network and its settings, the order of "
-            f"the classes (dataset.order) and how images are read (model.mean, model.std, model.colours, model.range; "
-            f"docs/your-model.md), or add force=true to go on as it is."
+            f"{name} cannot be judged on these images: {'; '.join(finding.reasons)}, and no usual way of reading them "
+            f"(normalisation, range, colours, stem, order of the classes) mends that. Nothing that is said of it, or done to it, "
+            f"would mean anything. Give images that it was trained on, at their size (dataset.size), check the network (model=...) "
+            f"and its normalisation (model.mean, model.std; docs/your-model.md), or add force=true to go on as it is."
         )
-    return done
+    return done, planned
 
 
 def detectors_of(text: str | None) -> list[str]:

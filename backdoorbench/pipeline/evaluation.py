@@ -1,6 +1,6 @@
 """A model against the test set, clean and triggered."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ BATCH = {
     "cpu": 125
 }  # test images at a time: as many as keep a processor's cache, which takes a third off the time of 500
 USUAL_BATCH = 500  # on any other device, and where a batch draws random numbers of its own
+Rule = Literal["numeric", "text"]
+Order = Rule | list[str]  # a class name for each of a network's outputs: by a rule that sorts class folders, or listed
 LEAST_A_CLASS = 3  # test images, on average: of fewer a better order of the classes is found in any calls
 
 
@@ -114,33 +116,60 @@ def details(predictions: Predictions, test: ImageSet, target: Target | None, row
     return found
 
 
-def other_order(
-    predictions: Predictions, test: ImageSet, rows: Rows
-) -> tuple[Literal["numeric", "text"] | list[str], float, float] | None:
-    """The order of the classes in which the calls on clean images would be right, and CA now and then; None where no other order
-    is much better: half of all images right, and a quarter more than now (of few images more).
-
-    An order is a class name for each of the network's outputs: by one of the two rules that sort class folders, or a list."""
+def other_order(predictions: Predictions, test: ImageSet, rows: Rows) -> Order | None:
+    """The order of the classes in which the calls on clean images would be right; None where no other order is much better:
+    half of all images right, and a quarter more than now (of few images more), or the same of a few classes' images, which are
+    called by each other's names."""
     true, called, names = test.labels.cpu()[rows], predictions.clean[rows], list(test.classes)
     if len(true) < LEAST_A_CLASS * len(names):
         return None
-    now = metrics.accuracy(called, true)
-    place = {name: label for label, name in enumerate(names)}
-
-    def under(order: list[str]) -> float:
-        return metrics.accuracy(torch.tensor([place[name] for name in order])[called], true)
-
-    best = [names[label] for label in metrics.assignment(true, called, len(names))]
-    orders: dict[Any, list[str]] = {"text": sorted(names)}
+    meant = torch.tensor(metrics.assignment(true, called, len(names)))
+    if not _is_better(meant, true, called):
+        meant = _exchanged(meant, true, called)
+    if bool((meant == torch.arange(len(names))).all()):
+        return None
+    then = metrics.accuracy(meant[called], true)
+    orders: dict[Rule, list[str]] = {"text": sorted(names)}
     if all(name.isdecimal() for name in names):
         orders["numeric"] = sorted(names, key=int)
-    then = under(best)
-    if then < max(0.5, now + max(0.25, 2 / len(true) ** 0.5)):  # four deviations of a share, at most
-        return None
     for rule, order in orders.items():
-        if order != names and under(order) >= then - 0.05:  # what it errs in beside the order bears on the best one
-            return rule, now, under(order)
-    return best, now, then
+        is_near = metrics.accuracy(in_order(rule, names)[called], true) >= then - 0.05
+        if order != names and is_near:  # what it errs in beside the order bears on the best one
+            return rule
+    return [names[label] for label in meant.tolist()]
+
+
+def in_order(order: Order, names: Sequence[str]) -> Labels:
+    """(K,) the class that each of a network's outputs means in an order of these classes."""
+    sort: dict[str, Callable[[], list[str]]] = {
+        "text": lambda: sorted(names),
+        "numeric": lambda: sorted(names, key=int),
+    }
+    place = {name: label for label, name in enumerate(names)}
+    return torch.tensor([place[name] for name in (sort[order]() if isinstance(order, str) else order)])
+
+
+def _is_better(meant: Labels, true: Labels, called: Labels) -> bool:
+    """Whether what each call is taken to mean (K,) is right of half the images, and of a quarter more than the call itself."""
+    now, then = metrics.accuracy(called, true), metrics.accuracy(meant[called], true)
+    return bool(then >= max(0.5, now + max(0.25, 2 / len(true) ** 0.5)))  # four deviations of a share, at most
+
+
+def _exchanged(meant: Labels, true: Labels, called: Labels) -> Labels:
+    """(K,) `meant` of those classes only that go round among themselves: most images of each are called by another's name."""
+    kept = torch.arange(len(meant))
+    for start in range(len(meant)):
+        cycle = [start]
+        while (after := int(meant[cycle[-1]])) != start:
+            cycle.append(after)
+        rows = torch.isin(true, torch.tensor(cycle))
+        shares = [
+            metrics.share(meant[called[true == label]] == label) for label in cycle if bool((true == label).any())
+        ]
+        is_whole = len(cycle) > 1 and len(shares) == len(cycle) and int(rows.sum()) >= LEAST_A_CLASS * len(cycle)
+        if is_whole and min(shares) > 0.5 and _is_better(meant, true[rows], called[rows]):
+            kept[cycle] = meant[cycle]
+    return kept
 
 
 def evaluate(

@@ -3,23 +3,23 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import nn
 
-from backdoorbench import device
+from backdoorbench import device, metrics
 from backdoorbench.attacks import base as attacks
 from backdoorbench.attacks.base import Infection, Task, TriggerNetwork, no_surrogate
 from backdoorbench.config.groups import INFECT
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import TrainingError
+from backdoorbench.errors import TrainingError, join_words
 from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.layouts import layout_of
 from backdoorbench.pipeline import costs, evaluation, gates, readings
-from backdoorbench.pipeline.evaluation import Predictions
+from backdoorbench.pipeline.evaluation import Order, Predictions
 from backdoorbench.pipeline.infections import (
     describe_model,
     description,
@@ -29,6 +29,7 @@ from backdoorbench.pipeline.infections import (
     save_network,
 )
 from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_control, network_folder
+from backdoorbench.pipeline.readings import Better, Reading
 from backdoorbench.storage import store
 from backdoorbench.storage.outputs import key_of
 from backdoorbench.storage.record import Finding, Run, target_note
@@ -38,6 +39,7 @@ from backdoorbench.training.fit import Snapshots
 log = logging.getLogger(__name__)
 
 UNTRAINED = "as given: nothing was trained"  # what a run without epochs makes of a given network
+FEW_MOVED = 4  # classes whose exchange is said by their names
 SUB_LEVEL = 0.3  # share of a trigger's changes lost in storage from which it is worth a word
 
 
@@ -67,7 +69,7 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
         finding.notes["poisoned_by_others"] = int(made.parts.poisoned.sum())
     if is_given:
         finding.notes |= given_notes(made, infection, finding.control)
-        finding.notes |= order_note(made, before, test) or input_note(made, infection, test)
+        finding.notes |= reading_notes(made, infection, before, test)
     if (speed := costs.pace(infection.history)) is not None:
         finding.spent["images_per_second"] = speed
     finding.history = [dataclasses.asdict(epoch) for epoch in infection.history]
@@ -91,37 +93,99 @@ def given_notes(made: Plan, infection: Infection, control: Scores | None) -> dic
     return notes
 
 
-def order_note(made: Plan, before: Predictions, test: ImageSet) -> dict[str, str]:
-    """What must be said of a given network that is right but for the order of its classes, and the setting that mends it."""
-    found = evaluation.other_order(before, test, made.parts.test_rows)
-    if found is None:
-        return {}
-    order, now, then = found
+def reading_notes(made: Plan, infection: Infection, before: Predictions, test: ImageSet) -> dict[str, str]:
+    """What must be said of how a given network reads its images, and what its outputs mean.
+
+    reads         how its images are normalised
+    order, input  a way of reading under which it knows so much more that what is said of it as it is holds for nothing
+    finer         one that is better by less
+    stem          the setting of a stem that its weights fit as well, and with which it knows more
+
+    One that was trained here on these images has been shown what it is shown, but perhaps not what its classes are called."""
+    model, rows, precision = infection.model, made.parts.test_rows, made.recipe.precision
+    if made.recipe.epochs or not isinstance(model, Classifier):
+        order = evaluation.other_order(before, test, rows)
+        if order is None:
+            return {}
+        called, true = before.clean[rows], test.labels.cpu()[rows]
+        then = metrics.accuracy(evaluation.in_order(order, test.classes)[called], true)
+        return {"order": _order_said(made, order, metrics.accuracy(called, true), then, test.classes)}
+    answers = made.outputs.readings(made.infection_key)
+    known_as = [
+        [int(row) for row in rows],
+        made.config["dataset"].get("class_names"),
+        "order" in made.config["dataset"],
+    ]
+    known = store.read_answer(answers, ("asked", "notes"))
+    if known is not None and known["asked"] == known_as:
+        return dict(known["notes"])
+    stems = readings.other_stems(made.spec, model, len(test.classes), made.dataset.mean, made.dataset.std)
+    found = readings.better(model, test, rows, precision, before, stems)
+    notes = {"reads": f"images are read as {readings.told(model)}"}
+    if found is not None:
+        notes |= _better_said(made, found, test.classes)
+    with store.storage_errors(answers.parent):
+        answers.parent.mkdir(parents=True, exist_ok=True)
+    store.write_answer(answers, {"asked": known_as, "notes": notes})
+    return notes
+
+
+def _better_said(made: Plan, found: Better, classes: Sequence[str]) -> dict[str, str]:
+    """The notes of a better reading: what it is, how much better, and which settings choose it."""
+    best, now = found.best, found.now
+    other = ""
+    if found.ties:
+        also = found.ties[0]
+        other = f" (or, as far as {len(now.right)} images tell, {_percent(also.accuracy)} with {_set(made, also)[0]})"
+    if best.order is not None and not best.settings:
+        return {"order": _order_said(made, best.order, now.accuracy, best.accuracy, classes) + other}
+    settings, order = _set(made, best)
+    figures = (
+        f"CA is {_percent(now.accuracy)} of {len(now.right)} images, and {_percent(best.accuracy)} with {settings}"
+    )
+    stems = [word for word in settings.split() if word.startswith("model.stem=")]
+    stem = {"stem": stems[0]} if stems else {}
+    if found.is_far:
+        return stem | {
+            "input": f"the network seems to have been trained on images read otherwise: {figures}{other}; set that{order}"
+        }
+    return stem | {"finer": f"the network knows these images somewhat better read otherwise: {figures}{other}"}
+
+
+def _set(made: Plan, reading: Reading) -> tuple[str, str]:
+    """The settings that choose a reading, and what is to be done where one of them is no setting of this data set."""
+    if reading.order is None:
+        return reading.settings, ""
+    named, setting = _order_setting(made, reading.order)
+    said = f"dataset.order={named}"
+    return " ".join(filter(None, (reading.settings, said))), "" if setting == said else f", by {setting}"
+
+
+def _order_setting(made: Plan, order: Order) -> tuple[str, str]:
+    """An order as it is written, and what sets it here."""
     named = order if isinstance(order, str) else "[" + ",".join(order) + "]"
     setting = f"dataset.order={named}"
     if made.config["dataset"].get("class_names"):
-        setting = f"that order in {made.config['dataset']['class_names']}"
-    elif "order" not in made.config["dataset"]:
-        setting = f"dataset=folder, whose setting {setting} says so, or reorder the rows of its last layer"
-    return {
-        "order": f"the network seems to know these classes in another order: CA is {now:.3f}, and {then:.3f} if its outputs mean "
-        f"what {named} says; set {setting}"
-    }
+        return named, f"that order in {made.config['dataset']['class_names']}"
+    if "order" not in made.config["dataset"]:
+        return named, f"dataset=folder, whose setting {setting} says so, or reorder the rows of its last layer"
+    return named, setting
 
 
-def input_note(made: Plan, infection: Infection, test: ImageSet) -> dict[str, str]:
-    """What must be said of a given network that knows these images far better when it reads them otherwise. One that was trained
-    here on them has been shown what it is shown."""
-    if made.recipe.epochs or not isinstance(infection.model, Classifier):
-        return {}
-    found = readings.better(infection.model, test, made.parts.test_rows, made.recipe.precision)
-    if found is None:
-        return {}
-    reading, now = found
-    return {
-        "input": f"the network seems to have been trained on images read otherwise: CA is {now:.3f}, and {reading.accuracy:.3f} "
-        f"with {reading.settings}; set that"
-    }
+def _order_said(made: Plan, order: Order, now: float, then: float, classes: Sequence[str]) -> str:
+    """What is said of a network that is right but for the order of its classes, and the setting that mends it."""
+    named, setting = _order_setting(made, order)
+    meant = evaluation.in_order(order, classes).tolist()
+    moved = [name for label, name in enumerate(classes) if meant[label] != label]
+    which = f" ({join_words(moved)} exchanged)" if len(moved) < len(classes) / 2 and len(moved) <= FEW_MOVED else ""
+    return (
+        f"the network seems to know these classes in another order{which}: CA is {_percent(now)}, and {_percent(then)} if its "
+        f"outputs mean what {named} says; set {setting}"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 def refuse_broken(made: Plan, finding: Finding) -> None:

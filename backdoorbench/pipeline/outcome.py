@@ -28,6 +28,7 @@ SAID = (
     "surrogate",
     "order",
     "input",
+    "finer",
 )  # notes of an infection that are sentences for whoever started the run
 
 

@@ -25,7 +25,9 @@ from backdoorbench.data.holdout import Holdout, Parts
 from backdoorbench.defenses.base import Defense
 from backdoorbench.detectors.base import Detector
 from backdoorbench.errors import ConfigError, DataError, PairingError, check_name
+from backdoorbench.models import stems
 from backdoorbench.models.base import ModelSpec
+from backdoorbench.models.outputs import say
 from backdoorbench.pipeline import switches
 from backdoorbench.pipeline.gates import Gates
 from backdoorbench.storage import store
@@ -203,6 +205,12 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
     splits = shared.once(
         "splits", [resolved["dataset"], runtime["outputs"], packages], lambda: dataset.load(outputs.cache)
     )
+    size = dataset.crop or dataset.size
+    asked = [resolved["model"], len(splits.train.classes), size]
+    stem = shared.once("stem", asked, lambda: stems.fitting(made["model"], len(splits.train.classes), size))
+    if stem is not None:
+        say(f"the weights of model.checkpoint are of a network with model.stem={stem}, which is taken.")
+        resolved["model"]["stem"], made["model"] = stem, stems.with_stem(made["model"], stem)
     named = content(resolved, splits.digest)
     settings = with_settings(resolved, named, splits.reading)
     infection = infection_settings(settings, holdout)

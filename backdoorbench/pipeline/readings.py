@@ -1,24 +1,32 @@
-"""Whether a network that was given is shown what it was trained on: other normalisations, pixels up to 255, blue first.
+"""Whether a network that was given is shown what it was trained on: other normalisations, pixels up to 255, blue first, another
+stem, other classes at its outputs.
 
-A network that reads its images wrongly loses accuracy and says nothing. Each usual way of reading is tried on a few test images,
-and one that is far better is said, with the settings that choose it.
+A network that reads its images wrongly loses accuracy and says nothing. Each usual way of reading is tried on a few test images.
+Of those that are as good as the best, as far as so few images tell, the one that changes the least is taken.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from backdoorbench import metrics
 from backdoorbench.data.images import ImageSet
-from backdoorbench.models.base import Classifier, Normalize
+from backdoorbench.errors import BdxError
+from backdoorbench.models.base import Classifier, ModelSpec, Normalize
+from backdoorbench.models.by_order import shapes_in
 from backdoorbench.models.inputs import Swapped
-from backdoorbench.pipeline.evaluation import predict
+from backdoorbench.models.stems import STEMS, with_stem
+from backdoorbench.pipeline.evaluation import Order, Predictions, in_order, other_order, predict
 from backdoorbench.shapes import Rows
+from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.recipe import Precision
 
 IMAGES = 400  # test images, at most, that each reading is tried on
-GAIN = 0.1  # in accuracy, at least, from which on another reading is worth a word; of few images more
+GAIN = 0.1  # in accuracy, at least, from which on another reading stops what goes on; of few images more
+SURE = 3  # deviations of a difference between two readings: the best of many is better by two often enough
 Numbers = tuple[float, ...]
 
 NORMALISATIONS: dict[str, tuple[Numbers, Numbers]] = {  # settings -> mean and deviation of pixels in [0, 1]
@@ -35,42 +43,139 @@ NORMALISATIONS: dict[str, tuple[Numbers, Numbers]] = {  # settings -> mean and d
 
 @dataclass(frozen=True)
 class Reading:
-    """A way of reading images, as it is set, and the accuracy that the network has under it."""
+    """A way of reading images and outputs, and what the network knows so.
+
+    settings  that choose it, but for those of the order; none: as it is
+    changed   how many things it changes: normalisation, colours, stem, order
+    order     of the classes at the outputs, where it is another
+    right     (N,) which of the images are called right"""
 
     settings: str
-    accuracy: float
+    changed: int
+    order: Order | None
+    right: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        return metrics.share(self.right)
+
+    def beats(self, other: "Reading") -> bool:
+        """Whether it is better by more than chance: of the images that only one of the two calls right, far more are its own."""
+        gained, lost = int((self.right & ~other.right).sum()), int((other.right & ~self.right).sum())
+        return bool(gained - lost > SURE * (gained + lost) ** 0.5)
 
 
-def better(model: Classifier, test: ImageSet, rows: Rows, precision: Precision) -> tuple[Reading, float] | None:
-    """The reading under which the network is far more accurate than as it is, and its accuracy now; None where there is none.
+@dataclass(frozen=True)
+class Better:
+    """What explains a network's errors: the simplest of the best readings, others as good and simple, and how it reads now."""
 
-    rows  of the test images that count"""
+    best: Reading
+    ties: list[Reading]
+    now: Reading
+
+    @property
+    def is_far(self) -> bool:
+        """Whether what is said of the network as it is would be about something else."""
+        least = max(GAIN, 2 / len(self.now.right) ** 0.5)
+        return self.best.order is not None or self.best.accuracy > self.now.accuracy + least
+
+
+def better(
+    model: Classifier,
+    test: ImageSet,
+    rows: Rows,
+    precision: Precision,
+    calls: Predictions | None = None,
+    stems: Sequence[tuple[str, Classifier]] = (),
+) -> Better | None:
+    """The reading under which the network knows more than as it is; None where there is none.
+
+    rows   of the test images that count
+    calls  the network's own on all test images, which tell an order better than few
+    stems  the same weights behind other stems, by the settings that choose them"""
     few = test.subset(rows[torch.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).long()])
+    true, every = few.labels.cpu(), torch.arange(len(few))
 
-    def accuracy(changed: Classifier) -> float:
-        return metrics.accuracy(predict(changed, few, None, precision).clean, few.labels.cpu())
+    def read(settings: str, changed: int, network: Classifier, order: Order | None = None) -> list[Reading]:
+        called = predict(network, few, None, precision)
+        order = order or other_order(called, few, every)
+        found = [Reading(settings, changed, None, called.clean == true)]
+        if order is not None:
+            found.append(Reading(settings, changed + 1, order, in_order(order, few.classes)[called.clean] == true))
+        return found
 
-    now = accuracy(model)
-    if now + GAIN > 1:
+    now, *tried = read("", 0, model, other_order(calls, test, rows) if calls is not None else None)
+    if int((~now.right).sum()) <= SURE**2:  # which nothing beats
         return None
-    tried = [Reading(settings, accuracy(changed)) for settings, changed in others(model)]
+    for stem, network in [("", model), *stems]:
+        for settings, changed, reread in others(network, bool(stem)):
+            tried += read(" ".join(filter(None, (stem, settings))), changed + bool(stem), reread)
     best = max(tried, key=lambda reading: reading.accuracy)
-    return (best, now) if best.accuracy > now + max(GAIN, 2 / len(few) ** 0.5) else None
+    if not best.beats(now):
+        return None
+    alike = [reading for reading in tried if not best.beats(reading) and reading.beats(now)]
+    simplest = min(reading.changed for reading in alike)
+    first, *ties = sorted(
+        (reading for reading in alike if reading.changed == simplest), key=lambda reading: -reading.accuracy
+    )
+    return Better(first, ties, now)
 
 
-def others(model: Classifier) -> list[tuple[str, Classifier]]:
-    """The model under each other usual reading, by the settings that choose it."""
-    found = []
-    own = (model.normalize.mean.flatten().tolist(), model.normalize.std.flatten().tolist())
-    swaps = model.channels == 3 and not any(isinstance(part, Swapped) for part in model.crop.modules())
-    for settings, (mean, std) in {"": (tuple(own[0]), tuple(own[1])), **NORMALISATIONS}.items():
-        if len(mean) not in (1, model.channels):
+def others(model: Classifier, as_it_is: bool = False) -> list[tuple[str, int, Classifier]]:
+    """The model under each other usual reading: the settings that choose it, how many things they change, and the model.
+
+    as_it_is  whether it is among them as well"""
+    found: list[tuple[str, int, Classifier]] = [("", 0, model)] if as_it_is else []
+    own = (tuple(model.normalize.mean.flatten().tolist()), tuple(model.normalize.std.flatten().tolist()))
+    swaps = model.channels == 3 and not _is_swapped(model)
+    for settings, (mean, std) in {"": own, **NORMALISATIONS}.items():
+        if len(mean) not in (1, model.channels) or (settings and _is_same(own, mean, std)):
             continue
         for swapped in (False, True)[: 1 + swaps]:
             if settings or swapped:
                 changed = with_reading(model, mean, std, swapped)
-                found.append((" ".join(filter(None, (settings, "model.colours=bgr" * swapped))), changed))
+                words = " ".join(filter(None, (settings, "model.colours=bgr" * swapped)))
+                found.append((words, bool(settings) + swapped, changed))
     return found
+
+
+def _is_same(own: tuple[Numbers, Numbers], mean: Numbers, std: Numbers) -> bool:
+    """Whether a normalisation is the model's own, but for rounding."""
+    pairs = ((torch.tensor(ours), torch.tensor(theirs)) for ours, theirs in zip(own, (mean, std), strict=True))
+    return all(bool((ours - theirs).abs().max() < 1e-3 * theirs.abs().max().clamp_min(1e-3)) for ours, theirs in pairs)
+
+
+def other_stems(
+    spec: ModelSpec, model: Classifier, classes: int, mean: Numbers, std: Numbers
+) -> list[tuple[str, Classifier]]:
+    """The model's weights behind those of its network's other stems that they fit as well, by the settings that choose them."""
+    found = []
+    for stem in STEMS if hasattr(spec, "stem") else ():
+        try:
+            with seeded(Stream(0)):
+                made = with_stem(spec, stem).classifier(classes, model.size, mean, std)
+        except BdxError:  # of a network that has no other
+            continue
+        alike = shapes_in(made.state_dict()) == shapes_in(model.state_dict())
+        if alike and repr(made.net) != repr(model.net):
+            made.load_state_dict(model.state_dict())
+            made.crop, made.normalize = model.crop, model.normalize
+            found.append((f"model.stem={stem}", made.to(model.normalize.mean.device).eval()))
+    return found
+
+
+def told(model: Classifier) -> str:
+    """How a model reads its images, in words."""
+    parts = (model.normalize.mean, model.normalize.std)
+    mean, std = (", ".join(f"{number:.4g}" for number in part.flatten().tolist()) for part in parts)
+    colours = "grey" if model.channels == 1 else "blue first" if _is_swapped(model) else "red first"
+    return (
+        f"{model.size} px, {colours}, less a mean of {mean} and divided by a deviation of {std} (of pixels in [0, 1])"
+    )
+
+
+def _is_swapped(model: Classifier) -> bool:
+    return any(isinstance(part, Swapped) for part in model.crop.modules())
 
 
 def with_reading(model: Classifier, mean: Numbers, std: Numbers, swapped: bool) -> Classifier:

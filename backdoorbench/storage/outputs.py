@@ -59,6 +59,10 @@ class Outputs:
         """The scores of an infection's clean control."""
         return self.cache / "control" / f"{infection}.json"
 
+    def readings(self, infection: str) -> Path:
+        """What is said of how a given network reads its images."""
+        return self.cache / "readings" / f"{infection}.json"
+
     def detection(self, detector: str, key: str) -> Path:
         """The folder of a detector's verdict on one model."""
         return self.cache / "detection" / f"{detector}-{key}"
