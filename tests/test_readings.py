@@ -1,5 +1,6 @@
 """A network that reads its images otherwise than it was trained to is told, with the settings that mend it."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
+from backdoorbench.models import stems
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.inputs import Swapped
 from backdoorbench.pipeline import readings
+from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.job import Job
 
 CLASSES = ("dusk", "haze", "mist", "sand")
@@ -63,6 +66,70 @@ def test_the_reading_under_which_a_network_is_right_is_found(read: Any, settings
         assert found is not None
         assert found.best.settings == settings and found.best.accuracy == 1 > found.now.accuracy and found.is_far
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def noisy(model: Classifier, *, share: float) -> Classifier:
+    """One that answers this share of images by chance, as their pixels draw."""
+    net = model.net
+
+    class Noisy(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = net(images)
+            drawn = (images.flatten(1).sum(1) * 1e4).sin().abs() < share
+            return torch.where(drawn[:, None], logits.roll(1, 1), logits)
+
+    model.net = Noisy()
+    return model
+
+
+def test_of_readings_that_are_as_good_the_simplest_is_taken() -> None:
+    net = Nearest(lambda pixels: pixels)  # grey: nobody can tell which of its colours is first
+    net.colours.data = torch.tensor([0.2, 0.4, 0.6, 0.8])[:, None].expand(4, 3).clone()
+    images = (net.colours.data * 255).round().to(torch.uint8).view(4, 3, 1, 1).expand(-1, -1, 8, 8)
+    labels = torch.arange(200) % 4
+    test = ImageSet((images[labels] + (torch.arange(200) % 5).view(-1, 1, 1, 1)).to(torch.uint8), labels, CLASSES)
+    model = Classifier(net, 8, (0.0, 0.0, 0.0), (0.25, 0.25, 0.25)).eval()
+    found = readings.better(noisy(model, share=0.1), test, torch.arange(200), "float32")
+    assert found is not None and found.best.settings == "model.mean=none model.std=none" and found.best.changed == 1
+
+
+def test_blue_first_beats_an_order_that_explains_less() -> None:
+    model = Classifier(Nearest(lambda pixels: pixels.flip(1)), 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
+    test, calls = coloured(), torch.arange(80) % 4
+    turned = torch.tensor([1, 2, 3, 0])[calls]
+    turned[::5] = 0  # the order is right of some
+    found = readings.better(model, test, torch.arange(80), "float32", Predictions(turned, None))
+    assert found is not None and found.best.settings == "model.colours=bgr" and found.best.order is None
+
+
+def test_a_small_gain_is_noted_and_stops_nothing() -> None:
+    right = torch.ones(400, dtype=torch.bool)
+    now, best = right.clone(), right.clone()
+    now[:30], best[:2] = False, False
+    now, best = readings.Reading("", 0, None, now), readings.Reading("model.range=255", 1, None, best)
+    assert best.beats(now) and not readings.Better(best, [], now).is_far
+    chance = right.clone()
+    chance[50:62] = False
+    assert not now.beats(readings.Reading("", 0, None, chance)) and not best.beats(readings.Reading("", 0, None, right))
+
+
+def test_a_stem_that_fits_as_well_is_tried() -> None:
+    spec = build({**compose(["model=timm", "model.timm_name=test_resnet"])["model"]}, "model")
+    trained = dataclasses.replace(spec, stem="as_is").classifier(4, 32, (0.0,) * 3, (1.0,) * 3).eval()
+    model = spec.classifier(4, 32, (0.0,) * 3, (1.0,) * 3).eval()
+    model.load_state_dict(trained.state_dict())  # whose shapes do not tell
+    ((words, other),) = readings.other_stems(spec, model, 4, (0.0,) * 3, (1.0,) * 3)
+    images = torch.rand(3, 3, 32, 32)
+    assert words == "model.stem=as_is" and torch.equal(other(images), trained(images))
+    assert not torch.allclose(model(images), trained(images))
+
+
+def test_a_stem_is_told_by_the_shapes_of_a_file(tmp_path: Path) -> None:
+    spec = build({**compose(["model=torchvision"])["model"], "stem": "as_is"}, "model")
+    torch.save(spec.net(10, 32).state_dict(), file := tmp_path / "theirs.pth")
+    usual = build({**compose(["model=torchvision"])["model"], "checkpoint": str(file)}, "model")
+    assert stems.fitting(usual, 10, 32) == "as_is" and stems.fitting(usual, 10, 224) is None
+    assert stems.fitting(usual, 9, 32) is None  # of other classes: whoever loads it says so
 
 
 def test_settings_say_each_reading(tmp_path: Path) -> None:

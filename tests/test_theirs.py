@@ -117,6 +117,80 @@ def test_without_images_the_last_layer_alone_is_looked_at(model: Path, capsys: p
     assert "flagged, anomaly index" in said and "Add --data DIR." in said
 
 
+OWN = """
+from torch import nn
+import torch.nn.functional as F
+
+class Own(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.early, self.late = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.last = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        maps = F.relu(self.late(F.relu(self.early(x))))
+        return self.last(maps.view(maps.size(0), 16, -1).mean(2))
+"""
+
+
+def test_without_images_a_network_that_is_named_is_believed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_of_theirs.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_of_theirs  # type: ignore[import-not-found]
+
+    torch.save(own_of_theirs.Own(7).state_dict(), file := tmp_path / "own.pth")
+    assert main(["inspect", str(file)]) == 0
+    assert "none here that they fit; name it by model=" in " ".join(capsys.readouterr().out.split())
+    named = ["model=module", "model.target=own_of_theirs:Own", "plugins=[own_of_theirs]"]
+    assert main(["inspect", str(file), *named]) == 0
+    said = capsys.readouterr().out
+    assert "module, as it was named: the weights are its" in said and "flagged, anomaly index" in said
+    assert main(["inspect", str(model), *named]) == 2
+    assert "holds the weights of another network than module for 10 classes at 32 pixels" in capsys.readouterr().err
+
+
+def test_without_images_a_stem_of_large_ones_is_named_for_either_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torchvision.models import resnet18
+
+    torch.save(resnet18(num_classes=3).state_dict(), file := tmp_path / "theirs.pth")
+    assert main(["inspect", str(file)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "model=resnet18, for 3 classes" in said
+        and "so for images of 128 px and more; for smaller ones it is model=torchvision" in said
+    )
+    assert main(["inspect", str(file), "dataset.size=32"]) == 0
+    assert "model.architecture=resnet18 model.stem=as_is, for 3 classes" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_optimizers_state_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"optimizer": {"state": {0: {"m": torch.zeros(3)}}, "param_groups": []}}, file := tmp_path / "only.pth")
+    assert main(["inspect", str(file)]) == 2
+    assert "holds the state of an optimizer (optimizer) and no weights" in capsys.readouterr().err
+
+
+def test_a_model_that_knows_nothing_gets_no_verdict(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    from backdoorbench.config.build import build
+    from backdoorbench.config.compose import compose
+
+    net = build(compose(["model=demo", "model.width=8"])["model"], "model").net(10, 32)
+    save_file(net.state_dict(), file := tmp_path / "fresh.safetensors")
+    words = [str(file), "--data", str(digits), *NETWORK, f"runtime.outputs={tmp_path}"]
+    assert main(["inspect", *words, "--detectors", "signature"]) == 2
+    captured = capsys.readouterr()
+    assert "fresh.safetensors does not know these images: " in captured.err and "verdict" not in captured.out
+    assert "images 32 px, red first, less a mean of 0.485, 0.456, 0.406" in " ".join(captured.out.split())
+    assert main(["inspect", *words, "--detectors", "signature", "force=true"]) == 0
+    assert "verdict" in capsys.readouterr().out
+
+
 def test_of_a_file_that_no_network_fits_only_what_it_holds_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

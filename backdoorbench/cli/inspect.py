@@ -26,7 +26,7 @@ def carry_out(words: Sequence[str]) -> int:
 
     out = screen.make_console()
     if not theirs.has_data(chosen):
-        theirs.print_weights_alone(chosen.model, out)
+        theirs.print_weights_alone(chosen, out)
         return 0
     names = theirs.detectors_of(chosen.detectors)
     found = theirs.words(chosen, out)

@@ -207,7 +207,6 @@ def run(resolved: "Plain") -> "Job":
 
 NO_METHODS = [f"{stage.group}=none" for stage in STAGES]  # the words of a run that only judges
 
-
 Asked = tuple[Sequence[str], Sequence[str]]  # the words of a run's methods, and the user's settings that bear on it
 
 
@@ -282,26 +281,40 @@ def known_runs(config: dict[str, Any]) -> list["Run"]:
     ]
 
 
-def print_weights_alone(file: str, out: Console) -> None:
+def print_weights_alone(chosen: Namespace, out: Console) -> None:
     """What a file of weights says by itself, without an image: what it holds, which network it is, and what those detectors find
-    in it that need nothing else."""
-    from backdoorbench.models import reading
-    from backdoorbench.models.identify import identify
+    in it that need nothing else. ModelError where it holds no weights, or not those of the network that the words name."""
+    from backdoorbench.cli.arguments import composed
+    from backdoorbench.models import matching, reading
+    from backdoorbench.models.identify import LARGE, SMALL, identify
     from backdoorbench.pipeline import cleaned
     from backdoorbench.reporting import inspection
 
-    found = reading.read(file)
+    found = reading.read(chosen.model)
+    if not found.states:
+        raise matching.misfit({}, found, "any network")
     say(out, "file", ", ".join([found.format, *(f"{name} {value}" for name, value in found.beside.items())][:8]))
     for state in found.states[:1]:
         count = sum(value.numel() for value in state.weights.values())
         under = f", under {state.name}" if state.name else ""
         say(out, "weights", f"{count:,} numbers in {len(state.weights)} tensors{under}")
-    if not (fitting := identify(found)):
-        say(out, "network", "none here that they fit; with --data DIR and model=... more can be said")
+    given = list(chosen.settings)
+    resolved = composed(given, chosen.config_dirs)
+    size = resolved["dataset"]["size"] if any(word.startswith("dataset.size=") for word in given) else None
+    if any(word.startswith("model=") for word in given):
+        model = cleaned.fitted(found, resolved, size)
+        say(out, "network", f"{resolved['model']['name']}, as it was named: the weights are its")
+    elif fitting := identify(found, size):
+        first = fitting[0]
+        say(out, "network", f"{' '.join(first.words)}, for {first.classes} classes: {first.how}")
+        if size is None and first.size == LARGE and (small := identify(found, SMALL)) and small[0].words != first.words:
+            say(out, "", f"so for images of {LARGE} px and more; for smaller ones it is {' '.join(small[0].words)}")
+        resolved = composed([*first.words, *given], chosen.config_dirs)
+        model = cleaned.fitted(found, resolved, first.size)
+    else:
+        say(out, "network", "none here that they fit; name it by model=..., as docs/your-model.md says, for more")
         return
-    first = fitting[0]
-    say(out, "network", f"{' '.join(first.words)}, for {first.classes} classes: {first.how}")
-    for name, verdict in cleaned.without_images(first).items():
+    for name, verdict in cleaned.without_images(model, resolved).items():
         flagged = verdict.flagged.nonzero()[:, 0].tolist()
         say(out, name, inspection.told(flagged, verdict.figures.get("anomaly_index")))
     say(

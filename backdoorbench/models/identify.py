@@ -84,7 +84,7 @@ def identify(found: Found, size: int | None = None) -> list[Candidate]:
     size  pixels a side of the images, where somebody knows"""
     for state in found.states[:3]:
         for classes in class_counts(state) if _stem(state) is not None else []:
-            side = size or (LARGE if _stem_side(state) >= LARGE_STEM else SMALL)
+            side = size or likely_side(state)
             for rank, alike in groupby(_guesses(state, found), key=lambda guess: guess.rank):
                 fitting = [
                     Candidate(guess.option, guess.overrides, side, classes, fit)
@@ -95,6 +95,11 @@ def identify(found: Found, size: int | None = None) -> list[Candidate]:
                     log.debug(f"{found.named}: {len(fitting)} networks fit, of rank {rank}")
                     return sorted(fitting, key=lambda each: each.fit.by != "names")
     return []
+
+
+def likely_side(state: State) -> int:
+    """Pixels a side of the images that a network reads, as far as its first filters tell."""
+    return LARGE if _stem_side(state) >= LARGE_STEM else SMALL
 
 
 def class_counts(state: State) -> list[int]:

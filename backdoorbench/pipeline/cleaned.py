@@ -10,14 +10,14 @@ import torch
 from backdoorbench import metrics
 from backdoorbench.config import catalog
 from backdoorbench.config.build import build
-from backdoorbench.config.compose import Plain, compose, option
+from backdoorbench.config.compose import Plain, option
 from backdoorbench.detectors.base import Detector, Scenario, Verdict
 from backdoorbench.errors import ModelError
-from backdoorbench.models import checkpoint, matching, reading
+from backdoorbench.models import by_order, checkpoint, matching, reading, stems
 from backdoorbench.models.base import Classifier, ModelSpec
-from backdoorbench.models.identify import Candidate
+from backdoorbench.models.identify import class_counts, likely_side
 from backdoorbench.models.matching import Fit
-from backdoorbench.models.reading import DEEPEST, Keys
+from backdoorbench.models.reading import DEEPEST, Found, Keys
 from backdoorbench.pipeline.job import Job
 from backdoorbench.reporting import card
 from backdoorbench.reporting.card import Facts
@@ -158,19 +158,37 @@ def _without(tree: Any, branch: Keys) -> Any:
 # ---- a file alone ---------------------------------------------------------------------------------------------------
 
 
-def without_images(candidate: Candidate) -> dict[str, Verdict]:
-    """What the detectors that need a model and nothing else say of a file's weights in the network that they fit, by name."""
-    resolved = compose([*candidate.words, f"dataset.size={candidate.size}"])
-    dataset = resolved["dataset"]
-    spec: ModelSpec = build(resolved["model"], "model")
-    model = spec.classifier(candidate.classes, candidate.size, dataset["mean"], dataset["std"])
-    checkpoint.load(model, candidate.fit)
+def fitted(found: Found, resolved: Plain, size: int | None) -> Classifier:
+    """The network that a configuration names, with the weights of a file; ModelError where they are not its.
+
+    size  pixels a side of the images, where somebody knows"""
+    dataset, node = resolved["dataset"], {**resolved["model"], "checkpoint": str(found.file)}
+    failed = matching.misfit({}, found, "any network") if not found.states else None
+    for state in found.states[:3]:
+        for classes in class_counts(state):
+            side = size or likely_side(state)
+            spec: ModelSpec = build(node, "model", resolved["plugins"])
+            if (stem := stems.fitting(spec, classes, side)) is not None:
+                spec = stems.with_stem(spec, stem)
+            model = spec.classifier(classes, side, dataset["mean"], dataset["std"])
+            described = f"{spec.name} for {classes} classes at {side} pixels"
+            if fits := matching.find(model, found, described):
+                checkpoint.load(model, fits[0])
+                return model.eval()
+            failed = failed or matching.misfit(by_order.shapes_in(model.state_dict()), found, described)
+    raise failed or ModelError(
+        f"{found.named} has no last layer that says how many classes it is for; expected a linear one. Add --data DIR."
+    )
+
+
+def without_images(model: Classifier, resolved: Plain) -> dict[str, Verdict]:
+    """What the detectors that need a model and nothing else say of it, by name."""
     said = {}
     for name in catalog.names("detector"):
         detector: Detector = build(option("detector", name), "detector")
         if detector.needs == {"model"}:
             scenario = Scenario(
-                detector.needs, model=model.eval(), holdout=None, train=None, build=lambda _: model,
+                detector.needs, model=model, holdout=None, train=None, build=lambda _: model,
                 recipe=build(resolved["train"], "train"), stream=Stream(0), device=torch.device("cpu"),
                 probe=lambda *_: None, note=lambda *_: None,
             )  # fmt: skip

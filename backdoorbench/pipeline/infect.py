@@ -121,7 +121,7 @@ def reading_notes(made: Plan, infection: Infection, before: Predictions, test: I
         return dict(known["notes"])
     stems = readings.other_stems(made.spec, model, len(test.classes), made.dataset.mean, made.dataset.std)
     found = readings.better(model, test, rows, precision, before, stems)
-    notes = {"reads": f"images are read as {readings.told(model)}"}
+    notes = {"reads": readings.told(model)}
     if found is not None:
         notes |= _better_said(made, found, test.classes)
     with store.storage_errors(answers.parent):
