@@ -286,7 +286,8 @@ def print_weights_alone(chosen: Namespace, out: Console) -> None:
     in it that need nothing else. ModelError where it holds no weights, or not those of the network that the words name."""
     from backdoorbench.cli.arguments import composed
     from backdoorbench.models import matching, reading
-    from backdoorbench.models.identify import LARGE, SMALL, identify
+    from backdoorbench.models.base import LARGE
+    from backdoorbench.models.identify import SMALL, identify
     from backdoorbench.pipeline import cleaned
     from backdoorbench.reporting import inspection
 

@@ -92,7 +92,7 @@ def misfit(own: Shapes, found: Found, described: str) -> ModelError:
         there, here = counts_of
         return ModelError(
             f"{found.named} is of a network for {there} classes, and {described} is asked for: {next(named.differences())}. Give "
-            f"images of its {there} classes, each of which is known by name or has images, or a file for {here}."
+            f"images of the {there} classes that it knows, or a file for {here}."
         )
     differences = list(named.differences())
     more = f" ({len(differences) - 1} more differences)" if len(differences) > 1 else ""
