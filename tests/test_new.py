@@ -109,8 +109,6 @@ def test_all_kinds_live_in_one_package_and_are_options_in_every_verb(
 def test_the_jobs_of_a_launcher_know_the_plugin(
     launcher: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if launcher == "joblib":
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     make(place, "defense")
     words = ["-m", "defense=shrink,none", f"hydra/launcher={launcher}", *SMALL, f"runtime.outputs={tmp_path / 'out'}"]
     assert main.main([*words, f"--plugin={place}"]) == 0, capsys.readouterr()
