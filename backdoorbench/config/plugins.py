@@ -1,6 +1,7 @@
 """Packages of others whose classes a `_target_` may name: which are known, where their source lies, and a digest of it.
 
-A result depends on a plugin's code as it does on a setting, so the source is part of its key. Ours is not: `version` is.
+A result depends on a plugin's code as it does on a setting, so the source of a class's module, and what that imports from its own
+package, is part of its key. Ours is not: `version` is.
 
 A plugin is known by an entry point of an installed distribution, or by `--plugin DIR`: its yaml files are options like ours, and
 its classes are trusted, since whoever installs a package, or names its folder, lets its code run. `plugins=[PACKAGE]` trusts one
@@ -23,6 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from backdoorbench.config.reached import SUFFIXES, reached
 from backdoorbench.errors import ConfigError
 
 OWN_PACKAGE = "backdoorbench"
@@ -213,15 +215,28 @@ def files(package: str) -> dict[str, Path]:
         return {f"{above}.py": Path(spec.origin)} if spec.origin and spec.has_location else {above: Path()}
     roots = [Path(root) for root in spec.submodule_search_locations]
     return {
-        f"{above}/{file.relative_to(root).as_posix()}": file for root in roots for file in sorted(root.rglob("*.py"))
+        f"{above}/{file.relative_to(root).as_posix()}": file
+        for root in roots
+        for file in sorted(root.rglob("*"))
+        if file.name.endswith(SUFFIXES)
     }
 
 
+def source(path: str, package: str) -> dict[str, Path]:
+    """The files that a class or function of a package depends on, by their path as `files` has it: its module, and what that
+    imports from the package or from others of the same plugin.
+
+    path  dotted, of the class or function"""
+    beside = next((plugin.packages for plugin in known() if package in plugin.packages), ())
+    there = {name: file for each in (package, *beside) for name, file in files(each).items()}
+    return reached(path.rpartition(".")[0], there)
+
+
 @functools.cache
-def digest(package: str) -> str:
-    """SHA-256 over the names and the content of its source files, hexadecimal."""
+def digest(path: str, package: str) -> str:
+    """SHA-256 over the names and the content of the files that a class or function of a package depends on, hexadecimal."""
     total = hashlib.sha256()
-    for name, file in sorted(files(package).items()):
+    for name, file in sorted(source(path, package).items()):
         content = file.read_bytes() if file.is_file() else b""
         total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()
