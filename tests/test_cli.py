@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import QUICK
 
-from backdoorbench.cli.main import main
+from backdoorbench.cli.main import VERBS, main
 from backdoorbench.config import catalog
 from backdoorbench.config.compose import compose, conf_dir
 from backdoorbench.config.groups import NAMES
@@ -222,3 +222,14 @@ def test_a_folder_of_ones_own_serves_every_verb(tmp_path: Path, capsys: pytest.C
         assert main([verb, "--help", *flag]) == 0
     assert main(["list", "--config-dir", str(tmp_path / "nowhere")]) == 2
     assert "which is no folder; expected one of your own yaml files" in capsys.readouterr().err
+
+
+def test_help_names_every_verb_and_every_verb_where_plugins_lie(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert [verb for verb in VERBS if f"bdx {verb} " not in told] == []
+    for verb in VERBS:
+        assert main([verb, "--help"]) == 0
+        assert "--plugin DIR" in capsys.readouterr().out, verb
+    assert main(["cache", "--help"]) == 0
+    assert "{list,why,prune}" in capsys.readouterr().out
