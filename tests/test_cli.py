@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from backdoorbench.config import catalog
 from backdoorbench.config.compose import compose, conf_dir
 from backdoorbench.config.groups import NAMES
 from backdoorbench.pipeline.job import Job
+from backdoorbench.sweeps.pool import ended_by_signals
 
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "numpy", "matplotlib")
 GUARD = f"""
@@ -233,3 +236,17 @@ def test_help_names_every_verb_and_every_verb_where_plugins_lie(capsys: pytest.C
         assert "--plugin DIR" in capsys.readouterr().out, verb
     assert main(["cache", "--help"]) == 0
     assert "{list,why,prune}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_a_terminated_run_is_an_interrupted_one_unless_the_signal_is_ignored(
+    before: signal.Handlers, ends: bool
+) -> None:
+    """As `kill` and schedulers end a run; `nohup` has some ignored."""
+    kept = signal.signal(signal.SIGTERM, before)
+    try:
+        with pytest.raises(KeyboardInterrupt) if ends else nullcontext(), ended_by_signals(signal.SIGTERM):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, kept)

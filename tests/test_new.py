@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from backdoorbench.cli.new import KINDS
 from backdoorbench.config import catalog, plugins
 from backdoorbench.config.compose import compose
 from backdoorbench.errors import ConfigError
+from backdoorbench.training.fit import fit
 
 NAMES = {"defense": "shrink", "attack": "checker", "detector": "far", "network": "three", "dataset": "arrays"}
 SMALL = [
@@ -335,3 +337,12 @@ def test_code_without_an_option_is_a_plugin_too(
     assert main.main([*words, "--plugin", str(place)]) == 0, capsys.readouterr()
     forget()
     assert main.main(words) == 2 and "If you trust that code, add --plugin DIR" in capsys.readouterr().err
+
+
+def test_the_page_on_plugins_names_what_fit_takes() -> None:
+    page = (Path(bb.__file__).parents[1] / "docs" / "plugins.md").read_text()
+    said = page[page.index("fit(model, images") :].partition("```")[0]
+    parameters = inspect.signature(fit).parameters
+    for name, default in re.findall(r"^    (\w+)=(\w+)", said, re.MULTILINE):
+        assert str(parameters[name].default) == default, name
+    assert {"loss", "after_step", "after_epoch", "until"} <= set(re.findall(r"^    (\w+)=", said, re.MULTILINE))
