@@ -2,20 +2,23 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from conftest import QUICK
 
-from backdoorbench.cli.main import main
+from backdoorbench.cli.main import VERBS, main
 from backdoorbench.config import catalog
 from backdoorbench.config.compose import compose, conf_dir
 from backdoorbench.config.groups import NAMES
 from backdoorbench.pipeline.job import Job
+from backdoorbench.sweeps.pool import ended_by_signals
 
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "numpy", "matplotlib")
 GUARD = f"""
@@ -222,3 +225,28 @@ def test_a_folder_of_ones_own_serves_every_verb(tmp_path: Path, capsys: pytest.C
         assert main([verb, "--help", *flag]) == 0
     assert main(["list", "--config-dir", str(tmp_path / "nowhere")]) == 2
     assert "which is no folder; expected one of your own yaml files" in capsys.readouterr().err
+
+
+def test_help_names_every_verb_and_every_verb_where_plugins_lie(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert [verb for verb in VERBS if f"bdx {verb} " not in told] == []
+    for verb in VERBS:
+        assert main([verb, "--help"]) == 0
+        assert "--plugin DIR" in capsys.readouterr().out, verb
+    assert main(["cache", "--help"]) == 0
+    assert "{list,why,prune}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("before", "ends"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)])
+def test_a_terminated_run_is_an_interrupted_one_unless_the_signal_is_ignored(
+    before: signal.Handlers, ends: bool
+) -> None:
+    """As `kill` and schedulers end a run; `nohup` has some ignored."""
+    kept = signal.signal(signal.SIGTERM, before)
+    try:
+        with pytest.raises(KeyboardInterrupt) if ends else nullcontext(), ended_by_signals(signal.SIGTERM):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, kept)

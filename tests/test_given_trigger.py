@@ -74,8 +74,8 @@ def test_a_function_of_a_plugin_is_a_trigger_that_lasts(tmp_path: Path, monkeypa
     with pytest.raises(ConfigError) as caught:
         plan.plan(compose(words))
     assert str(caught.value) == (
-        "attack.function is 'own_triggers:invert', outside plugins=[]; only code of these packages is run. If you trust it, add "
-        "plugins=[own_triggers]."
+        "attack.function is 'own_triggers:invert', outside any plugin; only code of plugins is run. If you trust that code, "
+        'add --plugin DIR, the folder that holds it (in Python, backdoorbench.plugin("DIR")); a run takes plugins=[own_triggers] too.'
     )
     made = plan.plan(compose([*words, "plugins=[own_triggers]"]))
     assert made.plugins == ["own_triggers"] and made.content["attack.function"].startswith("own_triggers:invert of ")

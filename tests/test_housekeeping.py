@@ -365,7 +365,7 @@ def test_the_control_of_an_infection_is_the_pipelines(run: Callable[..., Job], o
         ),
         (
             ["cache", "why", "{old}"],
-            "bdx cache why: the following arguments are required: KEY. Expected: bdx cache why [-h] [--config-dir DIR] [--outputs DIR] KEY KEY.",
+            "bdx cache why: the following arguments are required: KEY. Expected: bdx cache why [-h] [--config-dir DIR] [--plugin DIR] [--outputs DIR] KEY KEY.",
         ),
         (
             ["cache", "why", "{old}", "xyz"],

@@ -24,11 +24,11 @@ KNOWN = (
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown option": (
         ["defense=fts"],
-        "defense 'fts' is unknown. Did you mean 'fst' or 'ft'? All of them: {defenses}; bdx list defense describes them.",
+        "defense 'fts' is unknown. Did you mean 'fst' or 'ft'? All of them: {defenses}; bdx list defense describes them. One of your own: add --plugin DIR.",
     ),
     "unknown option, capitals": (
         ["attack=BadNets"],
-        "attack 'BadNets' is unknown. Did you mean 'badnets' or 'wanet'? All of them: {attacks}; bdx list attack describes them.",
+        "attack 'BadNets' is unknown. Did you mean 'badnets' or 'wanet'? All of them: {attacks}; bdx list attack describes them. One of your own: add --plugin DIR.",
     ),
     "unknown group": (
         ["defnse=fst"],
@@ -79,7 +79,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown option to show": (
         ["show", "attack=blend"],
-        "attack 'blend' is unknown. Did you mean 'blind' or 'blended'? All of them: {attacks}; bdx list attack describes them.",
+        "attack 'blend' is unknown. Did you mean 'blind' or 'blended'? All of them: {attacks}; bdx list attack describes them. One of your own: add --plugin DIR.",
     ),
     "no group": (
         ["defense=null"],
@@ -116,7 +116,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a plugin that is not there": (
         ["plugins=[no_such_package]"],
         "plugins names 'no_such_package', which cannot be imported; expected the name of a package that Python finds. Install it, or "
-        "put the folder that holds it on PYTHONPATH.",
+        "add --plugin DIR, the folder that holds it (in Python, backdoorbench.plugin(\"DIR\")).",
     ),
     "several values without -m": (
         ["attack.poison_rate=0.1,0.2"],
@@ -238,7 +238,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "code outside the package": (
         ["defense=fst", "defense._target_=os.system"],
         "defense._target_ is 'os.system', outside backdoorbench; only classes of these packages are built. If you trust that code, "
-        "add plugins=[os].",
+        "add --plugin DIR, the folder that holds it (in Python, backdoorbench.plugin(\"DIR\")); a run takes plugins=[os] too.",
     ),
     "outputs not writable": (
         ["runtime.outputs=text.pt/outputs"],
@@ -348,7 +348,7 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
     code = main(words)
     shown = capsys.readouterr().err
     usage = (
-        "Expected: bdx report [-h] [--config-dir DIR] [--rows LIST] [--columns LIST] [--metric LIST] [--format "
+        "Expected: bdx report [-h] [--config-dir DIR] [--plugin DIR] [--rows LIST] [--columns LIST] [--metric LIST] [--format "
         "{terminal,csv,runs-csv,classes-csv,md,latex,html}] [--verdicts] [--statistics] [--against DEFENSE] [--ca-loss POINTS] [--asr-below PERCENT] [--names FILE] [--published [FILE]] [--output FILE] [--tsne DIR] [--where CHOICE] DIR [DIR ...]."
     )
     known = {f"{group}s": ", ".join(catalog.names(group)) for group in ("attack", "defense")}

@@ -149,8 +149,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no target": ({"target": None}, "model.target is null; expected package.module:factory, a class or function that returns"),
     "another package": (
         {"target": "os:system"},
-        "model.target is 'os:system', outside plugins=['theirs_of_test']; only code of these packages is run. If you trust it, add "
-        "plugins=[os].",
+        "model.target is 'os:system', outside theirs_of_test; only code of plugins is run. If you trust that code, "
+        "add --plugin DIR, the folder that holds it (in Python, backdoorbench.plugin(\"DIR\")); a run takes plugins=[os] too.",
     ),
     "no such module": (
         {"target": "theirs_of_test.net:Bare"},
@@ -237,7 +237,7 @@ def test_a_run_with_a_network_of_ones_own_and_its_checkpoint(
     from backdoorbench.api import load_model
 
     assert load_model(weights.parent, ["theirs_of_test"])(images(2, 32)).shape == (2, 10)
-    with pytest.raises(ConfigError, match=r"only code of these packages is run"):
+    with pytest.raises(ConfigError, match=r"only code of plugins is run"):
         load_model(weights.parent)
 
 

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from backdoorbench.cli import main
 from backdoorbench.cli.new import KINDS
 from backdoorbench.config import catalog, plugins
 from backdoorbench.config.compose import compose
+from backdoorbench.errors import ConfigError
+from backdoorbench.training.fit import fit
 
 NAMES = {"defense": "shrink", "attack": "checker", "detector": "far", "network": "three", "dataset": "arrays"}
 SMALL = [
@@ -39,7 +42,7 @@ def forget() -> None:
     """What another process would not know of."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
         del sys.modules[name]
-    for remembered in (plugins.files, plugins.digest, plugins.installed, plugins._look):
+    for remembered in (plugins.files, plugins.digest, plugins.installed, plugins.look):
         remembered.cache_clear()
     importlib.invalidate_caches()
 
@@ -109,8 +112,6 @@ def test_all_kinds_live_in_one_package_and_are_options_in_every_verb(
 def test_the_jobs_of_a_launcher_know_the_plugin(
     launcher: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if launcher == "joblib":
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     make(place, "defense")
     words = ["-m", "defense=shrink,none", f"hydra/launcher={launcher}", *SMALL, f"runtime.outputs={tmp_path / 'out'}"]
     assert main.main([*words, f"--plugin={place}"]) == 0, capsys.readouterr()
@@ -192,7 +193,7 @@ def test_a_folder_that_is_no_plugin_is_told(place: Path, tmp_path: Path, capsys:
     assert main.main(["list", "--plugin", "nowhere"]) == 2
     assert "--plugin is 'nowhere', which is no folder" in capsys.readouterr().err
     assert main.main(["list", "--plugin", str(tmp_path)]) == 2
-    assert "in which no yaml file of an option lies" in capsys.readouterr().err
+    assert "in which neither code nor a yaml file of an option lies" in capsys.readouterr().err
 
 
 def test_an_option_that_would_never_be_read_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -231,3 +232,117 @@ def test_folders_of_every_layout_are_plugins(tmp_path: Path, place: Path) -> Non
     (flat / "conf" / "defense" / "hard.yaml").write_text("name: hard\n")
     (flat / "hard.py").write_text("")
     assert plugins.at(str(flat)).packages == ("hard",)
+
+
+BREAKS = {  # in the place of a line of the module: what check says of it
+    "    def purify(": ("    def purify((", "whose module cannot be imported (SyntaxError: "),
+    "from torch import nn": (
+        "import nowhere_to_be_found",
+        "(ModuleNotFoundError: No module named 'nowhere_to_be_found'; ",
+    ),
+    "@dataclass(frozen=True)": ("@dataclas(frozen=True)", "(NameError: name 'dataclas' is not defined; "),
+    "    def __post_init__(self) -> None:": (
+        "    def __post_init__(self) -> None:\n        self.nothing",
+        "its class raises AttributeError: 'Shrink' object has no attribute 'nothing' (",
+    ),
+}
+
+
+@pytest.mark.parametrize("line", BREAKS)
+def test_check_names_the_line_of_a_plugin_that_is_broken(
+    line: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(place, "defense")
+    module = place / "mine" / "shrink.py"
+    broken, said = BREAKS[line]
+    text = module.read_text()
+    assert line in text
+    module.write_text(text.replace(line, broken, 1))
+    number = next(
+        number for number, each in enumerate(module.read_text().splitlines(), 1) if broken.split("\n")[-1] in each
+    )
+    capsys.readouterr()
+    assert main.main(["check", str(place)]) == 2
+    out = capsys.readouterr()
+    assert "wrong  defense/shrink.yaml: " in out.out and said in out.out and not out.err
+    assert f"{module}, line {number})" in out.out
+    assert "1 file: 0 ok, 1 wrong" in out.out
+
+
+def test_check_takes_the_folder_of_a_plugin_as_it_is(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(place, "defense", "network")
+    monkeypatch.chdir(tmp_path)
+    for words in (["mine"], ["mine/mine"], ["--plugin", "mine"], ["mine", "seed=1"]):
+        forget()
+        assert main.main(["check", *words]) == 0
+        assert "2 files: 2 ok, 0 wrong" in capsys.readouterr().out
+    assert plugins.VARIABLE not in os.environ
+
+
+def test_whatever_names_a_plugin_that_nobody_brought_says_how(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of a plugin's network and defense, read where nobody has named the plugin."""
+    make(place, "defense", "network")
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["model=three", "defense=shrink", *SMALL[:-1], "--plugin", "mine"]) == 0
+    (folder,) = map(str, Path("outputs/runs").iterdir())
+    forget()
+    capsys.readouterr()
+    assert main.main(["config", folder]) == 0
+    first, _, rest = capsys.readouterr().out.partition("\n")
+    assert first == (
+        "# no command repeats it as it is: this run's defense=shrink and model=three came from the plugin mine. Add --plugin "
+        "DIR, the folder of the plugin, or --config-dir DIR, that of its yaml files."
+    )
+    assert "name: shrink" in rest
+    refused = {
+        ("config", folder, "--diff"): "of which the defaults are not known here. Add --plugin DIR",
+        (
+            "export",
+            "model",
+            folder,
+            "--to",
+            "there",
+        ): "If you trust that code, add --plugin DIR, the folder that holds it (in",
+        ("show", "defense=shrink"): "One of your own: add --plugin DIR.",
+        ("defense=shrink",): "One of your own: add --plugin DIR.",
+    }
+    for words, said in refused.items():
+        assert main.main(list(words)) == 2 and said in capsys.readouterr().err
+        forget()
+    with pytest.raises(ConfigError, match=r'in Python, backdoorbench.plugin\("DIR"\)'):
+        bb.load_model(folder)
+    assert main.main(["config", folder, "--plugin", "mine"]) == 0
+    command = capsys.readouterr().out.partition("\n")[0]
+    assert command.startswith(f"# bdx --plugin {tmp_path / 'mine'} ") and "model=three" in command
+    assert main.main(["export", "model", folder, "--to", "there", "--plugin", "mine"]) == 0
+    assert main.main(["show", "defense=shrunk", "--plugin", "mine"]) == 2
+    assert "Did you mean 'shrink'" in (said := capsys.readouterr().err) and "One of your own" not in said
+
+
+def test_code_without_an_option_is_a_plugin_too(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network's package, which `model.target` names: --plugin puts it on Python's path and trusts it."""
+    (place / "mine").mkdir(parents=True)
+    (place / "mine" / "__init__.py").write_text("")
+    (place / "mine" / "nets.py").write_text(
+        "from torch import nn\n\n\ndef tiny(classes):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(1800, classes))\n"
+    )
+    words = ["plan", "model=module", "model.target=mine.nets:tiny"]
+    assert main.main([*words, "--plugin", str(place)]) == 0, capsys.readouterr()
+    forget()
+    assert main.main(words) == 2 and "If you trust that code, add --plugin DIR" in capsys.readouterr().err
+
+
+def test_the_page_on_plugins_names_what_fit_takes() -> None:
+    page = (Path(bb.__file__).parents[1] / "docs" / "plugins.md").read_text()
+    said = page[page.index("fit(model, images") :].partition("```")[0]
+    parameters = inspect.signature(fit).parameters
+    for name, default in re.findall(r"^    (\w+)=(\w+)", said, re.MULTILINE):
+        assert str(parameters[name].default) == default, name
+    assert {"loss", "after_step", "after_epoch", "until"} <= set(re.findall(r"^    (\w+)=", said, re.MULTILINE))

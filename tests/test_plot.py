@@ -469,7 +469,7 @@ def test_a_plot_says_what_print_calls_options(runs: Path) -> None:
         ),
         (
             ["curves", "outputs", "--output", "plot.svg", "--metric", "ca"],
-            "bdx plot: argument --metric: curves has its own; it goes with rates, sweep, classes, heatmap and ranks. Expected: bdx plot [-h] [--config-dir DIR] --output FILE "
+            "bdx plot: argument --metric: curves has its own; it goes with rates, sweep, classes, heatmap and ranks. Expected: bdx plot [-h] [--config-dir DIR] [--plugin DIR] --output FILE "
             "[--x SETTING] [--metric LIST] [--names FILE] [--where CHOICE] {curves,rates,sweep,scatter,after,trials,heatmap,classes,ranks,gallery,tsne} DIR [DIR ...].",
         ),
         (

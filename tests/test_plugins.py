@@ -1,8 +1,10 @@
 """A plugin's code is a setting that nobody types: it is in keys, kept with the run, and told apart in tables."""
 
+import hashlib
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from conftest import QUICK
 from backdoorbench import api
 from backdoorbench.cli import main
 from backdoorbench.config import plugins
+from backdoorbench.config.build import build
 from backdoorbench.config.compose import Plain, compose
+from backdoorbench.config.reached import reached
 from backdoorbench.errors import ConfigError
-from backdoorbench.pipeline import job, plan
+from backdoorbench.pipeline import job, own, plan
 from backdoorbench.reporting import rows
 from backdoorbench.reporting.content import tell_apart_by_content
 from backdoorbench.storage import record
@@ -120,7 +124,7 @@ def test_an_edited_plugin_is_another_run_and_another_row(package: Path) -> None:
 
 def test_a_plugin_of_the_attack_is_in_the_infections_key(package: Path) -> None:
     (package / "plant.py").write_text(
-        "from backdoorbench.attacks.badnets import BadNets\nfrom dataclasses import dataclass\n\n\n"
+        "from backdoorbench.attacks.badnets import BadNets\nfrom shifty.how import BY\nfrom dataclasses import dataclass\n\n\n"
         "@dataclass(frozen=True)\nclass Plant(BadNets):\n    pass\n"
     )
     (package.parent / "conf" / "attack").mkdir()
@@ -135,6 +139,110 @@ def test_a_plugin_of_the_attack_is_in_the_infections_key(package: Path) -> None:
     assert before.infection_key != after.infection_key and before.plugins == ["shifty"]
     clean = [plan.clean_plan(made).infection_key for made in (before, after)]
     assert clean[0] == clean[1]  # the control's attack is ours
+
+
+def test_infections_of_ones_own_images_know_the_source_that_an_attack_names(package: Path) -> None:
+    """`bb.infect(..., cache=FOLDER)`: the class is not edited, the function in its settings is."""
+    (package / "plant.py").write_text(
+        "from dataclasses import dataclass\nfrom backdoorbench.attacks.badnets import BadNets\n"
+        "from backdoorbench.config.build import Function\n\n\n"
+        "@dataclass(frozen=True)\nclass Plant(BadNets):\n    stamp: Function\n"
+    )
+    node = compose(["attack=badnets"])["attack"] | {"_target_": "shifty.plant.Plant", "stamp": "shifty.how:BY"}
+    forget()
+    before = own._described(build(node, "attack", ["shifty"]))
+    assert own._described(build(node, "attack", ["shifty"])) == before
+    edit(package)
+    assert own._described(build(node, "attack", ["shifty"])) != before
+
+
+def key(package: Path) -> str:
+    forget()
+    return plan.plan(composed(package)).key
+
+
+def test_a_method_that_is_added_to_a_plugin_leaves_the_runs_of_the_others_done(package: Path) -> None:
+    """A method beside it, its yaml and its data, a test, the project's own: nothing that the class imports."""
+    before = key(package)
+    (package / "other.py").write_text("from shifty import how\n")
+    (package / "conf").mkdir()
+    (package / "conf" / "other.yaml").write_text("a: 1\n")
+    (package / "weights.pt").write_bytes(b"0")
+    assert key(package) == before
+    (package / "how.py").write_text("BY = 6.0\n")
+    assert key(package) != before
+
+
+def test_a_package_of_one_method_has_the_key_that_it_had_when_keys_held_whole_packages(package: Path) -> None:
+    total = hashlib.sha256()
+    for file in sorted(package.glob("*.py")):
+        total.update(f"shifty/{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    assert plugins.digest("shifty.shift.Shift", "shifty") == total.hexdigest()
+
+
+TREE = {
+    "mine/__init__.py": "", "mine/pull.py": "", "mine/how.py": "BY = 1\n", "mine/other.py": "from mine import how\n",
+    "mine/deep/__init__.py": "from .inner import f\n", "mine/deep/inner.py": "", "mine/deep/data.json": "{}",
+    "mine/table.yaml": "a: 1", "secret.yaml": "b: 1",
+}  # fmt: skip
+WHOLE = {name for name in TREE if name.endswith(".py")}
+STATIC = {
+    "import torch": set(),
+    "import mine.how as h": {"mine/how.py"},
+    "from . import how": {"mine/how.py"},
+    "from .how import BY": {"mine/how.py"},
+    "from mine.other import how": {"mine/other.py", "mine/how.py"},
+    "def f():\n    from mine import how": {"mine/how.py"},
+    "import mine.deep": {"mine/deep/__init__.py", "mine/deep/inner.py"},
+    "from mine.deep import inner": {"mine/deep/__init__.py", "mine/deep/inner.py"},
+    "from mine.deep import *": {"mine/deep/__init__.py", "mine/deep/inner.py"},
+    "build({'_target_': 'mine.how.BY'})": {"mine/how.py"},
+    "imported('mine.how:BY')": {"mine/how.py"},
+    "model.eval(), model.modules(), torch.compile(model)": set(),
+    "Path(__file__).with_name('table.yaml')": {"mine/table.yaml"},
+    "from importlib.resources import files\nfiles('mine') / 'deep/data.json'": {"mine/deep/data.json"},
+    "open('../secret.yaml'), open('/etc/hostname'), open(''), open('a\\0b'), open('x' * 3)": set(),
+}
+CHOSEN = {
+    "importlib.import_module('mine.' + name)": WHOLE,
+    "from importlib import import_module as load": WHOLE,
+    "__import__(name)": WHOLE,
+    "exec(text)": WHOLE,
+    "import pkgutil\npkgutil.iter_modules(__path__)": WHOLE,
+    "import sys\nsys.path.append(here)": WHOLE,
+    "def broken(:": WHOLE,
+    "Path(__file__).with_name('table.yaml')\nfrom mine import other\n__import__(name)": {*WHOLE, "mine/table.yaml"},
+}
+
+
+@pytest.mark.parametrize("code", [*STATIC, *CHOSEN])
+def test_a_class_depends_on_what_its_module_imports_and_on_the_whole_package_where_that_is_chosen_at_run_time(
+    code: str, tmp_path: Path
+) -> None:
+    for name, text in (TREE | {"mine/pull.py": code + "\n"}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = reached("mine.pull", {name: tmp_path / name for name in WHOLE})
+    assert set(found) == {"mine/__init__.py", "mine/pull.py"} | (STATIC | CHOSEN)[code]
+    assert all(file == tmp_path / name for name, file in found.items())
+
+
+def test_modules_beside_each_other_and_a_compiled_one_are_part_of_what_imports_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with conf/ beside modules is one plugin, of several packages."""
+    (tmp_path / "conf" / "defense").mkdir(parents=True)
+    (tmp_path / "conf" / "defense" / "one.yaml").write_text("a: 1\n")
+    (tmp_path / "shiftyone.py").write_text("import shiftytwo\nopen('rows.csv'), open('/etc/hostname')\n")
+    (tmp_path / "shiftytwo.py").write_text("A = 1\n")
+    (tmp_path / "shiftythree.py").write_text("")
+    (tmp_path / "rows.csv").write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with plugins.using([str(tmp_path)]):
+        assert set(plugins.source("shiftyone.One", "shiftyone")) == {"shiftyone.py", "shiftytwo.py", "rows.csv"}
+    compiled = {"mine/__init__.py": tmp_path / "shiftythree.py", f"mine/fast{EXTENSION_SUFFIXES[0]}": tmp_path / "rows"}
+    (tmp_path / "rows").write_bytes(b"\x7fELF\0")
+    assert reached("mine.fast", compiled) == compiled
 
 
 def test_keys_without_a_plugin_do_not_know_of_any(package: Path) -> None:

@@ -96,6 +96,13 @@ def test_the_card_says_what_it_is(done: Job, tmp_path: Path) -> None:
         "**This model carries a backdoor**" in card
         and "badnets, target 0, poison rate 10 %; `triggered.png` shows it" in card
     )
+    assert "applied by `backdoorbench.triggers.patch.Patch`: A patch pasted over the image: x (1 - m) + p m" in card
+    for words, missing in (([], "IMAGE.png"), (["no.png"], "no.png")):
+        ran = subprocess.run(
+            [sys.executable, "load.py", *words], cwd=tmp_path / "shared", capture_output=True, text=True
+        )
+        assert ran.returncode == 1
+        assert ran.stderr == f"usage: python load.py IMAGE.png ...    (there is no file {missing})\n"
     assert "alpha" in (tmp_path / "shared" / "settings.yaml").read_text()
     assert len((tmp_path / "shared" / "load.py").read_text().splitlines()) <= 15
     share.export(done.folder, tmp_path / "clean", infected=False)

@@ -1,16 +1,19 @@
 """Sweeps before and around their runs: composition, mistakes, plans, schedules, rerun commands, what a pool shows."""
 
+import copy
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from conftest import QUICK
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from rich.console import Console
 
 from backdoorbench.cli.main import main
-from backdoorbench.config.compose import compose
+from backdoorbench.config.compose import compose, conf_dir
 from backdoorbench.errors import ConfigError, PairingError
 from backdoorbench.pipeline import job, plan
 from backdoorbench.pipeline.job import Job
@@ -103,6 +106,32 @@ def test_a_device_elsewhere_is_not_looked_for(tmp_path: Path) -> None:
     composed = compose(["runtime.device=cuda:77", f"runtime.outputs={tmp_path}", *QUICK])
     assert forecast.look([["seed=0"]], [composed], here=False)[0].error is None
     assert "cuda:77" in str(forecast.look([["seed=0"]], [composed], here=True)[0].error)
+
+
+OF_HYDRA = [f"{file.parent.name}/{file.stem}" for file in sorted((conf_dir() / "hydra").glob("*/*.yaml"))]
+
+
+@pytest.mark.parametrize("option", OF_HYDRA)
+def test_our_launchers_and_sweepers_may_be_named_as_those_that_plugins_of_hydra_register(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As hydra-joblib-launcher does with `joblib`: Hydra warns of it, and a warning of Hydra's once stopped the sweep."""
+    Plugins.instance()  # what is installed registers itself once, and for good
+    registered = ConfigStore.instance()
+    monkeypatch.setattr(registered, "repo", copy.deepcopy(registered.repo))
+    group, _, name = option.partition("/")
+    for each in (name, "submitit_slurm", "optuna"):
+        registered.store(group=f"hydra/{group}", name=each, node={})
+    assert main(["--cfg", "hydra", f"hydra/{group}={name}"]) == 0
+    said = capsys.readouterr()
+    assert "_target_" in said.out and "Warning" not in said.err
+
+
+def test_a_folder_of_yaml_files_that_is_not_there_is_a_mistake_although_hydra_merely_warns_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*QUICK, "hydra.searchpath=[file:///nowhere]"]) == 2
+    assert "path=/nowhere is not available" in capsys.readouterr().err
 
 
 def test_a_missing_plugin_names_its_extra() -> None:

@@ -228,7 +228,7 @@ def test_clean_models_stand_beside(run: Callable[..., Job]) -> None:
         (["clean", "MODEL", "--data", "DIR", "--target", "3"], "--target says where a trigger leads, and there is none"),
         (["clean", "MODEL", "--data", "DIR", "--trigger", "grid3"], "--trigger is 'grid3', and nothing says what it makes"),
         (["clean", "MODEL", "--data", "DIR", "--trigger", "x.png", "--target", "0"], "attack.file is 'x.png', which is no file"),
-        (["clean", "MODEL", "--data", "DIR", "--trigger", "m:f", "--target", "0"], "only code of these packages is run"),
+        (["clean", "MODEL", "--data", "DIR", "--trigger", "m:f", "--target", "0"], "only code of plugins is run"),
         (["clean", "MODEL", "--data", "DIR", "--trigger", "grid3", "--target", "three"], "--target is 'three'; expected the name of a class (0, 1, 2, 3, 4, 5, 6, 7, 8, 9) or its number from 0 to 9."),
         (["clean", "MODEL", "--data", "DIR", "--trigger", "grid3", "--target", "10"], "--target is '10'; expected the name of a class"),
         (["clean", "MODEL", "--data", "DIR", "--trigger", "small.png", "--target", "0"], "of 2x3 pixels (rows x columns), and images have 32x32; nothing says where it lies. Set attack.position=[row,column] of its upper left corner, from 0, or from the far edge where negative: [0,0], [0,-3], [-2,0] or [-2,-3] for"),

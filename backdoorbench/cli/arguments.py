@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from backdoorbench.cli import flags
+from backdoorbench.config import plugins
 from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_words
 from backdoorbench.sweeps.hydra_errors import composed as composed
 
@@ -26,6 +27,9 @@ class Parser(argparse.ArgumentParser):
             *flags.FOLDER_FLAGS, dest="config_dirs", metavar="DIR", action="append", default=[], type=flags.folder,
             help="a folder of your own yaml files, laid out as conf/ is",
         )  # fmt: skip
+        self.add_argument(
+            plugins.FLAG, metavar="DIR", help="code and yaml of your own: a plugin's folder"
+        )  # read by main
 
     def error(self, message: str) -> NoReturn:
         message = message.replace(", KEY=VALUE", "")  # argparse calls them required, though none need be given

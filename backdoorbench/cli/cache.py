@@ -29,6 +29,14 @@ YOUNG = "1d"  # what was used since then is not pruned unless --older-than says 
 def carry_out(words: Sequence[str]) -> int:
     """Lists, compares or prunes the infections in the cache. Exit code."""
     actions = {"list": _list, "why": _why, "prune": _prune}
+    if words and words[0] in ("-h", "--help"):
+        parser = Parser(
+            "cache",
+            "Infected models in the cache, and what it holds beside them: list (the default) shows them, why KEY KEY says in "
+            "which settings two differ, prune deletes those that nobody uses. Each has a --help of its own.",
+        )
+        parser.add_argument("action", nargs="?", choices=actions, help="bdx cache ACTION --help says more")
+        parser.parse_args(words)
     bare = not words or words[0].startswith("-")
     name, rest = ("list", words) if bare else (words[0], words[1:])
     if name not in actions:

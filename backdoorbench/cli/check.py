@@ -1,6 +1,7 @@
-"""bdx check DIR [KEY=VALUE ...], or bdx check --plugin DIR"""
+"""bdx check DIR [KEY=VALUE ...], of a plugin or of yaml files for --config-dir"""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,16 @@ from backdoorbench.cli.listing import count
 from backdoorbench.config import catalog, plugins
 from backdoorbench.config.compose import conf_dir
 from backdoorbench.config.groups import NAMES
-from backdoorbench.errors import USER_MISTAKE, AbsentData, BdxError, ConfigError, did_you_mean, join_words, paragraph
+from backdoorbench.errors import (
+    USER_MISTAKE,
+    AbsentData,
+    BdxError,
+    ConfigError,
+    did_you_mean,
+    first_line,
+    join_words,
+    paragraph,
+)
 
 if TYPE_CHECKING:
     from backdoorbench.pipeline.plan import Shared
@@ -24,26 +34,36 @@ HYDRA = ("launcher", "sweeper")  # of its groups, those that a folder of one's o
 def carry_out(words: Sequence[str]) -> int:
     """Says of each yaml file in a folder of one's own whether it is right. Exit code."""
     parser = Parser(
-        "check", "Every yaml file of a folder for --config-dir: composed, built and planned; nothing is trained."
+        "check",
+        "Every yaml file of a plugin, or of a folder for --config-dir: composed, built and planned; nothing is trained.",
     )
     parser.add_argument(
         "folder",
         nargs="?",
         metavar="DIR",
-        help="your own yaml files, laid out as conf/ is; by default those of --plugin DIR",
+        help="a plugin, or your own yaml files, laid out as conf/ is; by default the plugins of --plugin DIR",
     )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for every file, such as plugins=[PACKAGE]")
     chosen = parser.parse_intermixed_args(words)
     if chosen.folder is not None and "=" in chosen.folder and not Path(chosen.folder).is_dir():
         chosen.folder, chosen.settings = None, [chosen.folder, *chosen.settings]
-    files = list(_found(chosen.folder))
+    if chosen.folder is not None and is_plugin(Path(flags.folder(chosen.folder))):
+        with plugins.using([chosen.folder]):
+            catalog.refuse_hidden()
+            return told(plugins.at(chosen.folder).confs, chosen.settings)
+    return told(_folders(chosen.folder), chosen.settings)
+
+
+def told(folders: Sequence[Path], settings: Sequence[str]) -> int:
+    """Says of each yaml file in these folders, laid out as conf/ is, whether it is right. Exit code."""
+    files = [(folder, file) for folder in folders for file in _found(folder)]
     from backdoorbench.pipeline.plan import Shared
     from backdoorbench.screen import make_console
 
     console, shared, wrong = make_console(), Shared(), 0
     for folder, file in files:
         try:
-            remark = judge(folder, file, chosen.settings, shared)
+            remark = judge(folder, file, settings, shared)
             console.print(Text(f"  ok     {file.relative_to(folder)}{remark and f': {remark}'}"), soft_wrap=True)
         except BdxError as error:
             wrong += 1
@@ -53,22 +73,31 @@ def carry_out(words: Sequence[str]) -> int:
     return USER_MISTAKE if wrong else 0
 
 
-def _found(named: str | None) -> Iterator[tuple[Path, Path]]:
-    """Each file to be judged, after the folder that is laid out as conf/ is: of the one that was named, else of the plugins that
-    were."""
+def is_plugin(folder: Path) -> bool:
+    """Whether a folder is not laid out as conf/ is, but holds one that is, beside or inside of packages."""
+    is_laid_out = any((folder / name).is_dir() for name in (*NAMES, *catalog.REFINED, "hydra"))
+    return not is_laid_out and bool(plugins.look(folder.absolute()).confs)
+
+
+def _folders(named: str | None) -> Sequence[Path]:
+    """The folders that are to be judged: the one that was named, else those of the plugins that were."""
     own = [conf for plugin in plugins.known() if plugin.place for conf in plugin.confs]
     if named is None and not own:
         raise ConfigError(
-            f"bdx check was given no folder; expected one of your own yaml files, or {plugins.FLAG} DIR, "
-            f"the folder of a plugin. Name one."
+            f"bdx check was given no folder; expected one of your own yaml files, or that of a plugin, as in bdx check DIR or "
+            f"bdx check {plugins.FLAG} DIR. Name one."
         )
-    for folder in own if named is None else [Path(flags.folder(named))]:
-        files = sorted(file for file in folder.rglob("*") if _is_meant(file))
-        if not files:
-            raise ConfigError(
-                f"'{folder}' holds no yaml file; expected some, in folders called as groups are: {join_words(list(NAMES))}."
-            )
-        yield from ((folder, file) for file in files)
+    return own if named is None else [Path(named)]
+
+
+def _found(folder: Path) -> list[Path]:
+    """Each file to be judged in a folder that is laid out as conf/ is; ConfigError where there is none."""
+    files = sorted(file for file in folder.rglob("*") if _is_meant(file))
+    if not files:
+        raise ConfigError(
+            f"'{folder}' holds no yaml file; expected some, in folders called as groups are: {join_words(list(NAMES))}."
+        )
+    return files
 
 
 def judge(folder: Path, file: Path, settings: Sequence[str], shared: "Shared") -> str:
@@ -88,9 +117,28 @@ def judge(folder: Path, file: Path, settings: Sequence[str], shared: "Shared") -
         )
     remark = ""
     for words in [[], *([word] for word in swept(content))]:
-        resolved = composed([*choices, *words, "hydra.mode=RUN", *settings], [str(folder)])
-        remark = remark or planned(resolved, shared)
+        with _blaming_plugins(settings):
+            resolved = composed([*choices, *words, "hydra.mode=RUN", *settings], [str(folder)])
+            remark = remark or planned(resolved, shared)
     return remark
+
+
+@contextmanager
+def _blaming_plugins(settings: Sequence[str]) -> Iterator[None]:
+    """Whatever the code of a plugin raises inside is what is wrong with its file; an error of ours stays one."""
+    try:
+        yield
+    except BdxError:
+        raise
+    except Exception as error:
+        named = [word.partition("=")[2].strip("[] ") for word in settings if word.startswith("plugins=")]
+        packages = [name.strip() for names in named for name in names.split(",")]
+        place = plugins.blamed(error, [*packages, *plugins.trusted()])
+        if not place:
+            raise
+        raise ConfigError(
+            f"its class raises {type(error).__name__}: {first_line(error)} ({place}). Correct it."
+        ) from error
 
 
 def chosen_by(place: Path) -> list[str]:

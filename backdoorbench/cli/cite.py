@@ -8,6 +8,8 @@ from backdoorbench.cli.arguments import Parser
 from backdoorbench.config import catalog, citations
 from backdoorbench.errors import ConfigError, shown
 
+YEAR = 2026  # of the version
+
 
 def carry_out(words: Sequence[str]) -> int:
     """Prints the BibTeX of what was chosen, and of bdx. Exit code."""
@@ -36,12 +38,12 @@ def carry_out(words: Sequence[str]) -> int:
 
 
 def software() -> str:
-    """The entry of bdx, as CITATION.cff has it."""
+    """The entry of bdx, as CITATION.cff has it, of a kind that every BibTeX style knows."""
     try:
         number = version("bdx")
     except PackageNotFoundError:  # a checkout
         number = "unknown"
     return (
-        "@software{bdx,\n  author  = {{The bdx authors}},\n  title   = {{bdx: tells whether a backdoor defense works}},\n"
-        f"  version = {{{number}}},\n}}"
+        "@misc{bdx,\n  author  = {{The bdx authors}},\n  title   = {{bdx: tells whether a backdoor defense works}},\n"
+        f"  year    = {{{YEAR}}},\n  note    = {{Version {number}}},\n}}"
     )

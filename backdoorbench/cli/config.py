@@ -8,8 +8,10 @@ from backdoorbench.cli.arguments import Parser, composed, run_folder
 from backdoorbench.config import plugins
 from backdoorbench.config.compose import ASK_THE_DATA_SET, flat
 from backdoorbench.config.groups import NAMES
+from backdoorbench.errors import ConfigError, join_words
 
 BRINGING = ("dataset", "experiment", "scale", "model")  # groups whose options choose those of others, in this order
+HOW_TO_KNOW = f"Add {plugins.FLAG} DIR, the folder of the plugin, or --config-dir DIR, that of its yaml files"
 UNTOLD = ("runtime", "tracker", "plugins", "rerun")  # parts that bear on no figure
 
 
@@ -22,10 +24,34 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.storage import record
 
     config = record.read(run_folder(chosen.run)).config
+    if remark := unknown_source(config, chosen.config_dirs):
+        if chosen.diff:
+            raise ConfigError(
+                f"{remark}, of which the defaults are not known here. {HOW_TO_KNOW}, or leave --diff out."
+            )
+        print(f"# no command repeats it as it is: {remark}. {HOW_TO_KNOW}.")
+        print(as_yaml(config), end="")
+        return 0
     differing = differences(config, chosen.config_dirs)
     print(f"# {command(config, differing)}")
     print(as_yaml(nested(differing)) if chosen.diff else as_yaml(config), end="")
     return 0
+
+
+def unknown_source(config: Mapping[str, Any], folders: Sequence[str] = ()) -> str:
+    """What a configuration takes from where nobody has named the place: options of a plugin or of a folder, or the code of a
+    package that Python does not find. Empty where nothing."""
+    known = choices(config, folders)
+    lost = [
+        f"{group}={node['name']}"
+        for group in NAMES
+        if group not in UNTOLD and group not in known and (node := config.get(group))
+    ]
+    packages = [name for name in config.get("plugins") or [] if name not in plugins.trusted()]
+    brought = join_words([name for name in packages if lost or not plugins.files(name)])
+    if lost:
+        return f"this run's {join_words(lost)} came from {f'the plugin {brought}' if brought else 'a folder of --config-dir'}"
+    return f"this run's code is of the package {brought}, which Python does not find" if brought else ""
 
 
 def choices(config: Mapping[str, Any], folders: Sequence[str] = ()) -> dict[str, str]:

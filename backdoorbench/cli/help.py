@@ -21,7 +21,10 @@ Verbs      bdx list [GROUP]            what there is          bdx show defense=f
            bdx preview attack=sig      its trigger, drawn     bdx export attack=sig --to DIR   the poisoned training set
            bdx reproduce fst           a paper's table beside its published figures
            bdx plot curves outputs/ --output FILE.svg   learning curves; rates: ASR against the poison rate
-           bdx runs, bdx cache         what was run, what is kept
+           bdx runs                    what was run               bdx cache              what is kept
+           bdx config RUN              its settings, and a command that repeats it
+           bdx cite defense=fst        BibTeX of its paper
+           bdx inspect FILE, bdx clean FILE   a network that you did not train: is it infected; purified, as it was read
 Sweeps     bdx -m attack=badnets,blended attack.poison_rate=0.1,0.01 defense=ft,fst seed=0,1,2
            bdx plan ...                what that would do; bdx -m hydra/launcher=pool ...   on all GPUs or cores
 Inspect    bdx --cfg job [overrides]   the whole configuration, nothing run

@@ -3,6 +3,7 @@
 import io
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from backdoorbench.sweeps import sweep
 from backdoorbench.sweeps.hydra_errors import explained, refuse_no_options
 from backdoorbench.sweeps.job import carry_out as carry_out_run
 from backdoorbench.sweeps.job import carry_out_job, objective
+from backdoorbench.sweeps.pool import ended_by_signals
 from backdoorbench.sweeps.sweep import Left, Sweep, SweepStopped, place_of
 
 Finish = Callable[[Sequence[Left]], int]  # what to do with an ended sweep's jobs, beside their table -> exit code
@@ -36,7 +38,7 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     settings = with_brought(chosen.overrides, folders)
     task = Task()
     own = flags_among(rest)
-    with Sweep([*plugins.flags(), *own]) as swept:
+    with ended_by_signals(signal.SIGTERM), Sweep([*plugins.flags(), *own]) as swept:
         try:
             with redirect_stderr(io.StringIO()) if chosen.package is not None else nullcontext():  # ours says it better
                 launch(task, [*switches, *own, "--", *settings])  # Hydra wants its flags before the settings
@@ -161,9 +163,13 @@ def print_sweep(swept: Sweep, ended: str = "") -> int:
 
 @contextmanager
 def strict_warnings() -> Iterator[None]:
-    """What Hydra merely warns of (a folder that is not there, a callback that fails) is an error."""
+    """What Hydra merely warns of, and what would make the run another one, is an error. Its word against yaml files such as our
+    hydra/launcher/joblib.yaml, which go by the name of what a plugin of Hydra registers and are checked against it, is not heard:
+    the plugin chose the name, and the check is welcome."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", category=UserWarning, module=r"hydra\.")
+        warnings.filterwarnings("ignore", r"\s*'hydra/\w+/\w+' is validated against ConfigStore schema", UserWarning)
+        for said in (r"provider=.*, path=.* is not available", r"Callback .* raised "):
+            warnings.filterwarnings("error", said, UserWarning, module=r"hydra\.")
         yield
 
 

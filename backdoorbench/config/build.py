@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from backdoorbench.config.groups import LATER
-from backdoorbench.config.plugins import OWN_PACKAGE, trusted
+from backdoorbench.config.plugins import OWN_PACKAGE, REMEDY, blamed, files, trusted
 from backdoorbench.errors import ConfigError, did_you_mean, first_line, join_words, shown
 
 NOT_FIELDS = ("_target_", "version")  # keys that choose the class and its meaning, not its knobs
@@ -65,17 +65,48 @@ def target(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> 
     if not any(module == package or module.startswith(package + ".") for package in allowed):
         raise ConfigError(
             f"{where}._target_ is '{path}', outside {join_words(allowed)}; only classes of these packages are built. "
-            f"If you trust that code, add plugins=[{path.split('.')[0]}]."
+            f"{_trust(path.split('.')[0])}"
         )
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:  # a ValueError over a NUL or an empty part
+    kind: Any = getattr(_module(module, path, f"{where}._target_"), name, None)
+    if kind is None:
         raise ConfigError(
-            f"{where}._target_ is '{path}', which does not exist ({error}). Correct the yaml file that says so."
-        ) from None
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+            f"{where}._target_ is '{path}', and {module} has no '{name}'. Correct the yaml file that says so."
+        )
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         raise ConfigError(f"{where}._target_ is '{path}', which is no dataclass; methods here are frozen dataclasses.")
-    return found
+    return kind
+
+
+def _trust(package: str) -> str:
+    """What to do where the code of a package is not run."""
+    return f"If you trust that code, add {REMEDY}; a run takes plugins=[{package}] too."
+
+
+def _module(name: str, path: str, where: str) -> types.ModuleType:
+    """The module of a class at `path`; ConfigError where there is none, or where it is a plugin's and raises.
+
+    where  the setting that names it"""
+    package = name.split(".")[0]
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever a stranger's code brings
+        if package != OWN_PACKAGE and not files(package):
+            raise ConfigError(
+                f"{where} is '{path}', of a package that Python does not find. Install it, or add {REMEDY}."
+            ) from None
+        is_absent = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+        if is_absent or isinstance(error, ValueError):  # over a NUL or an empty part
+            raise ConfigError(
+                f"{where} is '{path}', which does not exist ({error}). Correct the yaml file that says so."
+            ) from None
+        if package == OWN_PACKAGE:
+            raise
+        place = blamed(error, [package])
+        said = error.msg if isinstance(error, SyntaxError) else first_line(error)
+        raise ConfigError(
+            f"{where} is '{path}', whose module cannot be imported ({type(error).__name__}: {said}"
+            f"{place and f'; {place}'}). Correct it."
+        ) from error
 
 
 def at(node: Mapping[str, Any], key: str) -> Any:
@@ -92,8 +123,8 @@ def check_function(path: str, where: str, plugins: Sequence[str]) -> None:
         )
     if not any(module == package or module.startswith(f"{package}.") for package in [*plugins, *trusted()]):
         raise ConfigError(
-            f"{where} is '{path}', outside plugins={list(plugins)}; only code of these packages is run. If you trust it, add "
-            f"plugins=[{module.split('.')[0]}]."
+            f"{where} is '{path}', outside {join_words([*plugins, *trusted()]) or 'any plugin'}; only code of plugins is run. "
+            f"{_trust(module.split('.')[0])}"
         )
 
 
@@ -113,7 +144,7 @@ def imported(function: str, where: str, expected: str) -> Callable[..., Any]:
     except Exception as error:  # whatever importing a stranger's code brings
         raise ConfigError(
             f"{where} is '{function}', which cannot be imported ({type(error).__name__}: {first_line(error)}); expected "
-            f"{expected}, in a module that Python finds. Correct it, or put its folder on PYTHONPATH."
+            f"{expected}, in a module that Python finds. Correct it, or add {REMEDY}."
         ) from error
     if not callable(found):
         raise ConfigError(

@@ -148,10 +148,11 @@ def read_text(file: Path) -> str:
 
 
 def unknown_option(group: str, name: str, options: list[str]) -> str:
-    """The message for an option that does not exist."""
+    """The message for an option that does not exist; whoever has named no plugin may have forgotten to."""
+    own = "" if plugins.known() else f" One of your own: add {plugins.FLAG} DIR."
     return (
         f"{group} '{name}' is unknown.{did_you_mean(name, options)} All of them: {', '.join(options)}; "
-        f"bdx list {group} describes them."
+        f"bdx list {group} describes them.{own}"
     )
 
 

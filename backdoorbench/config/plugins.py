@@ -1,6 +1,7 @@
 """Packages of others whose classes a `_target_` may name: which are known, where their source lies, and a digest of it.
 
-A result depends on a plugin's code as it does on a setting, so the source is part of its key. Ours is not: `version` is.
+A result depends on a plugin's code as it does on a setting, so the source of a class's module, and what that imports from its own
+package, is part of its key. Ours is not: `version` is.
 
 A plugin is known by an entry point of an installed distribution, or by `--plugin DIR`: its yaml files are options like ours, and
 its classes are trusted, since whoever installs a package, or names its folder, lets its code run. `plugins=[PACKAGE]` trusts one
@@ -15,6 +16,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from backdoorbench.config.reached import SUFFIXES, reached
 from backdoorbench.errors import ConfigError
 
 OWN_PACKAGE = "backdoorbench"
@@ -30,6 +33,9 @@ FLAG = "--plugin"
 VARIABLE = "BDX_PLUGINS"  # folders of --plugin, absolute, parted as in PATH: processes that are started know them too
 ENTRY_POINTS = "bdx.plugins"  # the group by which an installed package announces itself: NAME = PACKAGE
 CONF = "conf"  # a package's folder of yaml files
+REMEDY = (
+    f'{FLAG} DIR, the folder that holds it (in Python, backdoorbench.plugin("DIR"))'  # as the end of a message says it
+)
 NO_METHODS = ("tests", "test", "conftest", "setup", "docs")  # beside a package in its project, no part of a plugin
 
 
@@ -102,18 +108,19 @@ def using(folders: Sequence[str]) -> Iterator[None]:
 
 def at(folder: str) -> Plugin:
     """The plugin in a folder: a package with its conf/ inside, or a project that holds such packages, in src/ or beside its own
-    conf/. What its packages need is on Python's path afterwards. ConfigError where there is none."""
+    conf/; or code without options, which settings name. What its packages need is on Python's path afterwards. ConfigError where
+    there is none."""
     place = Path(folder).expanduser().absolute()
     if not place.is_dir() or os.pathsep in str(place):
         expected = f"a path without '{os.pathsep}'" if place.is_dir() else "the folder of a plugin"
         raise ConfigError(
             f"{FLAG} is '{folder}', which is no {'good name' if place.is_dir() else 'folder'}; expected {expected}. Name another."
         )
-    found = _look(place)
-    if not found.confs:
+    found = look(place)
+    if not (found.confs or found.packages):
         raise ConfigError(
-            f"{FLAG} is '{folder}', in which no yaml file of an option lies; expected a package with {CONF}/GROUP/NAME.yaml "
-            f"inside, or a project that holds one, such as bdx new defense NAME --to DIR writes."
+            f"{FLAG} is '{folder}', in which neither code nor a yaml file of an option lies; expected a package with "
+            f"{CONF}/GROUP/NAME.yaml inside, or a project that holds one, such as bdx new defense NAME --to DIR writes."
         )
     if found.path is not None and str(found.path) not in sys.path:
         sys.path.append(str(found.path))  # behind what is installed, none of which it shall hide
@@ -131,7 +138,8 @@ def at(folder: str) -> Plugin:
 
 
 @functools.cache
-def _look(place: Path) -> Plugin:
+def look(place: Path) -> Plugin:
+    """What a folder holds, as a plugin; Python's path stays as it is."""
     if (place / "__init__.py").is_file():
         path, packages = place.parent, [place.name]
     else:
@@ -194,8 +202,17 @@ def check(package: str) -> None:
     if not files(package):
         raise ConfigError(
             f"plugins names '{package}', which cannot be imported; expected the name of a package that Python finds. Install it, "
-            f"or put the folder that holds it on PYTHONPATH."
+            f"or add {REMEDY}."
         )
+
+
+def blamed(error: BaseException, packages: Sequence[str]) -> str:
+    """`FILE, line N` where the code of these packages raised an error, or cannot be parsed; empty where another's did."""
+    theirs = {str(file) for package in packages for file in files(package).values()}
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((str(error.filename), error.lineno or 0))
+    return next((f"{file}, line {line}" for file, line in reversed(places) if file in theirs), "")
 
 
 @functools.cache
@@ -213,15 +230,28 @@ def files(package: str) -> dict[str, Path]:
         return {f"{above}.py": Path(spec.origin)} if spec.origin and spec.has_location else {above: Path()}
     roots = [Path(root) for root in spec.submodule_search_locations]
     return {
-        f"{above}/{file.relative_to(root).as_posix()}": file for root in roots for file in sorted(root.rglob("*.py"))
+        f"{above}/{file.relative_to(root).as_posix()}": file
+        for root in roots
+        for file in sorted(root.rglob("*"))
+        if file.name.endswith(SUFFIXES)
     }
 
 
+def source(path: str, package: str) -> dict[str, Path]:
+    """The files that a class or function of a package depends on, by their path as `files` has it: its module, and what that
+    imports from the package or from others of the same plugin.
+
+    path  dotted, of the class or function"""
+    beside = next((plugin.packages for plugin in known() if package in plugin.packages), ())
+    there = {name: file for each in (package, *beside) for name, file in files(each).items()}
+    return reached(path.rpartition(".")[0], there)
+
+
 @functools.cache
-def digest(package: str) -> str:
-    """SHA-256 over the names and the content of its source files, hexadecimal."""
+def digest(path: str, package: str) -> str:
+    """SHA-256 over the names and the content of the files that a class or function of a package depends on, hexadecimal."""
     total = hashlib.sha256()
-    for name, file in sorted(files(package).items()):
+    for name, file in sorted(source(path, package).items()):
         content = file.read_bytes() if file.is_file() else b""
         total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()

@@ -70,7 +70,7 @@ class ModuleSpec(ModelSpec):
         if self.target is None:
             raise ModelError(
                 "model.target is null; expected package.module:factory, a class or function that returns the network. Name it, "
-                "and its package: model.target=mine.networks:WideNet plugins=[mine]."
+                "and the folder of its package: model.target=mine.networks:WideNet --plugin DIR."
             )
         return imported(self.target, "model.target", "a class or function that returns the network")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backdoorbench.config import plugins
 from backdoorbench.config.compose import Plain
+from backdoorbench.config.reached import is_module
 from backdoorbench.errors import BdxError
 from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import execute, plan
@@ -103,9 +103,9 @@ def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
 
 
 def keep_source(made: Plan, folder: Path) -> None:
-    """Copies the source of the plugins that the run's options come from, laid out as it is imported."""
-    for package in made.plugins:
-        for name, file in plugins.files(package).items():
+    """Copies the modules of plugins that the run's key holds, laid out as they are imported."""
+    for name, file in made.source.items():
+        if is_module(name):  # what they read may be large
             with store.storage_errors(folder):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, folder / name)

@@ -169,12 +169,28 @@ def kept(
 
 
 def _described(attack: Attack) -> list[Any]:
-    """An attack's settings, the content of the files that they name, and the source of the package that it comes from."""
+    """An attack's settings, the content of the files and folders and the source of the functions that they name, and its own
+    source, unless it is one of ours."""
     settings = dataclasses.asdict(attack)
-    files = {key: what for key, what in build.paths(type(attack), settings).items() if what == "file"}
-    package = type(attack).__module__.partition(".")[0]
-    source = "" if package == plugins.OWN_PACKAGE else plugins.digest(package)
-    return [settings, [store.file_digest(Path(build.at(settings, key)).expanduser()) for key in files], source]
+    named = [(what, build.at(settings, key)) for key, what in build.paths(type(attack), settings).items()]
+    return [
+        settings,
+        [_content(what, said) for what, said in named],
+        _source_of(type(attack).__module__, type(attack).__name__),
+    ]
+
+
+def _content(what: str, said: str) -> str:
+    if what == "function":
+        module, _, name = said.partition(":")
+        return _source_of(module, name)
+    path = Path(said).expanduser()
+    return store.file_digest(path) if what == "file" else store.folder_digest(path)
+
+
+def _source_of(module: str, name: str) -> str:
+    package = module.partition(".")[0]
+    return "" if package == plugins.OWN_PACKAGE else plugins.digest(f"{module}.{name}", package)
 
 
 def _digest(*tensors: Tensor) -> str:

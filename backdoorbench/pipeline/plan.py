@@ -39,7 +39,7 @@ from backdoorbench.training.recipe import Recipe, resolve_precision
 T = TypeVar("T")
 Made = TypeVar("Made", bound="Sketch")
 
-SOURCE = "source code"  # of an option in a key: the code of the plugin that its class comes from
+SOURCE = "source code"  # of an option in a key: the code of its class, where that is a plugin's
 KINDS = {  # what the options of a group are
     "dataset": Dataset, "model": ModelSpec, "train": Recipe, "holdout": Holdout, "attack": Attack, "defense": Defense,
     "detector": Detector, "after": AfterAttack, "tracker": Tracker,
@@ -92,9 +92,19 @@ class Sketch:
     @property
     def plugins(self) -> list[str]:
         """Those of the configuration's `plugins` that an option of this run comes from."""
+        used = {package for _, package in self._theirs()}
+        return [package for package in self.config["plugins"] if package in used]
+
+    @property
+    def source(self) -> dict[str, Path]:
+        """The plugins' files that the key holds, as they are imported."""
+        return {name: file for path, package in self._theirs() for name, file in plugins.source(path, package).items()}
+
+    def _theirs(self) -> list[tuple[str, str]]:
+        """The dotted path of each class and function of a plugin, and the plugin."""
         named = self.config["plugins"]
-        used = {plugins.of(path, named) for group in groups.BUILT for path in code_of(group, self.config[group], named)}
-        return [package for package in named if package in used]
+        paths = [path for group in groups.BUILT for path in code_of(group, self.config[group], named)]
+        return [(path, package) for path in paths if (package := plugins.of(path, named))]
 
     @property
     def detects(self) -> bool:
@@ -337,15 +347,16 @@ def infection_settings(settings: Plain, holdout: Holdout) -> Plain:
 
 def digested(group: str, node: Plain, packages: Sequence[str]) -> dict[str, str]:
     """What an option depends on beside its settings, by dotted key inside it: a digest of the content of each setting that its
-    class declares a File or a Folder, and, under SOURCE, of the plugin that the class comes from.
+    class declares a File or a Folder, and, under SOURCE, of the class's own source where it is a plugin's.
 
     Raises ConfigError where such a file is none; a folder that is none stays as it is, for those who read it to refuse."""
     package = plugins.of(node["_target_"], packages)
-    found = {SOURCE: plugins.digest(package)} if package else {}
+    found = {SOURCE: plugins.digest(node["_target_"], package)} if package else {}
     for key, what in paths(target(node, group, packages), node).items():
         said = at(node, key)
         if what == "function":
-            found[key] = f"{said} of {plugins.digest(plugins.of(dotted(said), packages))}"
+            function = dotted(said)
+            found[key] = f"{said} of {plugins.digest(function, plugins.of(function, packages))}"
             continue
         path = Path(said).expanduser()
         if what == "file" and not path.is_file():

@@ -1,5 +1,6 @@
 """A run's models for others: read back from its folder and the cache, and written so that plain PyTorch loads them."""
 
+import importlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -12,9 +13,10 @@ from torch import nn
 
 from backdoorbench.config.build import build
 from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.config.plugins import OWN_PACKAGE
 from backdoorbench.errors import ModelError, StorageError
 from backdoorbench.models import checkpoint
-from backdoorbench.pipeline.infections import WEIGHTS
+from backdoorbench.pipeline.infections import WEIGHTS, description
 from backdoorbench.reporting.rows import heading, percent
 from backdoorbench.storage import record, store
 from backdoorbench.storage.outputs import outputs_of
@@ -32,8 +34,9 @@ import torch
 CLASSES = {classes}
 model = torch.export.load(Path(__file__).with_name("model.pt2")).module()
 # model: (N, 3, {size}, {size}) in [0, 1] -> (N, {count}) logits
-
 if __name__ == "__main__":
+    if missing := [file for file in sys.argv[1:] or ["IMAGE.png"] if not Path(file).is_file()]:
+        sys.exit(f"usage: python load.py IMAGE.png ...    (there is no file {{missing[0]}})")
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms.functional import resize
     images = torch.stack([resize(decode_image(file, ImageReadMode.RGB), [{size}, {size}]) for file in sys.argv[1:]]) / 255
@@ -165,7 +168,7 @@ def _trigger_files(run_folder: Path, to: Path, run: Run) -> dict[str, str]:
     infection = _cached(run_folder, run)
     found = {
         "triggered.png": (run_folder, "test images, clean and triggered"),
-        "trigger.safetensors": (infection, "the trigger's tensors, images in [0, 1]"),
+        "trigger.safetensors": (infection, f"the trigger's tensors, images in [0, 1]{_applied(infection)}"),
     }
     copied = {}
     for name, (place, what) in found.items():
@@ -174,6 +177,26 @@ def _trigger_files(run_folder: Path, to: Path, run: Run) -> dict[str, str]:
                 shutil.copyfile(place / name, to / name)
             copied[name] = what
     return copied
+
+
+def _applied(infection: Path) -> str:
+    """How the trigger's tensors make an image a triggered one, as the heads of its modules say it."""
+    file = infection / "infection.json"
+    said = description(infection)["trigger"] if file.is_file() else None
+    return "".join(f", applied by `{kind}`{_head(kind)}" for kind in _kinds(said or {}))
+
+
+def _kinds(trigger: dict[str, Any]) -> list[str]:
+    """The dotted paths of a described trigger's classes, of one that wraps others those of the others."""
+    inner = [kind for each in trigger.get("triggers", {}).values() for kind in _kinds(each)]
+    return inner or ([trigger["kind"]] if "kind" in trigger else [])
+
+
+def _head(kind: str) -> str:
+    """What the module of a class of ours says of itself."""
+    if not kind.startswith(f"{OWN_PACKAGE}."):
+        return ""
+    return f": {(importlib.import_module(kind.rpartition('.')[0]).__doc__ or '').splitlines()[0].rstrip('.')}"
 
 
 def card(run: Run, title: str, infected: bool, classes: Sequence[str], size: int, more: dict[str, str]) -> str:

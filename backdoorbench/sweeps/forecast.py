@@ -129,12 +129,16 @@ def folders_by_key(outputs: Outputs) -> dict[str, list[Path]]:
     return found
 
 
+def mistaken(runs: Sequence[Ahead]) -> list[Ahead]:
+    """The runs for whose sake a sweep does not begin, of which `refuse_mistakes` tells the first; none where it begins."""
+    wrong = [run for run in runs if run.error is not None and not run.is_unfit]
+    return list(runs) if not wrong and all(run.error is not None for run in runs) else wrong
+
+
 def refuse_mistakes(runs: Sequence[Ahead]) -> None:
     """Raises the first mistake in a sweep's settings, before anything is trained. What is merely unfit stops nothing, unless no
     run is left: in a grid of methods and rates such runs are bound to occur, and each fails by itself."""
-    wrong = [run for run in runs if run.error is not None and not run.is_unfit]
-    if not wrong and all(run.error is not None for run in runs):
-        wrong = list(runs)
+    wrong = mistaken(runs)
     if not wrong:
         if any(run.error is not None for run in runs):  # what those would have used is not known
             return

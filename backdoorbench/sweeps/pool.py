@@ -150,7 +150,10 @@ class Pool(Launcher):
         chosen = schedule.choose_gpus(gpus, runtime["device"], visible_gpus())
         slots = schedule.make_slots(chosen, self.jobs_per_gpu, self.workers, schedule.cores())
         rows = {run.number: Row(run.number, run.name) for run in runs}
-        with Board(make_console(), list(rows.values()), runtime["progress"]) as board, ended_by_signals():
+        with (
+            Board(make_console(), list(rows.values()), runtime["progress"]) as board,
+            ended_by_signals(signal.SIGTERM, signal.SIGHUP),
+        ):
             _Batch(runs, slots, folder, rows, board, self.grace).carry_out()
         return [result(run, folder) for run in runs]
 
@@ -313,13 +316,15 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the pool as Ctrl-C does, its jobs first."""
+def ended_by_signals(*numbers: signal.Signals) -> Iterator[None]:
+    """These signals end what is inside as Ctrl-C does: a pool its jobs first, and a run with its record written. One that is
+    ignored, as under nohup, stays so."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    kept = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    kept = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
