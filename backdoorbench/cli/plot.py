@@ -65,13 +65,14 @@ def carry_out(words: Sequence[str]) -> int:
     if chosen.kind == "heatmap" and len(wanted) > 1:
         parser.error("argument --metric: a heatmap shows one")
     need("matplotlib", "bdx plot", "plots")
-    from backdoorbench.reporting import contrasts, display, rows
+    from backdoorbench.reporting import choosing, contrasts, display, rows
     from backdoorbench.reporting.classes import DETAILS
     from backdoorbench.reporting.plots import after, curves, gallery, heatmap, ink, ranks, rates, scatter, sweep
     from backdoorbench.reporting.plots import classes as by_class
 
     ink.check_name(Path(chosen.output))
     runs: list[Any] = []
+    is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
     if chosen.kind == "tsne":
         if len(chosen.folders) > 1:
             parser.error("argument DIR: tsne draws one run")
@@ -90,7 +91,9 @@ def carry_out(words: Sequence[str]) -> int:
             "trials": lambda: after.by_trial(runs),
             "heatmap": lambda: heatmap.heatmap(marked(runs), wanted[0] if wanted else "asr"),
             "classes": lambda: by_class.by_class(runs, wanted or ("ca", "asr")),
-            "ranks": lambda: ranks.ranks(contrasts.standings(rows.aggregate(runs), wanted or ["asr"])),
+            "ranks": lambda: ranks.ranks(
+                contrasts.standings(rows.aggregate(runs), wanted or ["asr"], keeps_tuning=is_asked)
+            ),
             "gallery": lambda: gallery.gallery(found),
         }[chosen.kind]()
     ink.rename(figure, display.chosen(runs, chosen.names, True))

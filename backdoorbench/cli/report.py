@@ -75,7 +75,7 @@ def carry_out(words: Sequence[str]) -> int:
     add_where(parser)
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    from backdoorbench.reporting import classes, comebacks, contrasts, display, published, report
+    from backdoorbench.reporting import choosing, classes, comebacks, contrasts, display, published, report
 
     figures = figures_of(chosen.metric, (*report.METRICS, *comebacks.figures())) or ["ca", "asr", "ra"]
     if bool(lines) != bool(columns):
@@ -115,7 +115,8 @@ def carry_out(words: Sequence[str]) -> int:
     details = classes.DETAILS if chosen.format == "classes-csv" else ()
     against = (chosen.against or "") if chosen.statistics else None
     found, said = chosen_runs(chosen.folders, chosen.where, details)
-    made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs)
+    is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
+    made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs, is_asked)
     made.notes.extend(said)
     named = display.chosen(made.found.values(), chosen.names, chosen.format in IN_PRINT)
     if chosen.format == "terminal" and chosen.output is None:

@@ -342,14 +342,16 @@ def _check_axes(rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str
 # ---- blocks and labels ----------------------------------------------------------------------------------------------
 
 
-def blocks(rows: Sequence[Row], axes: Sequence[str]) -> list[tuple[str, list[Row]]]:
-    """Rows that differ in nothing but the axes, under what tells them from the other blocks."""
+def blocks(rows: Sequence[Row], axes: Sequence[str], apart: Sequence[str] = ()) -> list[tuple[str, list[Row]]]:
+    """Rows that differ in nothing but the axes, under what tells them from the other blocks.
+
+    apart  groups that an axis would absorb, and in which the rows of a block are to agree all the same"""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(json.dumps(_rest(row, axes), sort_keys=True), []).append(row)
+        groups.setdefault(json.dumps(_rest(row, axes, apart), sort_keys=True), []).append(row)
     firsts = [members[0] for members in groups.values()]
     said = [{base: row.names[base] for base in bases(row.stage) if base not in _told(axes)} for row in firsts]
-    names = tell_apart(said, [_rest(row, axes) for row in firsts])
+    names = tell_apart(said, [_rest(row, axes, apart) for row in firsts])
     titles = []
     for called, members in zip(names, groups.values(), strict=True):
         shared = {key.removesuffix(".name"): value for key, value in unsaid(members).items()}
@@ -372,9 +374,9 @@ def _told(axes: Iterable[str]) -> set[str]:
     return {group for axis in axes for group in ABSORBED.get(axis, (axis,))}
 
 
-def _rest(row: Row, axes: Sequence[str]) -> dict[str, Any]:
-    """What no axis tells of a row's settings."""
-    told = _told(axes)
+def _rest(row: Row, axes: Sequence[str], apart: Sequence[str] = ()) -> dict[str, Any]:
+    """What no axis tells of a row's settings; `apart` is told by none."""
+    told = _told(axes) - set(apart)
     kept = compared(row.config, told_by(row.stage))
     rate = kept[INFECT.group].get("poison_rate")
     kept = {group: value for group, value in kept.items() if group not in told}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from backdoorbench import metrics
 from backdoorbench.config.groups import AFTER, DETECT, INFECT, PURIFY
 from backdoorbench.config.implied import beyond
+from backdoorbench.errors import join_words
 from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.comebacks import MARGIN
 from backdoorbench.reporting.fragile import is_open, is_plain
@@ -237,3 +238,8 @@ def join_few(texts: Sequence[str]) -> str:
     """The texts joined; of more than ten the first, and how many more."""
     more = f"; and {len(texts) - MOST} more" if len(texts) > MOST else ""
     return "; ".join(texts[:MOST]) + more
+
+
+def join_called(names: Sequence[str]) -> str:
+    """`ft and fst`; names that have commas of their own are parted by semicolons."""
+    return "; ".join(names) if any("," in name for name in names) else join_words(list(names))

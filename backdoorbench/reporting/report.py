@@ -93,6 +93,7 @@ def make(
     is_ranked: bool = False,
     against: str | None = None,
     theirs: Sequence[Figure] | None = None,
+    keeps_tuning: bool = False,
 ) -> Report:
     """The report of runs by the folder of their record.
 
@@ -102,7 +103,8 @@ def make(
     limits          within which a defense has done its work, plain fine-tuning included
     is_ranked       whether to rank the defenses, too
     against         the defense that statistics compare all others with; empty: each with each; None: no statistics
-    theirs          an author's own published figures, which stand with ours in the tables themselves; None: in a table apart"""
+    theirs          an author's own published figures, which stand with ours in the tables themselves; None: in a table apart
+    keeps_tuning    whether statistics compare runs that chose settings, too"""
     runs = list(found.values())
     detectors, after = rows.detections(runs), rows.afters(runs)
     models = comebacks.mark(fragile.mark(rows.aggregate(runs), limits), after, limits)
@@ -149,7 +151,7 @@ def make(
         said += published.explained(list(beside.values()))
     rankings = verdicts.rank(models, limits) if is_ranked else []
     compared = [name for name in figures if name in contrasts.COMPARED]
-    standings = contrasts.standings(models, compared, against) if against is not None else []
+    standings = contrasts.standings(models, compared, against, keeps_tuning) if against is not None else []
     return Report(
         found,
         models,
