@@ -398,7 +398,7 @@ def test_verdicts_stand_below_the_tables_in_every_format(said: Callable[..., str
     assert "| fst | 2 | 2 | 75.00 ± 35.36 | 8.00 ± 2.83 (blended) |" in said("--verdicts", "--format", "md")
     latex = said("--verdicts", "--format", "latex")
     assert (
-        r"verdicts $\cdot$ dataset Digits" in latex
+        r"Verdicts $\cdot$ dataset Digits" in latex
         and r"ranked by met, worst ASR, ASR, CA loss, n = 2. met: cells with" in latex
     )
     assert r"defense & cells & met $\uparrow$ & worst ASR $\downarrow$" in latex

@@ -88,8 +88,8 @@ def add_where(parser: argparse.ArgumentParser) -> None:
     """`--where`, which chooses among the runs that a verb reads."""
     parser.add_argument(
         "--where", metavar="CHOICE", action="append", default=[],
-        help="only runs with these settings: dataset=digits,defense=ft,fst; any dotted key, repeatable; defense.fst.alpha=0.2 binds "
-        "fst alone",
+        help="only runs with these settings: dataset=digits,defense=ft,fst; any dotted key, repeatable; "
+        "defense.fst.alpha=0.2 binds fst alone",
     )  # fmt: skip
 
 

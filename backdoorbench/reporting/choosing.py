@@ -1,8 +1,8 @@
 """`--where dataset=digits,defense=ft,fst`: the runs whose configuration has these values, and what is to be said of the others.
 
 A word with `=` begins a key, and words after it are further values of that key; commas inside brackets part nothing. A run is
-chosen where every key has one of its values. A group's name stands for its option. With an option behind the group a key is about that
-option's runs alone: `defense.fst.alpha=0.2` leaves out FST at other values, and no run of another defense.
+chosen where every key has one of its values. A group's name stands for its option. With an option behind the group a key is about
+that option's runs alone: `defense.fst.alpha=0.2` leaves out FST at other values, and no run of another defense.
 """
 
 from __future__ import annotations

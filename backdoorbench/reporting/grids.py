@@ -209,12 +209,27 @@ def pivot_grids(
     rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str], told: Told = NOTHING_TOLD
 ) -> list[Grid]:
     """Rows by columns, such as attacks by defenses: figures after the defense; before it under the infected model's name, in
-    the place of `none`; in brackets what was published. What neither axis names is another grid. ConfigError for an axis there is
-    not."""
+    the place of `none`; in brackets what was published. What neither axis names is another grid, but for rates that differ
+    between attacks alone. ConfigError for an axis there is not."""
     _check_axes(rows, lines, columns)
+    if _has_one_rate_each(rows) and "rate" not in (*lines, *columns):
+        lines, columns = (_beside_attack(axes) for axes in (lines, columns))
     return [
         _pivot(title, members, lines, columns, figures, told) for title, members in blocks(rows, (*lines, *columns))
     ]
+
+
+def _has_one_rate_each(rows: Sequence[Row]) -> bool:
+    """Whether poison rates differ, but never within an attack: then the attack's name goes with its rate."""
+    rates: dict[str, set[str]] = {}
+    for row in rows:
+        rates.setdefault(row.names[INFECT.group], set()).add(row.names["rate"])
+    several = set().union(*rates.values()) - {DASH}
+    return len(several) > 1 and all(len(found) == 1 for found in rates.values())
+
+
+def _beside_attack(axes: Sequence[str]) -> list[str]:
+    return [part for axis in axes for part in ((axis, "rate") if axis == INFECT.group else (axis,))]
 
 
 def _pivot(

@@ -13,7 +13,7 @@ from backdoorbench.errors import join_words
 from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.comebacks import MARGIN
 from backdoorbench.reporting.fragile import is_open, is_plain
-from backdoorbench.reporting.grids import FRAGILE, LEFT_OUT, SUPERFICIAL, WEAK, Grid, blocks, labels
+from backdoorbench.reporting.grids import CLEAN, FRAGILE, LEFT_OUT, SUPERFICIAL, WEAK, Grid, blocks, labels
 from backdoorbench.reporting.rows import COSTS, DASH, Row, compared, differing, look_up
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ WORDS = {  # that stand in brackets behind an attack's name -> what they mean
     "defense mean little",
     "broken": "broken: the network is no classifier, or no trigger was planted: the figures of a defense mean nothing",
 }
+BEST = "of the defenses that finished every seed of a setting, none collapsed, on infections that took"
+BOLD = f"bold: the best mean as printed {BEST}"
 HOLDOUT_CA = (
     "holdout CA: the purified model on the defender's own images: on those that holdout.validate keeps from the defense, else on "
     "those that it tuned on"
@@ -50,6 +52,13 @@ AFTERWARDS = (
     "what lies above both is the backdoor's. Percent."
 )
 CLEAN_MODEL = "clean: the same detector, asked about a clean model of the same recipe"
+OWN = {  # what must be said of a table -> the figures, of which it has some
+    HOLDOUT_CA: {"holdout_ca"},
+    OF_COSTS: set(COSTS),
+    DETECTION: {"auroc"},
+    DETECTION_OF_MODELS: {"anomaly_index"},
+    AFTERWARDS: {"asr_after"},
+}
 
 
 def below(
@@ -68,9 +77,7 @@ def below(
     said = [footer([*rows, *found], runs)] if rows or found else []
     said += holdouts.note([*rows, *found])
     if any(item.best for item in items):
-        said.append(
-            "best: of the defenses that finished every seed of a setting, none collapsed, on infections that took"
-        )
+        said.append(f"best: {BEST}")
     is_marked = any(LEFT_OUT in item.text for item in items)
     said += collapsed(rows, f"{LEFT_OUT} " if is_marked else "")
     said += rebuilt(runs)
@@ -92,8 +99,9 @@ def below(
 
 
 def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
-    """Those of the notes that explain a mark of this grid, and what DER is where it has that."""
+    """Those of the notes that a caption of this grid must have: what its defenders had, its marks, and its figures."""
     shown = " ".join(item.text for line in grid.lines for item in line)
+    figures = {column.figure for column in grid.columns}
     words = {f"{word}:": _has_word(shown, word) for word in ("weak", "broken", "fragile", "superficial")}
     marks = (
         {mark: mark in shown for mark in (LEFT_OUT, WEAK, FRAGILE, SUPERFICIAL)}
@@ -104,9 +112,18 @@ def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
         | {"collapsed": " collapsed)" in shown}
     )
     heads = [head for head, is_there in (words | marks).items() if is_there]  # how notes begin
-    kept = [note for note in said if any(head in note[:14] for head in heads)]
-    kept += [OF_COSTS] if {column.figure for column in grid.columns} & set(COSTS) else []
-    return kept + ([metrics.DER_DEFINITION] if any(column.figure == "der" for column in grid.columns) else [])
+    kept = [note for note in said if note.startswith("holdout: ")]
+    kept += [BOLD] if any(item.best for line in grid.lines for item in line) else []
+    kept += [note for note in said if any(head in note[:14] for head in heads)]
+    kept += [metrics.DEFINITIONS] if figures & {"ca", "asr", "ra", "asr_after", "ca_after"} else []
+    kept += [metrics.DER_DEFINITION] if "der" in figures else []
+    kept += [note for note, own in OWN.items() if figures & own]
+    return kept + ([CLEAN_MODEL] if _is_beside_clean(grid) else [])
+
+
+def _is_beside_clean(grid: Grid) -> bool:
+    """Whether a detector judges the clean model, too."""
+    return any(column.group == CLEAN and not column.figure.endswith("_after") for column in grid.columns)
 
 
 def _has_word(text: str, word: str) -> bool:

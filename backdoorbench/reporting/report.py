@@ -247,11 +247,17 @@ def markdown(report: Report, named: Names = TYPED) -> str:
 
 
 def latex(report: Report, named: Names = TYPED) -> str:
-    """A table environment for each grid, with the footnotes of its marks; what else a caption cannot hold is a comment."""
+    """A table environment for each grid, whose caption explains its marks and figures, with a label of its own; what else must be
+    said is a comment."""
     parts, brief = [], []
+    labels: dict[str, int] = {}
     for section in sections(report, named):
-        parts += [formats.latex_table(grid, caption) for grid, caption in section.tables]
+        for grid, caption in section.tables:
+            label = formats.latex_label(grid.title)
+            labels[label] = labels.get(label, 0) + 1
+            parts.append(formats.latex_table(grid, caption, label + (f"-{labels[label]}" if labels[label] > 1 else "")))
         told = {text for _, caption in section.tables for text in caption}
+        told |= {f"best: {notes.BEST}"} if notes.BOLD in told else set()
         brief += [note for note in section.notes if note not in told and note.rstrip(".") not in told]
     said = [*brief, *(f"failed: {say(failure)}" for failure in report.failures)]
     return (
