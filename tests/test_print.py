@@ -164,3 +164,11 @@ def test_a_caption_begins_with_a_capital_explains_its_figures_and_has_a_label_of
     assert r"\label{tab:dataset-cifar10-model-demo-rate-10}" in second
     assert "ASR: triggered test images" in first and "Holdout: 5 " in first and "DER: half of" in first
     assert "Bold: the best mean" in first and "Bold" not in second and "% best" not in text
+
+
+def test_a_name_for_no_option_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "names.yaml"
+    file.write_text("fsst: Shift\nft: Tune\nwanet: WaNet\n")  # wanet is an option, though no run has it
+    (said,) = display.unknown([], str(file))
+    assert said.startswith(f"{file}: 1 of 3 names stand for no option: fsst. Did you mean 'fst'")
+    assert display.unknown([], "ids") == display.unknown([], None) == []

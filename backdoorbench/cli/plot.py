@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoorbench.cli.arguments import Parser, add_where, drawn_features, figures_of, need, read_runs
+from backdoorbench.cli.arguments import Parser, add_where, drawn_features, figures_of, need, read_runs, say
 from backdoorbench.errors import join_words
 
 KINDS = {
@@ -96,6 +96,7 @@ def carry_out(words: Sequence[str]) -> int:
             ),
             "gallery": lambda: gallery.gallery(found),
         }[chosen.kind]()
+    say(display.unknown(runs, chosen.names))
     ink.rename(figure, display.chosen(runs, chosen.names, True))
     ink.write(figure, Path(chosen.output))
     print(f"wrote {chosen.output}")

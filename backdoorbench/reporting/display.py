@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config import catalog
 from backdoorbench.config.groups import STAGES
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import ConfigError, did_you_mean
 from backdoorbench.reporting.grids import Grid, Item
 
 if TYPE_CHECKING:
@@ -68,6 +68,17 @@ def chosen(runs: Iterable[Run], asked: str | None, is_print: bool) -> Names:
     if asked is None and not is_print or asked == "ids":
         return TYPED
     return names(runs, read_names(Path(asked)) if asked is not None else None)
+
+
+def unknown(runs: Iterable[Run], asked: str | None) -> list[str]:
+    """A sentence on the names of `--names` that no option has, neither of these runs nor of ours."""
+    if asked is None or asked == "ids":
+        return []
+    options = {run.config[group]["name"] for run in runs for group in NAMED if group in run.config}
+    known = sorted(options.union(*(catalog.names(group) for group in NAMED)))
+    own = read_names(Path(asked))
+    strange = [f"{name}.{did_you_mean(name, known)}" for name in own if name not in known]
+    return [f"{asked}: {len(strange)} of {len(own)} names stand for no option: {' '.join(strange)}"] if strange else []
 
 
 def called(group: str, name: str) -> str:
