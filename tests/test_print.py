@@ -73,7 +73,7 @@ def test_only_whole_words_are_replaced() -> None:
 
 def test_latex_and_html_have_names_and_text_has_what_is_typed(tmp_path: Path) -> None:
     one = made(swept(ft=ASR, fst=ASR))
-    named = display.chosen(one.found.values(), None, True)
+    named = display.chosen(one.found, None, True)
     assert "BadNets & FST" in report.latex(one, named).replace("10 \\% & ", "")
     assert "<td>BadNets</td>" in page.render(one, ["outputs"], tmp_path / "page.html", ["asr"], [], named)
     text = terminal.as_text(one)
@@ -172,3 +172,22 @@ def test_a_name_for_no_option_is_said(tmp_path: Path) -> None:
     (said,) = display.unknown([], str(file))
     assert said.startswith(f"{file}: 1 of 3 names stand for no option: fsst. Did you mean 'fst'")
     assert display.unknown([], "ids") == display.unknown([], None) == []
+
+
+def test_a_plugins_method_is_called_as_its_docstring_does(tmp_path: Path) -> None:
+    """By the source that the run kept: nothing is imported."""
+    one = run("badnets", "ft", 0, 0.9)
+    one.config = {
+        **one.config,
+        "defense": {**one.config["defense"], "name": "headpull", "_target_": "mine.headpull.Headpull"},
+    }
+    source = tmp_path / "plugins" / "mine" / "headpull.py"
+    source.parent.mkdir(parents=True)
+    for text, wanted in (
+        ('"""HeadPull: pulls the head."""\nraise SystemExit', "HeadPull"),
+        ('"""What it is, in words: many."""', "headpull"),
+        ("no python (", "headpull"),
+    ):
+        source.write_text(text)
+        assert display.chosen({tmp_path: one}, None, True)("headpull") == wanted
+    assert display.chosen({tmp_path / "elsewhere": one}, None, True)("headpull") == "headpull"

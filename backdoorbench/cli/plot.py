@@ -71,7 +71,7 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.reporting.plots import classes as by_class
 
     ink.check_name(Path(chosen.output))
-    runs: list[Any] = []
+    found: dict[Path, Any] = {}
     is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
     if chosen.kind == "tsne":
         if len(chosen.folders) > 1:
@@ -96,8 +96,8 @@ def carry_out(words: Sequence[str]) -> int:
             ),
             "gallery": lambda: gallery.gallery(found),
         }[chosen.kind]()
-    say(display.unknown(runs, chosen.names))
-    ink.rename(figure, display.chosen(runs, chosen.names, True))
+    say(display.unknown(found.values(), chosen.names))
+    ink.rename(figure, display.chosen(found, chosen.names, True))
     ink.write(figure, Path(chosen.output))
     print(f"wrote {chosen.output}")
     return 0

@@ -119,7 +119,7 @@ def carry_out(words: Sequence[str]) -> int:
     made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs, is_asked)
     say(published.doubts(theirs or (), made.rows))
     made.notes.extend(said)
-    named = display.chosen(made.found.values(), chosen.names, chosen.format in IN_PRINT)
+    named = display.chosen(made.found, chosen.names, chosen.format in IN_PRINT)
     say(display.unknown(made.found.values(), chosen.names))
     if chosen.format == "terminal" and chosen.output is None:
         terminal.print_tables(screen.make_console(), made, named)

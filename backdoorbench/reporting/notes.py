@@ -91,7 +91,7 @@ def below(
     said += fragile(rows, limits, any(FRAGILE in item.text for item in items))
     if rows:
         said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
-    said += [HOLDOUT_CA] if rows and "holdout_ca" in figures else []
+    said += [HOLDOUT_CA, *coarse(rows)] if rows and "holdout_ca" in figures else []
     said += [OF_COSTS] if rows and set(figures) & set(COSTS) else []
     detected, after = ([row for row in found if row.stage == stage] for stage in (DETECT, AFTER))
     said += comebacks(rows, limits, any(SUPERFICIAL in item.text for item in items))
@@ -129,6 +129,16 @@ def _is_beside_clean(grid: Grid) -> bool:
 def _has_word(text: str, word: str) -> bool:
     """Whether a cell says it in brackets: `badnets (weak, fragile)`."""
     return re.search(rf"\((?:\w+, )*{word}[,)]", text) is not None
+
+
+def coarse(rows: Sequence[Row]) -> list[str]:
+    """How little of a holdout CA one image is, where few were kept for it."""
+    fewest = next(iter(holdouts.kept(rows)), None)
+    if fewest is None:
+        return []
+    return [
+        f"holdout CA is of {fewest} images{' at least' * (len(holdouts.kept(rows)) > 1)}: one is {100 / fewest:.2f} points"
+    ]
 
 
 def footer(rows: Sequence[Row], runs: Sequence[Run]) -> str:

@@ -29,7 +29,7 @@ FILE = "record.json"
 STATUSES = ("running", "done", "failed", "interrupted")
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a record leaves out of a stage
 KEPT = (
-    "largest_share", "ca_per_class", "starts_from", "plain", "holdout_ca", "flagged", "figure",
+    "largest_share", "ca_per_class", "starts_from", "plain", "holdout_ca", "holdout", "flagged", "figure",
     "counts", "trials",
 )  # details that tables and plots need  # fmt: skip
 
