@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ HOLDOUT_CA = (
     "holdout CA: the purified model on the defender's own images: on those that holdout.validate keeps from the defense, else on "
     "those that it tuned on"
 )
+COMPANY = "costs are not all comparable"
 OF_COSTS = (
     "seconds: of the defense, its learning curve apart. memory, device memory: what the process held, and had allocated on the "
     "device, at most, libraries included. energy: that the device drew, by all processes. images/s: of its trainings. – where "
@@ -92,7 +94,7 @@ def below(
     if rows:
         said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
     said += [HOLDOUT_CA, *coarse(rows)] if rows and "holdout_ca" in figures else []
-    said += [OF_COSTS] if rows and set(figures) & set(COSTS) else []
+    said += [OF_COSTS, *company(rows)] if rows and set(figures) & set(COSTS) else []
     detected, after = ([row for row in found if row.stage == stage] for stage in (DETECT, AFTER))
     said += comebacks(rows, limits, any(SUPERFICIAL in item.text for item in items))
     return said + (detectors(detected) if detected else []) + ([AFTERWARDS] if after else [])
@@ -113,6 +115,7 @@ def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
     )
     heads = [head for head, is_there in (words | marks).items() if is_there]  # how notes begin
     kept = [note for note in said if note.startswith("holdout: ")]
+    kept += [note for note in said if figures & set(COSTS) and note.startswith(COMPANY)]
     kept += [BOLD] if any(item.best for line in grid.lines for item in line) else []
     kept += [note for note in said if any(head in note[:14] for head in heads)]
     kept += [metrics.DEFINITIONS] if figures & {"ca", "asr", "ra", "asr_after", "ca_after"} else []
@@ -139,6 +142,30 @@ def coarse(rows: Sequence[Row]) -> list[str]:
     return [
         f"holdout CA is of {fewest} images{' at least' * (len(holdouts.kept(rows)) > 1)}: one is {100 / fewest:.2f} points"
     ]
+
+
+def company(rows: Sequence[Row]) -> list[str]:
+    """A warning where costs are of runs that did not share machine and process alike."""
+    counts: Counter[tuple[int, bool] | None] = Counter()
+    for run in (run for row in rows for run in row.runs):
+        found = run.environment.get("company")
+        counts[(found["at_once"], found["fresh"]) if found else None] += 1
+    if len(counts) < 2:
+        return []
+    ways = [
+        f"{count} run{'s' * (count != 1)} {_shared(kind)}"
+        for kind, count in sorted(counts.items(), key=lambda pair: str(pair[0]))
+    ]
+    return [f"{COMPANY}, since runs shared machine and process differently: {'; '.join(ways)}"]
+
+
+def _shared(kind: tuple[int, bool] | None) -> str:
+    """How a run shared machine and process."""
+    if kind is None:
+        return "of which the records do not say it"
+    at_once, is_fresh = kind
+    beside = "alone" if at_once == 1 else f"{at_once} at a time"
+    return f"{beside}, {'in a fresh process' if is_fresh else 'in a process that had done others'}"
 
 
 def footer(rows: Sequence[Row], runs: Sequence[Run]) -> str:
@@ -226,7 +253,7 @@ def fragile(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
         ends = f"plain fine-tuning ({', '.join(names)}) ends the backdoor by itself, with {limits}"
         said.append(f"{f'{FRAGILE} ' if is_marked else ''}fragile: {ends}; so a defense proves nothing there")
     if without := list(dict.fromkeys(_on_what(row) for row in rows if is_open(row))):
-        fine_tuning = "no plain fine-tuning (defense=ft) of the same infections"
+        fine_tuning = "among these runs no plain fine-tuning (defense=ft) of the same infections"
         said.append(f"{fine_tuning}, so whether they are fragile is not known: {join_few(without)}")
     return said
 

@@ -224,8 +224,9 @@ def costs(report: Report, named: Names = TYPED) -> Section | None:
     known = [name for name in rows.COSTS if any(row.figures.get(name, rows.Cell(())).values for row in report.rows)]
     if not known:
         return None
-    tables = [(grid, [notes.OF_COSTS]) for grid in grids.list_grids(report.rows, known)]
-    return _in_print(Section("costs", tables, [notes.OF_COSTS]), named)
+    said = [notes.OF_COSTS, *notes.company(report.rows)]
+    tables = [(grid, said) for grid in grids.list_grids(report.rows, known)]
+    return _in_print(Section("costs", tables, said), named)
 
 
 def _in_print(section: Section, named: Names) -> Section:
