@@ -277,8 +277,9 @@ def results(*folders: str | Path, where: str = "") -> Any:
     Needs the extra `frames` (pandas)."""
     import pandas
 
-    found = tell_apart_by_content(record.collect(map(Path, folders or ("outputs",))))
+    found = record.collect(map(Path, folders or ("outputs",)))
+    told = tell_apart_by_content(found)
     kept, _ = choosing.choose(
-        [(folder, run.config) for folder, run in found.items()], choosing.parsed([where] if where else [])
+        [(folder, run.config) for folder, run in told.items()], choosing.parsed([where] if where else [])
     )
-    return pandas.DataFrame(frame.rows({folder: found[folder] for folder in kept}))
+    return pandas.DataFrame(frame.rows(tell_apart_by_content({folder: found[folder] for folder in kept})))

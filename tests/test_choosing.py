@@ -53,6 +53,10 @@ def outputs(configs: list[dict[str, Any]], tmp_path: Path) -> Path:
         (["force=false,dataset.crop=null,seed=1"], [2]),
         (["attack.sources=[],attack=sig"], [4]),
         (["dataset.mean=[0.305,0.305,0.305],seed=1"], [2]),  # commas inside brackets part nothing
+        (["defense=ft,fst,defense.fst.alpha=0.5"], [0, 2, 4]),  # of fst alone
+        (["defense.fst.alpha=0.5"], [0, 2, 3, 4]),
+        (["defense.fst.alpha=0.5,0.1", "attack.sig.poison_rate=0.7", "seed=0"], [0, 1, 3]),
+        (["attack.sig.poison_rate=7", "defense.ft.epochs=20"], [0, 1, 2, 3]),
         ([], [0, 1, 2, 3, 4]),
     ],
 )
@@ -89,6 +93,20 @@ def test_a_key_that_no_run_has_is_refused_and_a_value_is_told(configs: list[dict
         choosing.choose(enumerate(configs), {"defense": ["aft"]})
     with pytest.raises(DataError, match="each value is there, but no run has them together"):
         choosing.choose(enumerate(configs), {"defense": ["fst"], "attack": ["sig"]})
+
+
+def test_what_a_condition_on_one_option_leaves_out_is_counted(configs: list[dict[str, Any]]) -> None:
+    _, said = choosing.choose(enumerate(configs), choosing.parsed(["defense=ft,fst,defense.fst.alpha=0.5,0.7"]))
+    assert said == [
+        "chosen by defense=ft,fst defense.fst.alpha=0.5,0.7: 3 of 5 runs; 2 left out",
+        "defense.fst.alpha left out 1 of 2 runs of fst",
+        "no run has defense.fst.alpha=0.7; there are 0.1 and 0.5",
+    ]
+    with pytest.raises(ConfigError, match=r"names defense.fst.alhpa, .* Did you mean 'defense.fst.alpha'"):
+        choosing.choose(enumerate(configs), {"defense.fst.alhpa": ["1"]})
+    with pytest.raises(DataError) as caught:
+        choosing.choose(enumerate(configs), choosing.parsed(["defense=ft,defense.alpha=0.5"]))
+    assert "no run has them together (defense.fst.alpha=0.5 would bind the runs of fst alone)" in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["terminal", "csv", "runs-csv", "md", "latex"])

@@ -96,3 +96,26 @@ def test_what_was_found_has_the_seconds_that_it_once_took() -> None:
     again = costly("fst", 0, 12.0, 100.0)
     again.purification.seconds, again.purification.cost = {}, {"purify": 12.0}
     assert rows.cost(again)["seconds"] == 12.0
+
+
+def test_costs_of_runs_that_shared_machine_or_process_otherwise_are_marked() -> None:
+    runs = [costly("ft", 0, 1.0, 500), costly("fst", 0, 1.0, 500)]
+    for each, at_once, is_fresh in zip(runs, (1, 2), (False, True), strict=True):
+        each.environment = {**each.environment, "company": {"at_once": at_once, "fresh": is_fresh}}
+    said = (
+        "costs are not all comparable, since runs shared machine and process differently: 1 run alone, in a process that had done "
+        "others; 1 run 2 at a time, in a fresh process"
+    )
+    assert said in made(runs, "seconds").notes and said not in made(runs, "asr").notes
+    assert said not in made(runs[:1], "seconds").notes
+    assert said[0].upper() + said[1:] in report.latex(made(runs, "seconds"))
+    section = report.costs(made(runs, "asr"))
+    assert section is not None and said in section.notes
+
+
+def test_a_run_records_what_it_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "RUNS", iter([0, 1]))
+    monkeypatch.delenv(record.AT_ONCE, raising=False)
+    assert costs.company() == {"at_once": 1, "fresh": True}
+    monkeypatch.setenv(record.AT_ONCE, "2")
+    assert costs.company() == {"at_once": 2, "fresh": False}

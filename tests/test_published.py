@@ -72,3 +72,27 @@ def test_a_file_that_is_none_is_a_paragraph(text: str, said: str, tmp_path: Path
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(tmp_path), "--published", str(tmp_path / "none.csv")]) == 2
     assert "cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
+def test_a_line_that_matches_no_run_is_said_with_what_it_may_have_meant() -> None:
+    def figure(attack: str, defense: str, rate: str = "") -> Figure:
+        return Figure("", "x", "", "", attack, rate, defense, "", {"asr": 0.5}, "", "")
+
+    rows = report.rows.aggregate(RUNS)
+    assert published.doubts([figure("badnets", "fst"), figure("blended", "ft"), figure("badnets", "none")], rows) == []
+    (said,) = published.doubts([figure("badnets", "fsst"), figure("wanet", "ft"), figure("badnets", "ft", "1 %")], rows)
+    assert said == (
+        "3 of 3 lines of published figures match no run: badnets → fsst (no run has defense fsst. Did you mean 'fst' or 'ft'?), "
+        "wanet → ft (no run has attack wanet.), badnets → ft (no run has all of its settings)"
+    )
+
+
+def test_fractions_are_refused_or_said(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("attack,defense,ca,asr\nbadnets,fst,0.9,0.05\n")
+    with pytest.raises(
+        ConfigError, match=r"line 2: ca is 0.9, .* expected percent, such as 90 for a fraction. Multiply"
+    ):
+        published.read_figures(tmp_path / "own.csv")
+    (tmp_path / "own.csv").write_text("attack,defense,asr\nbadnets,fst,0.05\n")
+    (said,) = published.doubts(published.read_figures(tmp_path / "own.csv"), report.rows.aggregate(RUNS))
+    assert said == "no published figure is above 1 %: they are read as percent, so multiply fractions by 100"

@@ -133,7 +133,8 @@ def test_as_latex(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = said(capsys, "--format", "latex", "--rows", "attack", "--columns", "defense", "--metric", "asr,ca")
     lines = shown.splitlines()
     assert lines[0] == r"% \usepackage{booktabs}"
-    assert r"\multicolumn{2}{c}{infected} & \multicolumn{2}{c}{FT} & \multicolumn{2}{c}{FST} \\" in shown
+    assert r"\multicolumn{2}{c}{infected} & \multicolumn{2}{c}{FT} \\" in shown  # a line has no room for more
+    assert r" & \multicolumn{2}{c}{FST} \\" in shown
     assert r"attack & ASR $\downarrow$ & CA $\uparrow$ & ASR" in shown
     assert r"2.00 (n 1) $^\dagger$ & 93.00 (n 1) $^\dagger$ \\" in shown
     assert all(line.startswith("% ") for line in lines[lines.index(r"\end{table}") + 1 :])
@@ -143,8 +144,8 @@ def test_wide_latex_is_one_tabular_whose_columns_go_below_and_long_heads_wrap() 
     columns = tuple(Column(f"a rather long name {i}", "", "", "asr") for i in range(12))
     items = [Item("badnets"), *[Item("85.00 ± 7.07")] * 12]
     text = formats.latex_table(Grid("", (Column("attack", "", "", ""), *columns), 1, [items]))
-    assert text.count(r"\begin{tabular}{l") == 1 and text.count("badnets") == 2 and text.count("85.00") == 12
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1 and text.count(r"\midrule") == 3
+    assert text.count(r"\begin{tabular}{l") == 1 and text.count("badnets") == 3 and text.count("85.00") == 12
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1 and text.count(r"\midrule") == 5
     assert r"\begin{tabular}[b]{@{}r@{}}a rather long\\name 0\end{tabular}" in text
 
 

@@ -288,3 +288,85 @@ def test_the_page_has_a_section_and_a_plot(tmp_path: Path) -> None:
     text = page.render(made(swept(ft=FT, fst=FST, fp=FP)), ["outputs"], tmp_path / "report.html", ["asr"], [])
     assert '<section id="statistics">' in text and "mean ranks · ASR" in text and "Wilcoxon" in text
     assert "Mean ranks over attacks and seeds" in text
+
+
+# ---- an infection counts once ---------------------------------------------------------------------------------------
+
+TUNED = "holdout.validate=0.2"
+
+
+def both(share: str) -> list[Run]:
+    """Two defenses on six infections, with such a holdout."""
+    values = {"ft": FT, "fst": FST}
+    places = [(attack, seed) for attack in ATTACKS for seed in (0, 1)]
+    return [
+        run(attack, name, seed, value, *([share] if share else []))
+        for name, found in values.items()
+        for (attack, seed), value in zip(places, found, strict=True)
+    ]
+
+
+def test_runs_that_chose_settings_are_not_counted_and_it_is_said() -> None:
+    found = made(both("") + both(TUNED))
+    assert [contrast.n for contrast in found.standings[0].contrasts] == [6]
+    assert [standing.title for standing in found.standings] == [""]
+    assert (
+        "not counted in the statistics, being for choosing settings (holdout.validate 0.2): 12 runs; --where "
+        "holdout.validate=0.2 compares them"
+    ) in contrasts.said(found.standings)
+
+
+def test_who_asks_for_them_gets_statistics_for_each_holdout() -> None:
+    found = contrasts.standings(report.rows.aggregate(both("") + both(TUNED)), ("asr",), keeps_tuning=True)
+    assert [(standing.title, standing.contrasts[0].n) for standing in found] == [
+        ("holdout.validate 0", 6),
+        ("holdout.validate 0.2", 6),
+    ]
+    said = "runs for choosing settings, whose defenses had less than the holdout: holdout.validate 0.2"
+    assert [said in standing.notes for standing in found] == [False, True]
+
+
+def test_an_infection_met_with_two_holdouts_is_never_two_pairs() -> None:
+    found = made(both("") + both("holdout.rate=0.1"))
+    assert [(standing.title, standing.contrasts[0].n) for standing in found.standings] == [
+        ("holdout.rate 0.05", 6),
+        ("holdout.rate 0.1", 6),
+    ]
+
+
+def test_runs_that_chose_settings_alone_are_compared_with_a_word(tmp_path: Path) -> None:
+    (found,) = made(both(TUNED)).standings
+    assert found.contrasts[0].n == 6
+    assert "runs for choosing settings, whose defenses had less than the holdout: holdout.validate 0.2" in found.notes
+
+
+def test_where_that_names_the_share_asks_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for each in both("") + both(TUNED):
+        folder = tmp_path / "runs" / f"2026_{each.id.replace('.', '_')}"
+        folder.mkdir(parents=True)
+        record.write(each, folder)
+    for where, wanted in ([], ["differences · ASR"]), (["--where", "holdout.validate=0,0.2"], ["0 · ASR", "0.2 · ASR"]):
+        assert cli.main(["report", str(tmp_path), "--statistics", "--metric", "asr", *where]) == 0
+        printed = capsys.readouterr().out
+        assert [line.endswith(end) for line, end in zip(_titles(printed), wanted, strict=True)] == [True] * len(wanted)
+
+
+def _titles(printed: str) -> list[str]:
+    return [line.rstrip() for line in printed.splitlines() if line.startswith(" differences")]
+
+
+def test_pairs_without_a_common_infection_are_counted_not_printed() -> None:
+    apart = [run("badnets", "fp", seed, 0.5) for seed in (7, 8)]
+    found = made(swept(ft=FT, fst=FST) + apart).standings[0]
+    assert len(found.contrasts) == 3 and len(contrasts.as_grids(found)[0].lines) == 1
+    assert "without a line, having no infection in common: 2 of 3 pairs of defenses" in found.notes
+
+
+def test_groups_of_names_with_commas_can_be_read() -> None:
+    runs = swept(ft=FT, fst=FST)
+    runs += [
+        run(attack, "ft", seed, value, "defense.epochs=1")
+        for (attack, seed), value in zip([(a, s) for a in ATTACKS for s in (0, 1)], FT, strict=True)
+    ]
+    said = " ".join(contrasts.said(made(runs).standings))
+    assert "not apart: (ft, epochs 20; ft, epochs 1)" in said

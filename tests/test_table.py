@@ -398,7 +398,7 @@ def test_latex_is_booktabs() -> None:
     assert formats.latex_table(grid, ["mean ± deviation"]) == (
         "\\begin{table}[t]\n"
         "\\centering\\small\\setlength{\\tabcolsep}{4pt}\n"
-        "\\caption{dataset digits $\\cdot$ model demo $\\cdot$ rate 10 \\%, n = 2. mean $\\pm$ deviation.}\n"
+        "\\caption{Dataset digits $\\cdot$ model demo $\\cdot$ rate 10 \\%, n = 2. Mean $\\pm$ deviation.}\n"
         "\\begin{tabular}{llrr}\n"
         "\\toprule\n"
         " &  & \\multicolumn{1}{c}{infected} & \\multicolumn{1}{c}{purified} \\\\\n"
@@ -417,3 +417,10 @@ def test_latex_escapes() -> None:
     assert formats.latex('10 % _x_ – {a} \\ ~ ^ # & $ <b> "q" é 漢') == (
         r"10 \% \_x\_ -- \{a\} \textbackslash{} \textasciitilde{} \textasciicircum{} \# \& \$ \textless{}b\textgreater{} ''q'' é ?"
     )
+
+
+def test_attacks_with_one_rate_each_share_a_table() -> None:
+    own = run("ft", 0, 0.9, "attack=sig", "attack.poison_rate=0.05")
+    (grid,) = pivot(run("ft", 0, 0.9), own)
+    assert [[item.text for item in line[:2]] for line in grid.lines] == [["badnets", "10 %"], ["sig", "5 %"]]
+    assert len(pivot(run("ft", 0, 0.9), run("ft", 0, 0.9, "attack.poison_rate=0.05"))) == 2  # one attack at two rates

@@ -13,6 +13,7 @@ from backdoorbench.config.compose import compose
 from backdoorbench.errors import ConfigError, DataError
 from backdoorbench.pipeline import plan as plans
 from backdoorbench.reporting import report, terminal
+from backdoorbench.reporting.plots import ink
 from backdoorbench.reporting.plots.sweep import against_setting
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
@@ -99,7 +100,7 @@ def test_a_sweep_is_drawn_over_the_numbers_of_its_setting() -> None:
         (0.1, 40), (0.2, 20), (0.4, 0),
     ]  # fmt: skip
     assert asr.lines[0].get_linestyle() == "--" and kept.get_xlabel() == "defense.alpha"
-    assert [round(float(y)) for y in kept.lines[-1].get_ydata()] == [80, 80, 80]
+    assert [round(float(y)) for y in kept.lines[0].get_ydata()] == [80, 80, 80]
 
 
 def test_a_setting_that_is_none_and_one_that_was_not_swept() -> None:
@@ -127,3 +128,31 @@ def test_the_draw_of_the_validation_is_its_own(tmp_path: Path) -> None:
     made = made_plan(tmp_path)
     assert Stream(0).child("validate").permutation(9).tolist() != Stream(0).permutation(9).tolist()
     assert made.parts.validation is None
+
+
+def test_a_plot_of_holdout_ca_alone_can_be_read() -> None:
+    """Its axis begins below the lowest mean or bar, seeds have bars, the infected model no place in the legend."""
+    runs = [swept(alpha, seed, 0.5) for alpha in (0.1, 0.2) for seed in (0, 1)]
+    for place, each in enumerate(runs):
+        each.purification.details |= {"holdout_ca": 0.9 + 0.02 * place, "holdout": {"images": 58, "validation": 14}}
+    figure = against_setting(runs, "defense.alpha", ("holdout_ca",))
+    (axes,) = figure.axes
+    assert 80 < axes.get_ylim()[0] < 90 and axes.get_ylim()[1] == 100
+    assert len(axes.collections) == 1 and [text.get_text() for text in figure.legends[0].get_texts()] == ["fst"]
+    said = figure.get_supxlabel().replace("\n", " ")
+    assert "14 were kept from the defense: one is 7.14 points" in said
+
+
+def test_tables_say_how_many_images_were_kept() -> None:
+    runs = [swept(0.1, 0, 0.5)]
+    runs[0].config = {**runs[0].config, "holdout": {**runs[0].config["holdout"], "validate": 0.2}}
+    runs[0].purification.details |= {"holdout_ca": 0.9, "holdout": {"images": 58, "validation": 14}}
+    made = report.make({Path("x"): runs[0]}, ("holdout_ca",), (), ())
+    assert "holdout CA is of 14 images: one is 7.14 points" in made.notes
+    kept = "20 % of it kept from the defense: 14 images, and 58 were left for it"
+    assert any(note.startswith("holdout: ") and note.endswith(kept) for note in made.notes)
+
+
+def test_fonts_in_pdf_are_truetype(tmp_path: Path) -> None:
+    ink.write(against_setting([swept(0.1, 0, 0.5), swept(0.2, 0, 0.5)], "defense.alpha"), tmp_path / "x.pdf")
+    assert b"/Type3" not in (tmp_path / "x.pdf").read_bytes() and b"/CIDFontType2" in (tmp_path / "x.pdf").read_bytes()

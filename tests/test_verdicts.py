@@ -344,7 +344,7 @@ def test_rows_without_plain_fine_tuning_are_said() -> None:
         run("blended", "fst", 0, 0.93, 0.0),
         run("sig", "fp", 0, 0.9, 0.0, infection="weak"),
     ]
-    open_rows = "no plain fine-tuning (defense=ft) of the same infections, so whether they are fragile is not known"
+    open_rows = "among these runs no plain fine-tuning (defense=ft) of the same infections, so whether they are fragile is not known"
     assert f"{open_rows}: fst on badnets, 10 %; fst on blended, 10 %" in made(runs).notes
     assert f"{open_rows}: fst on blended, 10 %" in made([*runs, run("badnets", "ft", 0, 0.9, 0.5)]).notes
     assert not any("plain" in note for note in made([run("badnets", "none", 0, 0.95, 1.0)]).notes)
@@ -398,7 +398,7 @@ def test_verdicts_stand_below_the_tables_in_every_format(said: Callable[..., str
     assert "| fst | 2 | 2 | 75.00 ± 35.36 | 8.00 ± 2.83 (blended) |" in said("--verdicts", "--format", "md")
     latex = said("--verdicts", "--format", "latex")
     assert (
-        r"verdicts $\cdot$ dataset Digits" in latex
+        r"Verdicts $\cdot$ dataset Digits" in latex
         and r"ranked by met, worst ASR, ASR, CA loss, n = 2. met: cells with" in latex
     )
     assert r"defense & cells & met $\uparrow$ & worst ASR $\downarrow$" in latex

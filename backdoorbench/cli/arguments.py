@@ -92,7 +92,8 @@ def add_where(parser: argparse.ArgumentParser) -> None:
     """`--where`, which chooses among the runs that a verb reads."""
     parser.add_argument(
         "--where", metavar="CHOICE", action="append", default=[],
-        help="only runs with these settings: dataset=digits,defense=ft,fst; any dotted key, repeatable",
+        help="only runs with these settings: dataset=digits,defense=ft,fst; any dotted key, repeatable; "
+        "defense.fst.alpha=0.2 binds fst alone",
     )  # fmt: skip
 
 
@@ -114,16 +115,17 @@ def chosen_runs(
 
     for folder in folders:
         outputs_folder(folder)
-    found = tell_apart_by_content(record.collect(map(Path, folders), details))
+    found = record.collect(map(Path, folders), details)
     if not found:
         raise DataError(
             f"no record.json lies below {join_words(list(folders))}; expected at least one run. "
             f"Run something first: bdx attack=badnets defense=fst."
         )
-    kept, said = choosing.choose([(folder, run.config) for folder, run in found.items()], choosing.parsed(where))
+    told = tell_apart_by_content(found)
+    kept, said = choosing.choose([(folder, run.config) for folder, run in told.items()], choosing.parsed(where))
     say(said)
     gc.freeze()  # what was read lives as long as this process: no use in going through all of it again and again
-    return {folder: found[folder] for folder in kept}, said
+    return tell_apart_by_content({folder: found[folder] for folder in kept}), said  # what is left out splits no row
 
 
 def say(lines: Sequence[str]) -> None:

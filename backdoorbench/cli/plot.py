@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoorbench.cli.arguments import Parser, add_where, drawn_features, figures_of, need, read_runs
+from backdoorbench.cli.arguments import Parser, add_where, drawn_features, figures_of, need, read_runs, say
 from backdoorbench.errors import join_words
 
 KINDS = {
@@ -65,13 +65,14 @@ def carry_out(words: Sequence[str]) -> int:
     if chosen.kind == "heatmap" and len(wanted) > 1:
         parser.error("argument --metric: a heatmap shows one")
     need("matplotlib", "bdx plot", "plots")
-    from backdoorbench.reporting import contrasts, display, rows
+    from backdoorbench.reporting import choosing, contrasts, display, rows
     from backdoorbench.reporting.classes import DETAILS
     from backdoorbench.reporting.plots import after, curves, gallery, heatmap, ink, ranks, rates, scatter, sweep
     from backdoorbench.reporting.plots import classes as by_class
 
     ink.check_name(Path(chosen.output))
-    runs: list[Any] = []
+    found: dict[Path, Any] = {}
+    is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
     if chosen.kind == "tsne":
         if len(chosen.folders) > 1:
             parser.error("argument DIR: tsne draws one run")
@@ -90,10 +91,13 @@ def carry_out(words: Sequence[str]) -> int:
             "trials": lambda: after.by_trial(runs),
             "heatmap": lambda: heatmap.heatmap(marked(runs), wanted[0] if wanted else "asr"),
             "classes": lambda: by_class.by_class(runs, wanted or ("ca", "asr")),
-            "ranks": lambda: ranks.ranks(contrasts.standings(rows.aggregate(runs), wanted or ["asr"])),
+            "ranks": lambda: ranks.ranks(
+                contrasts.standings(rows.aggregate(runs), wanted or ["asr"], keeps_tuning=is_asked)
+            ),
             "gallery": lambda: gallery.gallery(found),
         }[chosen.kind]()
-    ink.rename(figure, display.chosen(runs, chosen.names, True))
+    say(display.unknown(found.values(), chosen.names))
+    ink.rename(figure, display.chosen(found, chosen.names, True))
     ink.write(figure, Path(chosen.output))
     print(f"wrote {chosen.output}")
     return 0

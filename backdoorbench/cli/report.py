@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoorbench.cli.arguments import Parser, add_where, chosen_runs, drawn_features, figures_of, need, words_of
+from backdoorbench.cli.arguments import Parser, add_where, chosen_runs, drawn_features, figures_of, need, say, words_of
 from backdoorbench.errors import ConfigError, check_range, shown
 from backdoorbench.metrics import LIMITS, Limits
 
@@ -75,7 +75,7 @@ def carry_out(words: Sequence[str]) -> int:
     add_where(parser)
     chosen = parser.parse_args(words)
     lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    from backdoorbench.reporting import classes, comebacks, contrasts, display, published, report
+    from backdoorbench.reporting import choosing, classes, comebacks, contrasts, display, published, report
 
     figures = figures_of(chosen.metric, (*report.METRICS, *comebacks.figures())) or ["ca", "asr", "ra"]
     if bool(lines) != bool(columns):
@@ -115,9 +115,12 @@ def carry_out(words: Sequence[str]) -> int:
     details = classes.DETAILS if chosen.format == "classes-csv" else ()
     against = (chosen.against or "") if chosen.statistics else None
     found, said = chosen_runs(chosen.folders, chosen.where, details)
-    made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs)
+    is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
+    made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs, is_asked)
+    say(published.doubts(theirs or (), made.rows))
     made.notes.extend(said)
-    named = display.chosen(made.found.values(), chosen.names, chosen.format in IN_PRINT)
+    named = display.chosen(made.found, chosen.names, chosen.format in IN_PRINT)
+    say(display.unknown(made.found.values(), chosen.names))
     if chosen.format == "terminal" and chosen.output is None:
         terminal.print_tables(screen.make_console(), made, named)
         return 0

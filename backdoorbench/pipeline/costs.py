@@ -1,20 +1,24 @@
 """What a stage costs beside its time: peak memory of the process and of the device, energy, images a second of its training."""
 
 import ctypes
+import itertools
+import os
 import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from backdoorbench.storage.record import Finding
+from backdoorbench.storage.record import AT_ONCE, Finding
 from backdoorbench.training import fit
 from backdoorbench.training.fit import Epoch
 
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 NVML = "libnvidia-ml.so.1"
+RUNS = itertools.count()  # of this process
 
 
 @contextmanager
@@ -41,6 +45,12 @@ def metered(finding: Finding, device: torch.device) -> Iterator[None]:
         if fit.PACE.seconds > seconds:
             spent["images_per_second"] = round((fit.PACE.images - images) / (fit.PACE.seconds - seconds), 1)
         finding.spent |= {name: value for name, value in spent.items() if value is not None}
+
+
+def company() -> dict[str, Any]:
+    """What a run, the next of this process, shares: how many jobs its launcher runs `at_once`, and whether the process is
+    `fresh`. Beside others stages take longer, and after others the process holds what those left."""
+    return {"at_once": int(os.environ.get(AT_ONCE, 1)), "fresh": next(RUNS) == 0}
 
 
 def pace(history: Sequence[Epoch]) -> float | None:

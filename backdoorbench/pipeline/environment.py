@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from backdoorbench import device
+from backdoorbench.pipeline import costs
 from backdoorbench.pipeline.plan import Plan
 
 PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", "safetensors", "scikit-learn")
@@ -27,6 +28,7 @@ def environment(made: Plan) -> dict[str, Any]:
         "device": device.describe(made.device),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
+        "company": costs.company(),
         "data": data,
     }
 

@@ -1,7 +1,8 @@
 """`--where dataset=digits,defense=ft,fst`: the runs whose configuration has these values, and what is to be said of the others.
 
 A word with `=` begins a key, and words after it are further values of that key; commas inside brackets part nothing. A run is
-chosen where every key has one of its values. A group's name stands for its option.
+chosen where every key has one of its values. A group's name stands for its option. With an option behind the group a key is about
+that option's runs alone: `defense.fst.alpha=0.2` leaves out FST at other values, and no run of another defense.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from backdoorbench.config.compose import flat
@@ -53,20 +55,27 @@ def choose(items: Iterable[tuple[T, Mapping[str, Any]]], wanted: Conditions) -> 
     every = [(item, _keyed(config)) for item, config in items]
     if not wanted:
         return [item for item, _ in every], []
+    own = _own([settings for _, settings in every], wanted)
+    every = [(item, settings | _named_by_option(settings, own)) for item, settings in every]
     values: dict[str, dict[str, None]] = {}  # of each key that is there, in the order of the runs
     for _, settings in every:
         for key, value in settings.items():
             values.setdefault(key, {})[_said(value)] = None
     for key in wanted:
         if key not in values:
+            known = [*(own[key].spell(other) for other in values if key in own and own[key].is_near(other)), *values]
             raise ConfigError(
-                f"{FLAG} names {key}, a setting that none of the {len(every):,} runs has.{did_you_mean(key, values)} Correct it; "
+                f"{FLAG} names {key}, a setting that none of the {len(every):,} runs has.{did_you_mean(key, known)} Correct it; "
                 f"bdx config RUN prints those of a run."
             )
-    kept = [
-        item
-        for item, settings in every
-        if all(key in settings and any(_is(settings[key], text) for text in texts) for key, texts in wanted.items())
+    met = {key: [_meets(settings, key, texts, own) for _, settings in every] for key, texts in wanted.items()}
+    kept = [item for (item, _), *answers in zip(every, *met.values(), strict=True) if all(answers)]
+    bound = [
+        f"{key} left out {len(asked) - sum(asked):,} of {len(asked):,} runs of {own[key].option}"
+        for key in own
+        if (
+            asked := [is_met for is_met, (_, settings) in zip(met[key], every, strict=True) if own[key].is_of(settings)]
+        )
     ]
     absent = [
         f"no run has {key}={text}; there {'is' if len(values[key]) == 1 else 'are'} {_listed(list(values[key]))}"
@@ -76,14 +85,68 @@ def choose(items: Iterable[tuple[T, Mapping[str, Any]]], wanted: Conditions) -> 
     ]
     described = " ".join(f"{key}={','.join(texts)}" for key, texts in wanted.items())
     if not kept:
-        reason = "; ".join(absent) or "each value is there, but no run has them together"
+        reason = "; ".join(absent) or f"each value is there, but no run has them together{_narrower(every, wanted)}"
         raise DataError(
             f"none of the {len(every):,} runs is chosen by {FLAG} {described}: {reason}. Choose other values."
         )
     return kept, [
         f"chosen by {described}: {len(kept):,} of {len(every):,} runs; {len(every) - len(kept):,} left out",
+        *bound,
         *absent,
     ]
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What `defense.fst.alpha` is about: a group, its option, and the setting as every run calls it."""
+
+    group: str
+    option: str
+    setting: str
+
+    def is_of(self, settings: Mapping[str, Any]) -> bool:
+        return bool(settings.get(self.group) == self.option)
+
+    def is_near(self, key: str) -> bool:
+        """Whether a key is a setting of this group."""
+        return key.startswith(f"{self.group}.") and not key.startswith(f"{self.group}.{self.option}.")
+
+    def spell(self, key: str) -> str:
+        """A setting of the group with the option in it."""
+        return f"{self.group}.{self.option}.{key.removeprefix(f'{self.group}.')}"
+
+
+def _own(every: Sequence[Mapping[str, Any]], wanted: Conditions) -> dict[str, _Own]:
+    """The wanted keys that have an option behind their group, one that some run chose."""
+    found = {}
+    for key in wanted:
+        group, *inner = key.split(".")
+        if len(inner) > 1 and group in NAMES and any(settings.get(group) == inner[0] for settings in every):
+            found[key] = _Own(group, inner[0], ".".join([group, *inner[1:]]))
+    return found
+
+
+def _named_by_option(settings: Mapping[str, Any], own: Mapping[str, _Own]) -> dict[str, Any]:
+    """A run's settings under these keys, those of its options."""
+    return {key: settings[of.setting] for key, of in own.items() if of.is_of(settings) and of.setting in settings}
+
+
+def _meets(settings: Mapping[str, Any], key: str, texts: Sequence[str], own: Mapping[str, _Own]) -> bool:
+    """Whether a run has one of a key's values, or the key is about another option than the run's."""
+    if key in own and not own[key].is_of(settings):
+        return True
+    return key in settings and any(_is(settings[key], text) for text in texts)
+
+
+def _narrower(every: Sequence[tuple[Any, Mapping[str, Any]]], wanted: Conditions) -> str:
+    """How to bind one option alone, where options and a setting of theirs are wanted together."""
+    for key, texts in wanted.items():
+        group, mark, inner = key.partition(".")
+        if mark and inner != "name" and group in wanted:
+            has = (settings[group] for _, settings in every if key in settings and _is(settings[key], texts[0]))
+            if option := next(has, None):
+                return f" ({group}.{option}.{inner}={','.join(texts)} would bind the runs of {option} alone)"
+    return ""
 
 
 def _keyed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,23 +20,37 @@ SHOWN = 8  # digits of a digest
 
 
 def tell_apart_by_content(found: Mapping[Path, Run]) -> dict[Path, Run]:
-    """The same runs, those of equal settings and different content with `content of GROUP` among their settings.
+    """The same runs, with `content of GROUP` among the settings of an option whose finished runs of equal settings differ in it.
 
-    A record from before content was kept has a dash there; where all others agree, it counts as one of them."""
+    All runs of that option that know their content then say it. A record from before content was kept has a dash there where its
+    like differ; where they agree, it counts as one of them. A run that did not finish is in no row, so it splits none."""
     alike: dict[str, list[Path]] = {}
     identify = identifier(TOLD_OF_ALL)
     for folder, run in found.items():
-        alike.setdefault(identify(run.config), []).append(folder)
-    told = dict(found)
+        if run.status == "done":
+            alike.setdefault(identify(run.config), []).append(folder)
+    agreed: dict[Path, dict[str, str]] = {}  # what a run's like say, where they say one thing
+    split: set[tuple[str, str]] = set()  # a content's key and the option that it splits
     for folders in alike.values():
         known: dict[str, set[str]] = {}
         for folder in folders:
             for key, digest in found[folder].content.items():
                 known.setdefault(key, set()).add(digest)
-        for key in (key for key, digests in known.items() if len(digests) > 1):
-            for folder in folders:
-                told[folder] = _with(told[folder], key, found[folder].content.get(key, DASH)[:SHOWN])
+        same = {key: next(iter(digests)) for key, digests in known.items() if len(digests) == 1}
+        agreed |= dict.fromkeys(folders, same)
+        split |= {(key, _option(found[folders[0]], key)) for key in known.keys() - same.keys()}
+    told = dict(found)
+    for folder, run in found.items():
+        for key, option in sorted(split):
+            if option == _option(run, key):
+                digest = run.content.get(key) or agreed.get(folder, {}).get(key, DASH)
+                told[folder] = _with(told[folder], key, digest[:SHOWN])
     return told
+
+
+def _option(run: Run, key: str) -> str:
+    """The option of the group that a content's key is about."""
+    return str(run.config.get(key.partition(".")[0], {}).get("name", ""))
 
 
 def _with(run: Run, key: str, digest: str) -> Run:

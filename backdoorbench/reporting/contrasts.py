@@ -1,7 +1,8 @@
 """Which defense differs from which, over attacks and seeds: paired differences with their tests, and mean ranks.
 
 A pair is one infection that two defenses were both run on: the same data set, network, holdout, attack, rate and seed. Infections
-that did not take say nothing of a defense, and a model that collapsed has no figures; neither is counted.
+that did not take say nothing of a defense, and a model that collapsed has no figures; neither is counted. No infection counts
+twice: one that was met with several holdouts has statistics for each; runs that chose settings (`holdout.validate`) stand back.
 """
 
 from __future__ import annotations
@@ -15,13 +16,23 @@ from itertools import combinations
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from backdoorbench.config.groups import INFECT, PURIFY
-from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_words
+from backdoorbench.config.groups import INFECT, PURIFY, content_of
+from backdoorbench.errors import ConfigError, DataError, did_you_mean, few
 from backdoorbench.metrics import DER_DEFINITION
 from backdoorbench.reporting.formats import fraction
 from backdoorbench.reporting.grids import Column, Grid, Item, blocks, labels
-from backdoorbench.reporting.notes import join_few, ranges
-from backdoorbench.reporting.rows import DASH, RISES, TITLES, Row, by_infection, is_weak, outcome
+from backdoorbench.reporting.notes import MOST, join_called, join_few, ranges
+from backdoorbench.reporting.rows import (
+    DASH,
+    RISES,
+    TITLES,
+    Row,
+    by_infection,
+    identifier,
+    is_weak,
+    look_up,
+    outcome,
+)
 from backdoorbench.reporting.significance import LEAST, LEVEL, Paired, Ranked, alike, holm, paired, ranked
 from backdoorbench.reporting.verdicts import largest_block
 
@@ -30,6 +41,8 @@ if TYPE_CHECKING:
 
 COMPARED = ("ca", "asr", "ra", "der")  # figures that can be
 AXES = ("dataset", INFECT.group, "rate", PURIFY.group)  # in what the rows of one comparison differ
+HOLDOUT = ("holdout", content_of("holdout"))
+TUNING = "holdout.validate"  # the setting that marks a run as one for choosing settings
 
 WHAT = (
     "difference: the first defense less the second, in points: its mean over the n infections that both were run on (the same "
@@ -76,37 +89,88 @@ class Standing:
 
 @dataclass(frozen=True)
 class _Field:
-    """The runs of one block, by defense, and how many were left out."""
+    """The runs of one block, by defense, and how many were left out.
+
+    tuning  the shares of the holdout that were kept from the defense, where they were"""
 
     title: str
     runs: dict[str, dict[Unit, Outcome]]
     weak: int
     collapsed: dict[str, int]
+    tuning: tuple[str, ...] = ()
 
 
-def standings(rows: Sequence[Row], figures: Sequence[str], against: str = "") -> list[Standing]:
+def standings(
+    rows: Sequence[Row], figures: Sequence[str], against: str = "", keeps_tuning: bool = False
+) -> list[Standing]:
     """Of each block of rows that differ in data, attack, rate and defense only, a standing a figure; DataError where nowhere two
     defenses have `LEAST` infections in common.
 
-    against  the defense that all others are compared with; empty: each with each"""
-    fields = [_field(title, members) for title, members in blocks(rows, AXES)]
+    against       the defense that all others are compared with; empty: each with each
+    keeps_tuning  whether runs that chose settings are compared too, where there are others"""
+    rows, left_out = (list(rows), []) if keeps_tuning else _final(rows)
+    fields = [_field(title, members) for title, members in _comparable(rows)]
     names = list(dict.fromkeys(name for field in fields for name in field.runs))
     if against and against not in names:
         raise ConfigError(
-            f"--against is '{against}'; expected a defense that was run.{did_you_mean(against, names)} There are "
-            f"{join_words(names)}."
+            f"--against is '{against}'; expected a defense that was run.{did_you_mean(against, names)} There are: "
+            f"{join_called(names)}."
         )
     most = max((_shared(field, *pair) for field in fields for pair in _pairs(field, against)), default=0)
     if most < LEAST:
+        beside = "".join(f" ({note})" for note in left_out)
         raise DataError(
             f"there is too little for statistics: of {len(names)} defense{'s' * (len(names) != 1)} no two that are to be "
             f"compared have more than {most} infection{'s' * (most != 1)} in common (the same attack, rate and seed, infections "
             f"that took, neither model collapsed); expected {LEAST} at least, since of fewer no two-sided p can be below "
-            f"{LEVEL:g}. Run more attacks or seeds, such as bdx -m attack=badnets,blended,sig seed=0,1,2 "
+            f"{LEVEL:g}{beside}. Run more attacks or seeds, such as bdx -m attack=badnets,blended,sig seed=0,1,2 "
             f"defense=ft,fst, or leave out --statistics."
         )
     kept = [field for field in fields if any(_shared(field, *pair) >= LEAST for pair in _pairs(field, against))]
-    return [_standing(field, figure, against) for field in kept for figure in figures]
+    few_there = [field.title for field in fields if field not in kept and len(field.runs) > 1]
+    left_out += (
+        [f"no statistics, for fewer than {LEAST} infections in common: {join_few(few_there)}"] if few_there else []
+    )
+    made = [_standing(field, figure, against) for field in kept for figure in figures]
+    return [dataclasses.replace(standing, notes=[*standing.notes, *left_out]) for standing in made]
+
+
+def _final(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The rows but for those that chose settings, and a sentence on these; where there are no others, all."""
+    tuning, final = ([row for row in rows if _is_tuning(row) is asked] for asked in (True, False))
+    if not tuning or not final:
+        return list(rows), []
+    shares = list(dict.fromkeys(look_up(row.config, TUNING) for row in tuning))
+    count = sum(len(row.runs) for row in tuning)
+    return final, [
+        f"not counted in the statistics, being for choosing settings ({TUNING} {', '.join(shares)}): {count} "
+        f"run{'s' * (count != 1)}; --where {TUNING}={','.join(shares)} compares them"
+    ]
+
+
+def _is_tuning(row: Row) -> bool:
+    """Whether part of the holdout was kept from the defense."""
+    return bool(row.config["holdout"].get("validate"))
+
+
+def _comparable(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Blocks under their titles, in which an infection was met with one holdout only."""
+    found = []
+    for title, members in blocks(rows, AXES):
+        apart = blocks(members, AXES, HOLDOUT) if _is_met_twice(members) else [("", members)]
+        found += [(" · ".join(filter(None, (title, more))), part) for more, part in apart]
+    return found
+
+
+def _is_met_twice(rows: Sequence[Row]) -> bool:
+    """Whether an infection is there with several holdouts."""
+    nothing = {PURIFY.group: None, content_of(PURIFY.group): None}
+    infection, holdout = identifier(), identifier(HOLDOUT)
+    met: dict[str, set[str]] = {}
+    for row in rows:
+        rest = {**row.config, **nothing, **dict.fromkeys(HOLDOUT)}
+        met.setdefault(infection(rest), set()).add(holdout(row.config))
+    return any(len(holdouts) > 1 for holdouts in met.values())
 
 
 def _field(title: str, rows: Sequence[Row]) -> _Field:
@@ -126,7 +190,8 @@ def _field(title: str, rows: Sequence[Row]) -> _Field:
                 found.collapsed[name] = found.collapsed.get(name, 0) + 1
             else:
                 found.runs.setdefault(name, {})[unit] = said
-    return _Field(title, found.runs, len(weak), found.collapsed)
+    tuning = dict.fromkeys(look_up(row.config, TUNING) for row in rows if _is_tuning(row))
+    return _Field(title, found.runs, len(weak), found.collapsed, tuple(tuning))
 
 
 def _pairs(field: _Field, against: str) -> list[tuple[str, str]]:
@@ -145,6 +210,7 @@ def _standing(field: _Field, figure: str, against: str) -> Standing:
     order = _best_first(values, names, shared, RISES[figure])
     pairs = [(name, against) for name in order if name != against] if against else list(combinations(order, 2))
     every = {unit for runs in values.values() for unit in runs}
+    contrasts = _contrasts(values, pairs)
     ranking = None
     if len(names) >= 3 and len(shared) >= LEAST:
         kept = [name for name in order if name in names]
@@ -155,12 +221,12 @@ def _standing(field: _Field, figure: str, against: str) -> Standing:
     return Standing(
         field.title,
         figure,
-        _contrasts(values, pairs),
+        contrasts,
         tuple(names) if ranking else (),
         ranking,
         len({infection for infection, _ in every}),
         tuple(sorted({seed for _, seed in every})),
-        [*_unranked(values, names, shared, ranking), *_left_out(field)],
+        [*_unmet(contrasts), *_unranked(values, names, shared, ranking), *_left_out(field)],
     )
 
 
@@ -185,6 +251,13 @@ def _contrasts(values: Mapping[str, Mapping[Unit, float]], pairs: Sequence[tuple
     ]
 
 
+def _unmet(contrasts: Sequence[Contrast]) -> list[str]:
+    """How many pairs of defenses have no line, since no infection has both."""
+    unmet = sum(not contrast.n for contrast in contrasts)
+    total = f"{unmet} of {len(contrasts)} pairs of defenses"
+    return [f"without a line, having no infection in common: {total}"] if unmet else []
+
+
 def _unranked(
     values: Mapping[str, object], names: Sequence[str], shared: frozenset[Unit], ranking: Ranked | None
 ) -> list[str]:
@@ -200,6 +273,10 @@ def _unranked(
 def _left_out(field: _Field) -> list[str]:
     said = [f"not counted in the statistics, being weak or broken: {field.weak} infections"] if field.weak else []
     collapsed = [f"{name} ({count})" for name, count in field.collapsed.items()]
+    shares = ", ".join(field.tuning)
+    said += (
+        [f"runs for choosing settings, whose defenses had less than the holdout: {TUNING} {shares}"] if shares else []
+    )
     return said + ([f"collapsed, so not counted in the statistics: {join_few(collapsed)}"] if collapsed else [])
 
 
@@ -215,7 +292,7 @@ def _differences(standing: Standing) -> Grid:
     heads = (PURIFY.group, "against", "n", "difference", "95 % interval", "better", "worse", "p", "p, Holm")
     columns = tuple(Column(head, head, "", "" if place < 3 else "contrast") for place, head in enumerate(heads))
     lines = []
-    for contrast in standing.contrasts:
+    for contrast in (met for met in standing.contrasts if met.n):
         found = contrast.found
         line = [Item(contrast.one), Item(contrast.other), Item(str(contrast.n), value=contrast.n)]
         if found is None:
@@ -282,8 +359,10 @@ def _friedman(standing: Standing) -> str:
     """What the ranks of a figure say as a whole, and which do not differ."""
     found = standing.ranking
     assert found is not None
-    groups = [" ".join(standing.ranked[first : last + 1]) for first, last in alike(found.means, found.distance)]
-    same = f"; not apart: {join_few(groups)}" if groups else "; all are apart"
+    groups = [
+        f"({'; '.join(standing.ranked[i : j + 1])})" for i, j in alike(found.means, found.distance)
+    ]  # names have commas
+    same = f"; not apart: {few(groups, MOST)}" if groups else "; all are apart"
     verdict = "they differ" if found.p < LEVEL else "no difference is shown, nor can one between two of them be"
     where = f" ({standing.title})" if standing.title else ""
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config import catalog
 from backdoorbench.config.groups import STAGES
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import ConfigError, did_you_mean
 from backdoorbench.reporting.grids import Grid, Item
 
 if TYPE_CHECKING:
@@ -53,21 +54,41 @@ class Names:
 TYPED = Names()  # what is typed
 
 
-def names(runs: Iterable[Run], own: Mapping[str, str] | None = None) -> Names:
-    """Of the options that these runs chose.
+def names(found: Mapping[Path, Run], own: Mapping[str, str] | None = None) -> Names:
+    """Of the options that these runs, by their folders, chose.
 
     own  of the user, which come first"""
-    chosen = {(group, run.config[group]["name"]) for run in runs for group in NAMED if group in run.config}
-    ours = {name: called(group, name) for group, name in sorted(chosen)}
+    chosen = {
+        (group, run.config[group]["name"]): (folder, str(run.config[group].get("_target_", "")))
+        for folder, run in found.items()
+        for group in NAMED
+        if group in run.config
+    }
+    ours = {
+        name: called(group, name) if catalog.find(group, name) else _of_plugin(name, *where)
+        for (group, name), where in sorted(chosen.items())
+    }
     known = ours | dict(own or {})
     return Names({name: said for name, said in known.items() if said != name and name != SILENT})
 
 
-def chosen(runs: Iterable[Run], asked: str | None, is_print: bool) -> Names:
-    """The names that `--names` asks for: of a file, ours beside them; none for `ids`; where nothing is asked, ours in print."""
+def chosen(found: Mapping[Path, Run], asked: str | None, is_print: bool) -> Names:
+    """The names of what runs, by their folders, chose, as `--names` asks: of a file, ours beside them; none for `ids`; where
+    nothing is asked, ours in print."""
     if asked is None and not is_print or asked == "ids":
         return TYPED
-    return names(runs, read_names(Path(asked)) if asked is not None else None)
+    return names(found, read_names(Path(asked)) if asked is not None else None)
+
+
+def unknown(runs: Iterable[Run], asked: str | None) -> list[str]:
+    """A sentence on the names of `--names` that no option has, neither of these runs nor of ours."""
+    if asked is None or asked == "ids":
+        return []
+    options = {run.config[group]["name"] for run in runs for group in NAMED if group in run.config}
+    known = sorted(options.union(*(catalog.names(group) for group in NAMED)))
+    own = read_names(Path(asked))
+    strange = [f"{name}.{did_you_mean(name, known)}" for name in own if name not in known]
+    return [f"{asked}: {len(strange)} of {len(own)} names stand for no option: {' '.join(strange)}"] if strange else []
 
 
 def called(group: str, name: str) -> str:
@@ -86,6 +107,19 @@ def _said(option: Option) -> str:
     words = [] if is_namesake else re.findall(r"[A-Za-z0-9][\w-]*", option.title)
     found = (text for text in (*phrases, *words) if _plain(text) == _plain(option.name))
     return next(found, head if is_namesake else "")
+
+
+def _of_plugin(name: str, folder: Path, target: str) -> str:
+    """What the docstring of a plugin's module calls its option, by the source that the run kept; the option's name else."""
+    module = target.rpartition(".")[0]
+    file = (folder / "plugins").joinpath(*module.split(".")).with_suffix(".py")
+    try:
+        title = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    except (OSError, ValueError, SyntaxError):
+        return name
+    head, colon, _ = title.partition("\n")[0].partition(":")
+    is_namesake = colon and "," not in head and _plain(name) in (_plain(file.stem), _plain(head))
+    return head.strip() if is_namesake else name
 
 
 def _part(group: str, part: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby, zip_longest
 
 from backdoorbench.config.groups import JUDGED
+from backdoorbench.reporting import typeset
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.published import Comparison
 from backdoorbench.reporting.rows import COSTS, FIGURES, Cell, Row, rises, titled
@@ -18,7 +20,11 @@ LATEX = {
     "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "–": "--", "—": "---", "·": r"$\cdot$", "→": r"$\rightarrow$",
     "†": r"$^\dagger$", "‡": r"$^\ddagger$", "§": r"\S{}", "−": r"$-$", "≤": r"$\leq$",
 } | {mark: "\\" + mark for mark in "&%_#${}"}  # fmt: skip
-LINE, HEAD = 112, 16  # letters of a line of small print between margins of 2 cm; of a column's name, where it wraps
+HEAD = 16  # letters of a column's name, where it wraps
+LEAST_NAMES, MOST_NAMES = 0.35, 0.5  # shares of a line that names have, where they need more
+CELL = 130.0  # points of any other cell, where it wraps
+GAP = 8.0  # points between columns
+ARROW, THIN = " ↑", "\u2009"  # as wide as any arrow; a thin space
 PAGE, LONG = 45, r"\begin{longtable}"  # lines of a table on a page; how one begins that has more
 LATIN = 0x17F  # the last letter that LaTeX's standard fonts are sure to have
 
@@ -48,19 +54,29 @@ def preamble(tables: Sequence[str]) -> str:
     return f"% \\usepackage{{{','.join(packages)}}}\n"
 
 
-def latex_table(grid: Grid, said: Sequence[str] = ()) -> str:
+def latex_label(title: str) -> str:
+    """`tab:dataset-digits-rate-10` of what stands above a table."""
+    return "tab:" + (
+        "-".join(re.findall(r"[a-z0-9]+(?:\.[0-9]+)?", title.lower().partition(" · ranked by")[0])) or "results"
+    )
+
+
+def latex_table(grid: Grid, said: Sequence[str] = (), label: str = "") -> str:
     """A booktabs table that compiles as it is, after what `preamble` says: arrows say which way is better, the best is bold, an n
-    that all lines share is in the caption, and so is what must be `said`. It is one tabular: columns that a line has no room for
-    stand below in the same columns, beside the names again. One with more lines than a page has breaks over pages."""
+    that all lines share is in the caption, and so is what must be `said`. It is one tabular, no wider than a line of `article`:
+    columns that a line has no room for stand below in the same columns, beside the names again. One with more lines than a page
+    has breaks over pages."""
     counts = {
         line[place].text for place, column in enumerate(grid.columns) if column.name == "n" for line in grid.lines
     }
     kept = [place for place, column in enumerate(grid.columns) if not (column.name == "n" and len(counts) == 1)]
     head = ", ".join(filter(None, (grid.title, f"n = {counts.pop()}" if len(counts) == 1 else "")))
-    caption = rf"\caption{{{latex('. '.join(text.rstrip('.') for text in (head, *said) if text))}.}}"
-    bands = [[*kept[: grid.names], *piece] for piece in _pieces(grid, kept)]
+    sentences = (_sentence(text.rstrip(".")) for text in (head, *said) if text)
+    caption = rf"\caption{{{latex('. '.join(sentences))}.}}" + (rf"\label{{{label}}}" if label else "")
+    sheet = _Sheet(grid)
+    bands = [[*kept[: grid.names], *piece] for piece in sheet.pieces(kept)]
     form = "l" * grid.names + "r" * (max(map(len, bands)) - grid.names)
-    heads, bodies = [_band_head(grid, band) for band in bands], [_band_lines(grid, band) for band in bands]
+    heads, bodies = [sheet.head(band) for band in bands], [sheet.body(band) for band in bands]
     if len(grid.lines) * len(bands) > PAGE:
         return _long(form, caption, heads, bodies)
     inside: list[str] = []
@@ -77,6 +93,11 @@ def latex_table(grid: Grid, said: Sequence[str] = ()) -> str:
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sentence(text: str) -> str:
+    """The text with a capital; a term that it explains stays as the table has it."""
+    return text if re.match(r"(?!bold|holdout)\w+: ", text) else text[0].upper() + text[1:]
 
 
 def _long(form: str, caption: str, heads: Sequence[Sequence[str]], bodies: Sequence[Sequence[str]]) -> str:
@@ -98,30 +119,137 @@ def _long(form: str, caption: str, heads: Sequence[Sequence[str]], bodies: Seque
     return "\n".join(lines) + "\n"
 
 
-def _pieces(grid: Grid, kept: Sequence[int]) -> list[list[int]]:
-    """Columns beside the names, as many as a line of text has room for; groups stay together."""
-    widths = [
-        max(_width(column), *(_letters(line[place].text) for line in grid.lines)) + 1.5
-        for place, column in enumerate(grid.columns)
-    ]
-    room = LINE - sum(widths[: grid.names])
-    pieces: list[list[int]] = [[]]
-    for _, members in groupby(kept[grid.names :], lambda place: grid.columns[place].group or str(place)):
-        group = list(members)
-        if pieces[-1] and sum(widths[place] for place in (*pieces[-1], *group)) > room:
-            pieces.append([])
-        pieces[-1] += group
-    return pieces
+class _Sheet:
+    """A grid as cells of LaTeX, each in lines, with the widths that its columns will have."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.rooms = [CELL] * len(grid.columns)
+        figures = range(grid.names, len(grid.columns))
+        self.widths = [0.0] * grid.names + [self._width(place) for place in figures]
+        widest = max((sum(self._widths_of(unit)) + GAP * len(unit) for unit in self._units(figures)), default=0.0)
+        room = max(LEAST_NAMES * typeset.TEXT, min(MOST_NAMES * typeset.TEXT, typeset.TEXT - widest - GAP * grid.names))
+        self.rooms[: grid.names] = _shared_out([self._natural(place) for place in range(grid.names)], room)
+        self.widths[: grid.names] = [self._width(place) for place in range(grid.names)]
+
+    def _units(self, places: Iterable[int]) -> list[list[int]]:
+        """The columns below each group, and each of the others by itself."""
+        return [list(found) for _, found in groupby(places, lambda place: self.grid.columns[place].group or str(place))]
+
+    def _natural(self, place: int) -> float:
+        return max(typeset.width(text) for text in (self.grid.columns[place].name, *self._texts(place)))
+
+    def _texts(self, place: int) -> list[str]:
+        return [line[place].text for line in self.grid.lines]
+
+    def _lines(self, item: Item, place: int) -> list[str]:
+        """A cell's text in lines; a figure with its spread is one."""
+        return [item.text] if " ± " in item.text else typeset.wrapped(item.text, self.rooms[place])
+
+    def _width(self, place: int) -> float:
+        column = self.grid.columns[place]
+        arrow = typeset.width(ARROW) if _arrow(column) else 0.0
+        cells = (_cell_width(item, self._lines(item, place)) for item in (line[place] for line in self.grid.lines))
+        return max([max(map(typeset.width, _head(column).split("\n"))) + arrow, *cells])
+
+    # ---- what fits ----
+
+    def pieces(self, kept: Sequence[int]) -> list[list[int]]:
+        """Columns beside the names, as many as a line has room for; groups stay together where they can."""
+        whole = self._units(kept[self.grid.names :])
+        for units in (whole, [[place] for unit in whole for place in unit]):
+            room = typeset.TEXT
+            while True:
+                pieces = self._packed(units, room)
+                if self._stacked(pieces) <= typeset.TEXT:
+                    return pieces
+                if len(pieces) == len(units):
+                    break
+                room = (
+                    max(self._stacked([piece]) for piece in pieces) - 1
+                )  # columns share their widths with those below
+        return pieces
+
+    def _packed(self, units: Sequence[list[int]], room: float) -> list[list[int]]:
+        pieces: list[list[int]] = [[]]
+        for unit in units:
+            if pieces[-1] and self._stacked([[*pieces[-1], *unit]]) > room:
+                pieces.append([])
+            pieces[-1] += unit
+        return pieces
+
+    def _stacked(self, pieces: Sequence[Sequence[int]]) -> float:
+        """The width of a tabular in which these columns stand below each other."""
+        names = sum(width + GAP for width in self.widths[: self.grid.names])
+        bands = [self._widths_of(piece) for piece in pieces]
+        return names + sum(max(found) + GAP for found in zip_longest(*bands, fillvalue=0.0))
+
+    def _widths_of(self, piece: Sequence[int]) -> list[float]:
+        """Of a band's columns; what stands above several widens the last of them."""
+        found: list[float] = []
+        for group, members in groupby(piece, lambda place: self.grid.columns[place].group):
+            widths = [self.widths[place] for place in members]
+            inner = sum(widths) + GAP * (len(widths) - 1)
+            widths[-1] += max(0.0, max(map(typeset.width, self._group_lines(group, inner))) - inner)
+            found += widths
+        return found
+
+    def _group_lines(self, group: str, inner: float) -> list[str]:
+        return typeset.wrapped(group, max(inner, typeset.longest_word(group)))
+
+    # ---- what is printed ----
+
+    def head(self, places: Sequence[int]) -> list[str]:
+        """The heads of some columns."""
+        columns = [self.grid.columns[place] for place in places]
+        return [*self._groups(places), " & ".join(_latex_head(column) for column in columns) + r" \\"]
+
+    def body(self, places: Sequence[int]) -> list[str]:
+        return [" & ".join(self._cell(line[place], place) for place in places) + r" \\" for line in self.grid.lines]
+
+    def _cell(self, item: Item, place: int) -> str:
+        lines = self._lines(item, place)
+        if len(lines) == 1:
+            return _latex_item(item)
+        return _in_lines(
+            [_latex_item(Item(text, item.best)) for text in lines], "t", "l" if place < self.grid.names else "r"
+        )
+
+    def _groups(self, places: Sequence[int]) -> list[str]:
+        """The upper of two header lines, ruled below; nothing where no column has a group."""
+        if not any(self.grid.columns[place].group for place in places):
+            return []
+        heads, rules, first = [], [], 1
+        for group, found in groupby(places, lambda place: self.grid.columns[place].group):
+            members = list(found)
+            count = len(members)
+            if group:
+                inner = sum(self.widths[place] for place in members) + GAP * (count - 1)
+                lines = [latex(line) for line in self._group_lines(group, inner)]
+                heads.append(rf"\multicolumn{{{count}}}{{c}}{{{_in_lines(lines, 'b', 'c')}}}")
+                rules.append(rf"\cmidrule(lr){{{first}-{first + count - 1}}}")
+            else:
+                heads += [""] * count
+            first += count
+        return [" & ".join(heads) + r" \\", " ".join(rules)]
 
 
-def _letters(text: str) -> float:
-    """The width of a cell, in letters of the table's size."""
-    mean, mark, spread = text.partition(" ± ")
-    return len(mean) + 0.7 * len(spread) + bool(mark)
+def _shared_out(wanted: Sequence[float], room: float) -> list[float]:
+    """The room for each of several columns: what it wants, and where that is too much in all, an equal part of what those that
+    want less leave."""
+    given = [0.0] * len(wanted)
+    left = room
+    for number, place in enumerate(sorted(range(len(wanted)), key=wanted.__getitem__)):
+        given[place] = min(wanted[place], left / (len(wanted) - number))
+        left -= given[place]
+    return given
 
 
-def _width(column: Column) -> float:
-    return max(map(len, _head(column).split("\n"))) + 2.0 * bool(_arrow(column))
+def _cell_width(item: Item, lines: Sequence[str]) -> float:
+    mean, mark, spread = item.text.partition(" ± ")
+    if not mark:
+        return max(typeset.width(line, is_bold=item.best) for line in lines)
+    return typeset.width(mean, is_bold=item.best) + typeset.width(f"{THIN}±{THIN}{spread}", typeset.SCRIPT)
 
 
 def _head(column: Column) -> str:
@@ -129,37 +257,16 @@ def _head(column: Column) -> str:
     return "\n".join(textwrap.wrap(column.name, HEAD, break_long_words=False)) if column.figure else column.name
 
 
-def _band_head(grid: Grid, places: Sequence[int]) -> list[str]:
-    """The heads of some columns of a grid."""
-    columns = [grid.columns[place] for place in places]
-    return [*_groups(columns), " & ".join(_latex_head(column) for column in columns) + r" \\"]
-
-
-def _band_lines(grid: Grid, places: Sequence[int]) -> list[str]:
-    return [" & ".join(_latex_item(line[place]) for place in places) + r" \\" for line in grid.lines]
-
-
 def _latex_head(column: Column) -> str:
     lines = [latex(line) for line in _head(column).split("\n")]
-    if len(lines) > 1:
-        return r"\begin{tabular}[b]{@{}r@{}}" + r"\\".join(lines) + r"\end{tabular}"
-    return lines[0] + _arrow(column)
+    return _in_lines(lines, "b", "r") + (_arrow(column) if len(lines) == 1 else "")
 
 
-def _groups(columns: Sequence[Column]) -> list[str]:
-    """The upper of two header lines, ruled below; nothing where no column has a group."""
-    if not any(column.group for column in columns):
-        return []
-    heads, rules, place = [], [], 1
-    for group, found in groupby(columns, lambda column: column.group):
-        width = len(list(found))
-        if group:
-            heads.append(rf"\multicolumn{{{width}}}{{c}}{{{latex(group)}}}")
-            rules.append(rf"\cmidrule(lr){{{place}-{place + width - 1}}}")
-        else:
-            heads += [""] * width
-        place += width
-    return [" & ".join(heads) + r" \\", " ".join(rules)]
+def _in_lines(lines: Sequence[str], foot: str, side: str) -> str:
+    """Lines below each other in one cell, aligned with the others by the first (t) or the last (b)."""
+    if len(lines) == 1:
+        return lines[0]
+    return rf"\begin{{tabular}}[{foot}]{{@{{}}{side}@{{}}}}" + r"\\".join(lines) + r"\end{tabular}"
 
 
 def _arrow(column: Column) -> str:

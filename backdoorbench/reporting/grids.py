@@ -209,12 +209,27 @@ def pivot_grids(
     rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str], told: Told = NOTHING_TOLD
 ) -> list[Grid]:
     """Rows by columns, such as attacks by defenses: figures after the defense; before it under the infected model's name, in
-    the place of `none`; in brackets what was published. What neither axis names is another grid. ConfigError for an axis there is
-    not."""
+    the place of `none`; in brackets what was published. What neither axis names is another grid, but for rates that differ
+    between attacks alone. ConfigError for an axis there is not."""
     _check_axes(rows, lines, columns)
+    if _has_one_rate_each(rows) and "rate" not in (*lines, *columns):
+        lines, columns = (_beside_attack(axes) for axes in (lines, columns))
     return [
         _pivot(title, members, lines, columns, figures, told) for title, members in blocks(rows, (*lines, *columns))
     ]
+
+
+def _has_one_rate_each(rows: Sequence[Row]) -> bool:
+    """Whether poison rates differ, but never within an attack: then the attack's name goes with its rate."""
+    rates: dict[str, set[str]] = {}
+    for row in rows:
+        rates.setdefault(row.names[INFECT.group], set()).add(row.names["rate"])
+    several = set().union(*rates.values()) - {DASH}
+    return len(several) > 1 and all(len(found) == 1 for found in rates.values())
+
+
+def _beside_attack(axes: Sequence[str]) -> list[str]:
+    return [part for axis in axes for part in ((axis, "rate") if axis == INFECT.group else (axis,))]
 
 
 def _pivot(
@@ -342,14 +357,16 @@ def _check_axes(rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str
 # ---- blocks and labels ----------------------------------------------------------------------------------------------
 
 
-def blocks(rows: Sequence[Row], axes: Sequence[str]) -> list[tuple[str, list[Row]]]:
-    """Rows that differ in nothing but the axes, under what tells them from the other blocks."""
+def blocks(rows: Sequence[Row], axes: Sequence[str], apart: Sequence[str] = ()) -> list[tuple[str, list[Row]]]:
+    """Rows that differ in nothing but the axes, under what tells them from the other blocks.
+
+    apart  groups that an axis would absorb, and in which the rows of a block are to agree all the same"""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(json.dumps(_rest(row, axes), sort_keys=True), []).append(row)
+        groups.setdefault(json.dumps(_rest(row, axes, apart), sort_keys=True), []).append(row)
     firsts = [members[0] for members in groups.values()]
     said = [{base: row.names[base] for base in bases(row.stage) if base not in _told(axes)} for row in firsts]
-    names = tell_apart(said, [_rest(row, axes) for row in firsts])
+    names = tell_apart(said, [_rest(row, axes, apart) for row in firsts])
     titles = []
     for called, members in zip(names, groups.values(), strict=True):
         shared = {key.removesuffix(".name"): value for key, value in unsaid(members).items()}
@@ -372,9 +389,9 @@ def _told(axes: Iterable[str]) -> set[str]:
     return {group for axis in axes for group in ABSORBED.get(axis, (axis,))}
 
 
-def _rest(row: Row, axes: Sequence[str]) -> dict[str, Any]:
-    """What no axis tells of a row's settings."""
-    told = _told(axes)
+def _rest(row: Row, axes: Sequence[str], apart: Sequence[str] = ()) -> dict[str, Any]:
+    """What no axis tells of a row's settings; `apart` is told by none."""
+    told = _told(axes) - set(apart)
     kept = compared(row.config, told_by(row.stage))
     rate = kept[INFECT.group].get("poison_rate")
     kept = {group: value for group, value in kept.items() if group not in told}

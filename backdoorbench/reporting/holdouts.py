@@ -38,11 +38,28 @@ def short(holdout: Mapping[str, Any]) -> str:
 
 def note(rows: Sequence[Row]) -> list[str]:
     """A sentence on the holdouts of a table's methods, where they had any."""
-    held = [row.config["holdout"] for row in rows if row.config[row.stage.group]["name"] != "none"]
-    said = dict.fromkeys(_described(holdout) for holdout in held if "kind" in holdout)
+    held = [row for row in rows if row.config[row.stage.group]["name"] != "none"]
+    said = dict.fromkeys(_described(row) for row in held if "kind" in row.config["holdout"])
     return [f"holdout: {'; '.join(said)}"] if said else []
 
 
-def _described(holdout: Mapping[str, Any]) -> str:
+def kept(rows: Sequence[Row]) -> list[int]:
+    """How many of the defender's images were kept from the defenses of these rows, each number once, ascending."""
+    return sorted({count for row in rows for count in counted(row, "validation")})
+
+
+def counted(row: Row, part: str) -> list[int]:
+    """How many images a row's runs had, each number once: `images` of the defense, `validation` kept from it."""
+    held = (run.purification.details.get("holdout", {}) for run in row.runs)
+    return sorted({int(found[part]) for found in held if part in found})
+
+
+def _described(row: Row) -> str:
+    holdout = row.config["holdout"]
     kind = str(holdout["kind"])
-    return f"{', '.join(filter(None, (size(holdout), kind)))} ({KINDS.get(kind, kind)})"
+    said = f"{', '.join(filter(None, (size(holdout), kind)))} ({KINDS.get(kind, kind)})"
+    if not holdout.get("validate"):
+        return said
+    counts = [" or ".join(map(str, counted(row, part))) for part in ("validation", "images")]
+    parts = f": {counts[0]} images, and {counts[1]} were left for it" if all(counts) else ""
+    return f"{said}, {100 * holdout['validate']:g} % of it kept from the defense{parts}"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backdoorbench import metrics
 from backdoorbench.config.groups import AFTER, DETECT, INFECT, PURIFY
 from backdoorbench.config.implied import beyond
+from backdoorbench.errors import join_words
 from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.comebacks import MARGIN
 from backdoorbench.reporting.fragile import is_open, is_plain
-from backdoorbench.reporting.grids import FRAGILE, LEFT_OUT, SUPERFICIAL, WEAK, Grid, blocks, labels
+from backdoorbench.reporting.grids import CLEAN, FRAGILE, LEFT_OUT, SUPERFICIAL, WEAK, Grid, blocks, labels
 from backdoorbench.reporting.rows import COSTS, DASH, Row, compared, differing, look_up
 
 if TYPE_CHECKING:
@@ -34,10 +36,13 @@ WORDS = {  # that stand in brackets behind an attack's name -> what they mean
     "defense mean little",
     "broken": "broken: the network is no classifier, or no trigger was planted: the figures of a defense mean nothing",
 }
+BEST = "of the defenses that finished every seed of a setting, none collapsed, on infections that took"
+BOLD = f"bold: the best mean as printed {BEST}"
 HOLDOUT_CA = (
     "holdout CA: the purified model on the defender's own images: on those that holdout.validate keeps from the defense, else on "
     "those that it tuned on"
 )
+COMPANY = "costs are not all comparable"
 OF_COSTS = (
     "seconds: of the defense, its learning curve apart. memory, device memory: what the process held, and had allocated on the "
     "device, at most, libraries included. energy: that the device drew, by all processes. images/s: of its trainings. – where "
@@ -49,6 +54,13 @@ AFTERWARDS = (
     "what lies above both is the backdoor's. Percent."
 )
 CLEAN_MODEL = "clean: the same detector, asked about a clean model of the same recipe"
+OWN = {  # what must be said of a table -> the figures, of which it has some
+    HOLDOUT_CA: {"holdout_ca"},
+    OF_COSTS: set(COSTS),
+    DETECTION: {"auroc"},
+    DETECTION_OF_MODELS: {"anomaly_index"},
+    AFTERWARDS: {"asr_after"},
+}
 
 
 def below(
@@ -67,9 +79,7 @@ def below(
     said = [footer([*rows, *found], runs)] if rows or found else []
     said += holdouts.note([*rows, *found])
     if any(item.best for item in items):
-        said.append(
-            "best: of the defenses that finished every seed of a setting, none collapsed, on infections that took"
-        )
+        said.append(f"best: {BEST}")
     is_marked = any(LEFT_OUT in item.text for item in items)
     said += collapsed(rows, f"{LEFT_OUT} " if is_marked else "")
     said += rebuilt(runs)
@@ -83,16 +93,17 @@ def below(
     said += fragile(rows, limits, any(FRAGILE in item.text for item in items))
     if rows:
         said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
-    said += [HOLDOUT_CA] if rows and "holdout_ca" in figures else []
-    said += [OF_COSTS] if rows and set(figures) & set(COSTS) else []
+    said += [HOLDOUT_CA, *coarse(rows)] if rows and "holdout_ca" in figures else []
+    said += [OF_COSTS, *company(rows)] if rows and set(figures) & set(COSTS) else []
     detected, after = ([row for row in found if row.stage == stage] for stage in (DETECT, AFTER))
     said += comebacks(rows, limits, any(SUPERFICIAL in item.text for item in items))
     return said + (detectors(detected) if detected else []) + ([AFTERWARDS] if after else [])
 
 
 def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
-    """Those of the notes that explain a mark of this grid, and what DER is where it has that."""
+    """Those of the notes that a caption of this grid must have: what its defenders had, its marks, and its figures."""
     shown = " ".join(item.text for line in grid.lines for item in line)
+    figures = {column.figure for column in grid.columns}
     words = {f"{word}:": _has_word(shown, word) for word in ("weak", "broken", "fragile", "superficial")}
     marks = (
         {mark: mark in shown for mark in (LEFT_OUT, WEAK, FRAGILE, SUPERFICIAL)}
@@ -103,14 +114,58 @@ def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
         | {"collapsed": " collapsed)" in shown}
     )
     heads = [head for head, is_there in (words | marks).items() if is_there]  # how notes begin
-    kept = [note for note in said if any(head in note[:14] for head in heads)]
-    kept += [OF_COSTS] if {column.figure for column in grid.columns} & set(COSTS) else []
-    return kept + ([metrics.DER_DEFINITION] if any(column.figure == "der" for column in grid.columns) else [])
+    kept = [note for note in said if note.startswith("holdout: ")]
+    kept += [note for note in said if figures & set(COSTS) and note.startswith(COMPANY)]
+    kept += [BOLD] if any(item.best for line in grid.lines for item in line) else []
+    kept += [note for note in said if any(head in note[:14] for head in heads)]
+    kept += [metrics.DEFINITIONS] if figures & {"ca", "asr", "ra", "asr_after", "ca_after"} else []
+    kept += [metrics.DER_DEFINITION] if "der" in figures else []
+    kept += [note for note, own in OWN.items() if figures & own]
+    return kept + ([CLEAN_MODEL] if _is_beside_clean(grid) else [])
+
+
+def _is_beside_clean(grid: Grid) -> bool:
+    """Whether a detector judges the clean model, too."""
+    return any(column.group == CLEAN and not column.figure.endswith("_after") for column in grid.columns)
 
 
 def _has_word(text: str, word: str) -> bool:
     """Whether a cell says it in brackets: `badnets (weak, fragile)`."""
     return re.search(rf"\((?:\w+, )*{word}[,)]", text) is not None
+
+
+def coarse(rows: Sequence[Row]) -> list[str]:
+    """How little of a holdout CA one image is, where few were kept for it."""
+    fewest = next(iter(holdouts.kept(rows)), None)
+    if fewest is None:
+        return []
+    return [
+        f"holdout CA is of {fewest} images{' at least' * (len(holdouts.kept(rows)) > 1)}: one is {100 / fewest:.2f} points"
+    ]
+
+
+def company(rows: Sequence[Row]) -> list[str]:
+    """A warning where costs are of runs that did not share machine and process alike."""
+    counts: Counter[tuple[int, bool] | None] = Counter()
+    for run in (run for row in rows for run in row.runs):
+        found = run.environment.get("company")
+        counts[(found["at_once"], found["fresh"]) if found else None] += 1
+    if len(counts) < 2:
+        return []
+    ways = [
+        f"{count} run{'s' * (count != 1)} {_shared(kind)}"
+        for kind, count in sorted(counts.items(), key=lambda pair: str(pair[0]))
+    ]
+    return [f"{COMPANY}, since runs shared machine and process differently: {'; '.join(ways)}"]
+
+
+def _shared(kind: tuple[int, bool] | None) -> str:
+    """How a run shared machine and process."""
+    if kind is None:
+        return "of which the records do not say it"
+    at_once, is_fresh = kind
+    beside = "alone" if at_once == 1 else f"{at_once} at a time"
+    return f"{beside}, {'in a fresh process' if is_fresh else 'in a process that had done others'}"
 
 
 def footer(rows: Sequence[Row], runs: Sequence[Run]) -> str:
@@ -198,7 +253,7 @@ def fragile(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
         ends = f"plain fine-tuning ({', '.join(names)}) ends the backdoor by itself, with {limits}"
         said.append(f"{f'{FRAGILE} ' if is_marked else ''}fragile: {ends}; so a defense proves nothing there")
     if without := list(dict.fromkeys(_on_what(row) for row in rows if is_open(row))):
-        fine_tuning = "no plain fine-tuning (defense=ft) of the same infections"
+        fine_tuning = "among these runs no plain fine-tuning (defense=ft) of the same infections"
         said.append(f"{fine_tuning}, so whether they are fragile is not known: {join_few(without)}")
     return said
 
@@ -237,3 +292,8 @@ def join_few(texts: Sequence[str]) -> str:
     """The texts joined; of more than ten the first, and how many more."""
     more = f"; and {len(texts) - MOST} more" if len(texts) > MOST else ""
     return "; ".join(texts[:MOST]) + more
+
+
+def join_called(names: Sequence[str]) -> str:
+    """`ft and fst`; names that have commas of their own are parted by semicolons."""
+    return "; ".join(names) if any("," in name for name in names) else join_words(list(names))

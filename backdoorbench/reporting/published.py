@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.compose import choices, compose, conf_dir, flat
 from backdoorbench.config.groups import INFECT, PURIFY
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import ConfigError, did_you_mean, few
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.holdouts import share
 from backdoorbench.reporting.rows import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
 
 TOLERANCE = 0.02  # of CA, ASR or RA, between a published mean of unknown spread and ours
+MOST_MISSED = 5  # lines that match no run, which a note names
 MOST_COMPOSED = 4  # pairs of attack and defense whose settings a report looks up; each costs a sixth of a second
 COLUMNS = (
     "experiment", "source", "dataset", "model", "attack", "poison_rate", "target", "holdout", "defense", "setting", "epochs",
@@ -147,6 +148,11 @@ def read_figures(file: Path) -> list[Figure]:
                 f"{where} names no attack and defense; expected both, as bdx list calls them. Mend the line."
             )
         scores = {name: _percent(where, name, row[name]) for name in FIGURES if row.get(name)}
+        if 0 < scores.get("ca", 0) <= 0.01:
+            raise ConfigError(
+                f"{where}: ca is {row['ca']}, a CA of at most 1 %; expected percent, such as {100 * float(row['ca']):g} for a "
+                f"fraction. Multiply all figures of the file by 100."
+            )
         if not scores:
             raise ConfigError(
                 f"{where} has no figure; expected one of {', '.join(FIGURES)}, in percent. Mend the line."
@@ -253,6 +259,33 @@ def beside(rows: Sequence[Row], own: Sequence[Figure] = ()) -> dict[tuple[int, s
                 )
         infected.add(infection)
     return found
+
+
+def doubts(own: Sequence[Figure], rows: Sequence[Row]) -> list[str]:
+    """Sentences on an author's figures that stand beside no row, what they may have meant, and on such as may be fractions."""
+    missed = []
+    for figure in own:
+        model = INFECT.model if figure.defense == "none" else PURIFY.model
+        alike = (row for row in rows if model == INFECT.model or row.names["defense"] == figure.defense)
+        places = ((row, tuple(row.names[name] for name in ("dataset", "model", "attack"))) for row in alike)
+        if not any(_is_of(figure, where) and _names_ours(figure, row, model) for row, where in places):
+            missed.append(f"{figure.attack} → {figure.defense}{_meant(figure, rows)}")
+    count = f"{len(missed)} of {len(own)} lines of published figures match no run: {few(missed, MOST_MISSED)}"
+    values = [value for figure in own for value in figure.scores.values()]
+    small = "no published figure is above 1 %: they are read as percent, so multiply fractions by 100"
+    return ([count] if missed else []) + ([small] if any(values) and max(values) <= 0.01 else [])
+
+
+def _meant(figure: Figure, rows: Sequence[Row]) -> str:
+    """` (did you mean 'fst'?)` for a word that no row has; else which words no row has together with its settings."""
+    for base in ("dataset", "model", "attack", "defense"):
+        said, known = (
+            getattr(figure, base),
+            {row.names[base] for row in rows} | ({"none"} if base == "defense" else set()),
+        )
+        if said and said not in known:
+            return f" (no run has {base} {said}.{did_you_mean(said, sorted(known))})"
+    return " (no run has all of its settings)"
 
 
 def _is_of(figure: Figure, where: Sequence[str]) -> bool:

@@ -93,6 +93,7 @@ def make(
     is_ranked: bool = False,
     against: str | None = None,
     theirs: Sequence[Figure] | None = None,
+    keeps_tuning: bool = False,
 ) -> Report:
     """The report of runs by the folder of their record.
 
@@ -102,7 +103,8 @@ def make(
     limits          within which a defense has done its work, plain fine-tuning included
     is_ranked       whether to rank the defenses, too
     against         the defense that statistics compare all others with; empty: each with each; None: no statistics
-    theirs          an author's own published figures, which stand with ours in the tables themselves; None: in a table apart"""
+    theirs          an author's own published figures, which stand with ours in the tables themselves; None: in a table apart
+    keeps_tuning    whether statistics compare runs that chose settings, too"""
     runs = list(found.values())
     detectors, after = rows.detections(runs), rows.afters(runs)
     models = comebacks.mark(fragile.mark(rows.aggregate(runs), limits), after, limits)
@@ -149,7 +151,7 @@ def make(
         said += published.explained(list(beside.values()))
     rankings = verdicts.rank(models, limits) if is_ranked else []
     compared = [name for name in figures if name in contrasts.COMPARED]
-    standings = contrasts.standings(models, compared, against) if against is not None else []
+    standings = contrasts.standings(models, compared, against, keeps_tuning) if against is not None else []
     return Report(
         found,
         models,
@@ -222,8 +224,9 @@ def costs(report: Report, named: Names = TYPED) -> Section | None:
     known = [name for name in rows.COSTS if any(row.figures.get(name, rows.Cell(())).values for row in report.rows)]
     if not known:
         return None
-    tables = [(grid, [notes.OF_COSTS]) for grid in grids.list_grids(report.rows, known)]
-    return _in_print(Section("costs", tables, [notes.OF_COSTS]), named)
+    said = [notes.OF_COSTS, *notes.company(report.rows)]
+    tables = [(grid, said) for grid in grids.list_grids(report.rows, known)]
+    return _in_print(Section("costs", tables, said), named)
 
 
 def _in_print(section: Section, named: Names) -> Section:
@@ -245,11 +248,17 @@ def markdown(report: Report, named: Names = TYPED) -> str:
 
 
 def latex(report: Report, named: Names = TYPED) -> str:
-    """A table environment for each grid, with the footnotes of its marks; what else a caption cannot hold is a comment."""
+    """A table environment for each grid, whose caption explains its marks and figures, with a label of its own; what else must be
+    said is a comment."""
     parts, brief = [], []
+    labels: dict[str, int] = {}
     for section in sections(report, named):
-        parts += [formats.latex_table(grid, caption) for grid, caption in section.tables]
+        for grid, caption in section.tables:
+            label = formats.latex_label(grid.title)
+            labels[label] = labels.get(label, 0) + 1
+            parts.append(formats.latex_table(grid, caption, label + (f"-{labels[label]}" if labels[label] > 1 else "")))
         told = {text for _, caption in section.tables for text in caption}
+        told |= {f"best: {notes.BEST}"} if notes.BOLD in told else set()
         brief += [note for note in section.notes if note not in told and note.rstrip(".") not in told]
     said = [*brief, *(f"failed: {say(failure)}" for failure in report.failures)]
     return (

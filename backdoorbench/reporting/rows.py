@@ -19,6 +19,7 @@ from backdoorbench.config.groups import (
     DETECT,
     GROUPS,
     INFECT,
+    LATER,
     PURIFY,
     STAGES,
     TELLING,
@@ -59,6 +60,7 @@ PLACES = tuple(group for group in TELLING if group not in METHODS)  # the groups
 CHOICES = (*PLACES, *METHODS)
 NAMED = tuple(group.name for group in GROUPS if group.tells and group.absorbs)  # the places that every row names
 SILENT = {group.name: group.silent for group in GROUPS if group.silent}
+SHARED = ("holdout", "model")  # of `LATER` those whose settings every option has
 TOLD, TOLD_OF_DETECTORS = told_by(PURIFY), told_by(DETECT)  # what bears on scores, and what bears on verdicts
 TOLD_OF_AFTER = told_by(AFTER)  # what bears on whether a backdoor comes back
 TOLD_OF_ALL = tuple(dict.fromkeys((*TOLD, *TOLD_OF_DETECTORS, *TOLD_OF_AFTER)))
@@ -490,11 +492,25 @@ def differing(settings: Sequence[Mapping[str, Any]], named: Collection[str] = NA
 
 
 def look_up(config: Mapping[str, Any], column: str) -> str:
-    """The setting of a dotted key, as a table prints it."""
+    """The setting of a dotted key, as a table prints it; of one that every option has and that came later what was so before."""
     value: Any = config
     for name in column.split("."):
         value = value.get(name, DASH) if isinstance(value, Mapping) else DASH
+    group, _, key = column.partition(".")
+    if value == DASH and group in SHARED and group in config:
+        value = LATER[group].get(key, DASH)
     return "null" if value is None else DASH if isinstance(value, Mapping) else str(value)
+
+
+def _in_full(config: Mapping[str, Any], column: str, others: Iterable[Mapping[str, Any]]) -> str:
+    """The same of a configuration that `compared` left: a setting that it dropped as usual is there if the same option has it
+    in another."""
+    group, _, key = column.partition(".")
+    said, usual, part = look_up(config, column), LATER.get(group, {}), config.get(group, {})
+    if said != DASH or key not in usual or not isinstance(part, Mapping):
+        return said
+    alike = (other[group] for other in others if other.get(group, {}).get("name") == part.get("name"))
+    return look_up({group: usual}, column) if any(key in other for other in alike) else DASH
 
 
 def tell_apart(
@@ -514,7 +530,7 @@ def tell_apart(
         for base, parts in alike.items()
     }
     return [
-        base | {key.removesuffix(".name"): look_up(config, key) for key in keys[tuple(base.values())]}
+        base | {key.removesuffix(".name"): _in_full(config, key, settings) for key in keys[tuple(base.values())]}
         for base, config in zip(names, settings, strict=True)
     ]
 

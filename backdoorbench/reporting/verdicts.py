@@ -14,11 +14,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, TypeVar
 
 from backdoorbench.config.groups import INFECT, PURIFY
-from backdoorbench.errors import DataError, join_words
+from backdoorbench.errors import DataError
 from backdoorbench.metrics import DER_DEFINITION
 from backdoorbench.reporting.formats import fraction
 from backdoorbench.reporting.grids import Column, Grid, Item, blocks, labels
-from backdoorbench.reporting.notes import join_few, ranges
+from backdoorbench.reporting.notes import join_called, join_few, ranges
 from backdoorbench.reporting.rows import DASH, TITLES, Cell, Outcome, Row, is_weak, outcome, rate_of, show
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def rank(rows: Sequence[Row], limits: Limits) -> list[Ranking]:
     found = [ranking for contest in contests if (ranking := _ranking(contest, limits)) is not None]
     if not found:
         defenses = list(dict.fromkeys(name for contest in contests for name in contest.runs))
-        have = f"of {join_words(defenses)}" if defenses else "of no defense at all"
+        have = f"of {join_called(defenses)}" if defenses else "of no defense at all"
         raise DataError(
             f"there is nothing to rank: on infections that took there are finished runs {have}; expected at least two defenses "
             f"with an infection and a seed in common. Run another on the same attacks and seeds, or leave out --verdicts."
@@ -180,7 +180,7 @@ def _left_out(contest: _Contest, names: Sequence[str], cases: Sequence[Case], se
     lacking = []
     for case in (case for case in contest.cases if case not in cases):
         without = [name for name in names if any((case, seed) not in contest.runs[name] for seed in seeds)]
-        lacking.append(f"{_called(case)} (of {join_words(without)})")
+        lacking.append(f"{_called(case)} (of {join_called(without)})")
     others = sorted({seed for _, seed in every} - set(seeds))
     parts = [
         f"{len(found)} {noun}{'s' * (len(found) > 1)}: {join_few(found)}"
@@ -309,7 +309,8 @@ def _fragile(ranking: Ranking) -> list[str]:
     said = [f"{len(ended)} {total} fragile, where a defense proves nothing: {join_few(ended)}"] if ended else []
     if 0 < len(ended) < len(ranking.cases):
         others = (f"{verdict.name} {show(verdict.figures['met_not_fragile'])}" for verdict in ranking.verdicts)
-        said[0] += f". met on the others: {', '.join(others)}"
+        mark = "; " if any("," in verdict.name for verdict in ranking.verdicts) else ", "
+        said[0] += f". met on the others: {mark.join(others)}"
     said += [f"{len(unknown)} {total} without plain fine-tuning (defense=ft): {join_few(unknown)}"] if unknown else []
     return said
 

@@ -26,10 +26,11 @@ from backdoorbench.storage.store import read_json, storage_errors, write_json
 log = logging.getLogger(__name__)
 
 FILE = "record.json"
+AT_ONCE = "BDX_JOBS_AT_ONCE"  # in a job's environment: how many a launcher runs beside each other
 STATUSES = ("running", "done", "failed", "interrupted")
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a record leaves out of a stage
 KEPT = (
-    "largest_share", "ca_per_class", "starts_from", "plain", "holdout_ca", "flagged", "figure",
+    "largest_share", "ca_per_class", "starts_from", "plain", "holdout_ca", "holdout", "flagged", "figure",
     "counts", "trials",
 )  # details that tables and plots need  # fmt: skip
 

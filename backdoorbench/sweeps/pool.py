@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from backdoorbench.errors import check_range
 from backdoorbench.storage import store
+from backdoorbench.storage.record import AT_ONCE
 from backdoorbench.sweeps import schedule, sweep
 from backdoorbench.sweeps.link import VARIABLE, Lines
 from backdoorbench.sweeps.schedule import Slot, Waiting
@@ -61,7 +62,7 @@ class Child:
 class Template:
     """The process that the jobs are forked from."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, at_once: int) -> None:
         with store.storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "template.txt"
@@ -74,7 +75,7 @@ class Template:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(threads) | {VARIABLE: str(theirs.fileno())},
+                env=environment(threads) | {VARIABLE: str(theirs.fileno()), AT_ONCE: str(at_once)},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends the jobs
             )
@@ -178,6 +179,7 @@ class _Batch:
         self.runs = {run.number: run for run in runs}
         self.free, self.folder, self.rows, self.board, self.grace = slots, folder, rows, board, grace
         self.threads = schedule.threads_each(schedule.cores(), len(slots))
+        self.at_once = min(len(slots), sum(run.done is None and run.error is None for run in runs))
         self.children: dict[Waiting, Child] = {}
         self.template: Template | None = None
 
@@ -236,7 +238,7 @@ class _Batch:
             self.template.stop()
             self.template = None
         if self.template is None:
-            self.template = Template(self.folder, self.threads)
+            self.template = Template(self.folder, self.threads, self.at_once)
         self.children[job] = Child(run, slot, self.folder / str(job.number))
         self.template.start(self.children[job])
         self.board.say(row, f"starts on {slot.name}")

@@ -19,8 +19,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from backdoorbench.config.groups import INFECT
 from backdoorbench.errors import ConfigError
 from backdoorbench.reporting.rows import Cell, titled
 from backdoorbench.storage.store import storage_errors
@@ -31,7 +32,8 @@ DASHED: dict[str, Any] = {"color": "#666666", "marker": "p", "linestyle": "--"} 
 STYLE: list[Any] = [
     "default",
     {
-        "svg.hashsalt": "bdx", "savefig.dpi": 200, "font.size": 8, "axes.titlesize": 8, "figure.titlesize": 9,
+        "svg.hashsalt": "bdx", "pdf.fonttype": 42, "ps.fonttype": 42,
+        "savefig.dpi": 200, "font.size": 8, "axes.titlesize": 8, "figure.titlesize": 9,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e5e5e5",
         "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.3, "lines.markersize": 4,
     },
@@ -65,6 +67,27 @@ def panels(title: str, titles: Sequence[str], rows: int) -> tuple[Figure, Any]:
     return figure, grid
 
 
+def zoom(grid: Any) -> None:
+    """Lets the axis begin below the lowest value, where figures lie too close to 100 to be told apart."""
+    lowest = min((float(min(line.get_ydata())) for axes in grid.flat for line in axes.lines), default=0.0)
+    bottom = max(0.0, 100 - 1.25 * (100 - lowest)) if lowest < 100 else 99.0
+    grid[0, 0].set_ylim(bottom, 100)
+    grid[0, 0].yaxis.set_major_locator(MaxNLocator(5))
+
+
+def draw_spread(axes: Axes, cells: Mapping[float, Cell], look: Mapping[str, Any]) -> None:
+    """Error bars: the sample standard deviation, where there is one."""
+    bars = [
+        (x, 100 * cell.mean, 100 * cell.spread)
+        for x, cell in cells.items()
+        if cell.mean is not None and cell.spread is not None
+    ]
+    if bars:
+        x, y, spread = zip(*bars, strict=True)
+        place = {"transform": look["transform"]} if "transform" in look else {}
+        axes.errorbar(x, y, spread, fmt="none", ecolor=look["color"], capsize=2, **place)
+
+
 def name_rows(grid: Any, figures: Sequence[str]) -> None:
     """What is measured, at the left of each row of panels."""
     for name, row in zip(figures, grid, strict=True):
@@ -92,6 +115,11 @@ def draw_line(axes: Axes, cells: Mapping[float, Cell], look: dict[str, Any], hol
         axes.plot(
             x, y, **look | {"linestyle": "none"}, markevery=empty, markerfacecolor="white", clip_on=False, zorder=3
         )
+
+
+def with_infected(figures: Iterable[str], looks: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The looks of lines, the infected model's before them, where a figure is one that it has."""
+    return {**({INFECT.model: DASHED} if set(figures) - {"holdout_ca"} else {}), **looks}
 
 
 def finish(figure: Figure, names: Mapping[str, dict[str, Any]], said: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from backdoorbench.errors import DataError
-from backdoorbench.reporting.contrasts import probability
+from backdoorbench.reporting.contrasts import TUNING, probability
 from backdoorbench.reporting.plots import ink
 from backdoorbench.reporting.plots.panels import largest
 from backdoorbench.reporting.rows import RISES, TITLES
@@ -44,6 +44,9 @@ def ranks(standings: Sequence[Standing], most: int | None = None) -> Figure:
     said = [
         f"Mean ranks over n = {ink.span(counts)} infections, 1 is best; those under one bar are not apart (Nemenyi, {LEVEL:g}).",
         *ink.missing(len(ranked) - len(kept), "diagrams"),
+        *dict.fromkeys(
+            f"{note[0].upper()}{note[1:]}." for standing in kept for note in standing.notes if TUNING in note
+        ),
     ]
     ink.say(figure, said)
     return figure

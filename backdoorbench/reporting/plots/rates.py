@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.errors import DataError, join_words
 from backdoorbench.reporting.plots import ink, panels
 from backdoorbench.reporting.plots.panels import figure_of, is_doubtful, poison_rate
-from backdoorbench.reporting.rows import TITLES, Cell
+from backdoorbench.reporting.rows import TITLES
 
 if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
@@ -50,14 +50,16 @@ def against_rate(runs: Iterable[Run], figures: Sequence[str] = ("asr", "ca"), mo
             for place, (label, members) in enumerate(panel.lines.items()):
                 cells = panels.cells((poison_rate(run), figure_of(run, PURIFY, name)) for run in members)
                 look = looks[label] | {"transform": _beside(figure, axes, place, len(panel.lines))}
-                _draw_spread(axes, cells, look)
+                ink.draw_spread(axes, cells, look)
                 ink.draw_line(axes, cells, look, _doubtful(members))
             _set_rates(axes, sorted({poison_rate(run) for run in victims}))
         for axes in grid[:-1, column]:
             axes.set_xlabel("")
     ink.name_rows(grid, figures)
+    if set(figures) == {"holdout_ca"}:
+        ink.zoom(grid)
     said = [panels.seeds(shown, "bars of one sample standard deviation"), *missing, *left_out, *panels.doubts(drawn)]
-    ink.finish(figure, {INFECT.model: ink.DASHED, **looks}, said)
+    ink.finish(figure, ink.with_infected(figures, looks), said)
     return figure
 
 
@@ -69,18 +71,6 @@ def _beside(figure: Figure, axes: Axes, place: int, places: int) -> Transform:
     """Puts one of so many lines a little to the left or right; its data stay what they are."""
     points = (place - (places - 1) / 2) * min(BESIDE, SIDE / places)
     return axes.transData + ScaledTranslation(points / 72, 0, figure.dpi_scale_trans)
-
-
-def _draw_spread(axes: Axes, cells: Mapping[float, Cell], look: Mapping[str, Any]) -> None:
-    """Error bars: the sample standard deviation, where there is one."""
-    bars = [
-        (x, 100 * cell.mean, 100 * cell.spread)
-        for x, cell in cells.items()
-        if cell.mean is not None and cell.spread is not None
-    ]
-    if bars:
-        x, y, spread = zip(*bars, strict=True)
-        axes.errorbar(x, y, spread, fmt="none", ecolor=look["color"], capsize=2, transform=look["transform"])
 
 
 def _set_rates(axes: Axes, rates: Sequence[float]) -> None:

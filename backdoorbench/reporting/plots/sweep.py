@@ -53,18 +53,32 @@ def against_setting(runs: Iterable[Run], key: str, figures: Sequence[str] = ("ca
             for label, members in panel.lines.items():
                 cells = panels.cells((at[run.id], figure_of(run, PURIFY, name)) for run in members)
                 ink.draw_line(axes, cells, looks[label], {at[run.id] for run in members if is_doubtful(run)})
+                ink.draw_spread(axes, cells, looks[label])
         _set_numbers(grid[-1, column], key, [at[run.id] for run in everyone])
     ink.name_rows(grid, figures)
+    if set(figures) == {"holdout_ca"}:
+        ink.zoom(grid)
     counts = [
         len(members) / len({at[run.id] for run in members}) for panel in shown for members in panel.lines.values()
     ]
-    said = [f"Means over seeds, n = {max(counts):g} at most."] if max(counts) > 1 else ["One seed."]
+    said = (
+        [f"Means over seeds, bars of one sample standard deviation, n = {max(counts):g} at most."]
+        if max(counts) > 1
+        else ["One seed."]
+    )
     if set(figures) - {"holdout_ca"}:
         said.append("Test figures: a setting is chosen by holdout_ca, never by these.")
     if "holdout_ca" in figures:
-        said.append(f"{TITLES['holdout_ca']}: of the defender's own images.")
-    ink.finish(figure, {INFECT.model: ink.DASHED, **looks}, [*said, *missing, *left_out, *panels.doubts(drawn)])
+        said.append(f"{TITLES['holdout_ca']}: of the defender's own images.{_kept(drawn)}")
+    ink.finish(figure, ink.with_infected(figures, looks), [*said, *missing, *left_out, *panels.doubts(drawn)])
     return figure
+
+
+def _kept(runs: Iterable[Run]) -> str:
+    """How many images were kept for the figure, where some were."""
+    held = (run.purification.details.get("holdout", {}) for run in runs)
+    counts = {int(found["validation"]) for found in held if "validation" in found}
+    return f" {ink.span(counts)} were kept from the defense: one is {100 / min(counts):.2f} points." if counts else ""
 
 
 def number_of(config: Mapping[str, Any], key: str) -> float | None:
