@@ -218,7 +218,7 @@ def test_a_mapping_may_have_numbers_for_names(capsys: pytest.CaptureFixture[str]
 
 def test_a_sweep_of_one_run_may_name_no_setting(capsys: pytest.CaptureFixture[str]) -> None:
     assert flags.folders_among([]) == [] and main(["plan", "-m"]) == 0
-    assert "1 runs" in capsys.readouterr().out
+    assert "1 run:" in capsys.readouterr().out
 
 
 def test_a_negative_seed_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
