@@ -28,11 +28,9 @@ from backdoorbench.pipeline.costs import metered
 from backdoorbench.pipeline.infect import fresh_network, obtain
 from backdoorbench.pipeline.infections import WEIGHTS, description
 from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_clean_model
-from backdoorbench.shapes import Labels
 from backdoorbench.storage import store
 from backdoorbench.storage.record import Finding, Run
 from backdoorbench.streams import Stream
-from backdoorbench.triggers.base import Trigger
 
 STARTED = time.time()  # a rerun makes the exact purification again, but this process does so once
 Judged = dict[str, Any]  # of a trial: its label, and ca, asr, ra and untriggered as far as they were asked for
@@ -80,18 +78,16 @@ class Stage:
         assert target is not None
         true = test.labels.cpu()
         eligible = target.is_eligible(true)
-        wanted, is_moved = target.label(true)[eligible], trial.is_moved
-
-        def called(change: Trigger | None) -> Labels:
-            return evaluation.called(model, test, change, precision)
-
-        calls = called(trial.trigger)[eligible]
+        meant = test.subset(eligible.nonzero()[:, 0])  # whatever is shown with a trigger
+        wanted = target.label(true)[eligible]
+        calls = evaluation.called(model, meant, trial.trigger, precision)
+        lured = evaluation.called(model, meant, trial.lure, precision) if trial.lure else None
         return {
             "label": trial.label,
-            "ca": metrics.accuracy(called(None), true) if is_moved else None,
+            "ca": metrics.accuracy(evaluation.called(model, test, None, precision), true) if trial.is_moved else None,
             "asr": metrics.accuracy(calls, wanted),
             "ra": metrics.accuracy(calls, true[eligible]),
-            "untriggered": metrics.accuracy(called(trial.lure)[eligible], wanted) if trial.lure else None,
+            "untriggered": metrics.accuracy(lured, wanted) if lured is not None else None,
         }
 
 
