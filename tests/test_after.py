@@ -12,6 +12,7 @@ import torch
 from conftest import QUICK
 from test_defenses import reachable
 
+from backdoorbench import load_model
 from backdoorbench.after.base import Scenario, Trial
 from backdoorbench.after.lmc import between
 from backdoorbench.after.none import NoAfterAttack
@@ -135,7 +136,11 @@ def test_a_network_of_another_shape_is_attacked_too(run: Callable[..., Job]) -> 
         "defense.batch_size=16",
         *QUICK,
     )
-    assert run(*words, *RETUNE, "exact.epochs=0").run.after.figures["asr_retuned"] is not None
+    plain = run(*words)
+    images = torch.rand(2, 3, 32, 32)
+    assert load_model(plain.folder)(images).shape == load_model(plain.folder, infected=True)(images).shape == (2, 10)
+    found = run(*words, *RETUNE, "exact.epochs=0").run
+    assert found.after.figures["asr_retuned"] is not None and found.purification.cached  # purified once
     with pytest.raises(ModelError, match="the defense left a network of another shape"):
         run(*words, "after=lmc", "exact.epochs=0")
 

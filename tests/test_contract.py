@@ -27,6 +27,7 @@ from backdoorbench.pipeline import after, detect, evaluation, infect, plan, puri
 from backdoorbench.pipeline.job import Job
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.storage.record import Finding
+from backdoorbench.streams import Stream
 from backdoorbench.triggers import base as triggers
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -300,6 +301,14 @@ def test_a_purified_model_is_one_to_go_on_with(defense: Defended) -> None:
     images, _ = next(defense.made.splits.test.batches(16))
     assert model(images).shape == (16, 10)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_purified_model_fits_the_network_that_its_defense_makes(defense: Defended) -> None:
+    """What kept weights are read into; `reshape` of a defense that adds layers."""
+    fresh = purify.purified_network(defense.made)
+    fresh.load_state_dict(weights(defense.purified))
+    usual = infect.fresh_network(defense.made, Stream(0)).state_dict().keys()
+    assert (fresh.state_dict().keys() != usual) == defense.made.defense.reshapes
 
 
 def test_another_seed_is_another_purified_model_where_it_draws(defense: Defended) -> None:

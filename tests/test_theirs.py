@@ -242,6 +242,7 @@ def test_clean_models_stand_beside(run: Callable[..., Job]) -> None:
         (["clean", "MODEL", "--data", "DIR", "plugins=[mine]"], "plugins names 'mine', and no option of these 2 runs comes from it"),
         (["clean", "MODEL", "--data", "DIR", "--defense", "ft", "defense.strength=1"], "strength"),
         (["clean", "MODEL", "--data", "DIR", "--defense", "fts"], "Did you mean"),
+        (["clean", "MODEL", "--data", "DIR", "--defense", "npd"], "npd gives the network more layers, so that its weights no longer fit"),
         (["clean", "MODEL", "--data", "DIR", "train.epochs=3"], "train.epochs is set by this command"),
         (["clean", "MODEL", "--data", "DIR", "attack=badnets"], "attack is set by this command"),
         (["inspect", "MODEL", "--data", "DIR", "--detectors", "strip"], "--detectors names 'strip'; expected some of latent_tac, nc"),

@@ -4,7 +4,7 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
@@ -46,6 +46,7 @@ def carry_out(words: Sequence[str]) -> int:
     if not theirs.has_data(chosen):
         raise ConfigError("a model is cleaned by images that it should know. Add --data DIR, a folder of clean images.")
     check_trigger(chosen)
+    check_defense(chosen)
     out = screen.make_console()
     found = theirs.words(chosen, out)
     check_place(chosen)
@@ -68,6 +69,25 @@ def carry_out(words: Sequence[str]) -> int:
 
 
 # ---- what was typed -------------------------------------------------------------------------------------------------
+
+
+def check_defense(chosen: Namespace) -> None:
+    """Raises ConfigError for a defense that gives the network layers, of which the file's names know nothing."""
+    from backdoorbench.config import catalog
+    from backdoorbench.config.build import target
+    from backdoorbench.config.compose import option
+    from backdoorbench.defenses.base import Defense
+
+    typed = [word.partition("=")[2] for word in chosen.settings if word.startswith("defense=")]
+    name = typed[-1] if typed else chosen.defense
+    if name in catalog.names("defense"):
+        kind: Any = target(option("defense", name), "defense")
+        if kind.reshape is not Defense.reshape:
+            raise ConfigError(
+                f"{name} gives the network more layers, so that its weights no longer fit under the names of {chosen.model}; "
+                f"expected a defense that changes weights alone. Pick another (bdx list defense), or run {name} with bdx "
+                f"experiment=given and share its model by bdx export model."
+            )
 
 
 def purifying(chosen: Namespace) -> list[str]:

@@ -269,11 +269,11 @@ def rounded(value: Any) -> Any:
 
 
 def option(group: str, name: str) -> Plain:
-    """One option's own keys, as on a data set without facts of its own: `option("attack", "none")`."""
-    conf = conf_dir()
-    node = typing.cast(DictConfig, OmegaConf.load(conf / group / f"{name}.yaml"))
+    """The own keys of an option, ours or a known plugin's, as on a data set without facts of its own."""
+    files = [folder / group / f"{name}.yaml" for folder in places()]
+    node = typing.cast(DictConfig, OmegaConf.load(next((file for file in files if file.is_file()), files[0])))
     node.pop("defaults", None)  # what it chooses of others
-    whole = OmegaConf.create({"dataset": OmegaConf.load(conf / "dataset" / f"{NEUTRAL}.yaml"), group: node})
+    whole = OmegaConf.create({"dataset": OmegaConf.load(conf_dir() / "dataset" / f"{NEUTRAL}.yaml"), group: node})
     return typing.cast(Plain, OmegaConf.to_container(whole[group], resolve=group in ASK_THE_DATA_SET))
 
 

@@ -33,6 +33,14 @@ class Defense(ABC):
     def purify(self, scenario: Scenario) -> nn.Module:
         """The purified model. The last one, always: nothing is chosen by test data."""
 
+    def reshape(self, model: nn.Module) -> None:  # noqa: B027  # most leave the layers as they are
+        """Gives a network of the victim's kind the layers that `purify` adds, so that the weights of a purified one fit it."""
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether a purified network has layers that the victim's has not."""
+        return type(self).reshape is not Defense.reshape
+
     def check(self, offered: dict[str, bool], attack: str) -> None:
         """Raises PairingError where a need is not among what is `offered` (name -> whether it exists)."""
         check_needs(self.name, "defense", self.needs, offered, attack)

@@ -68,7 +68,7 @@ class NPD(Defense):
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model, stream = scenario.model, scenario.stream
-        name, conv = late_convolution(model)
+        name, _ = late_convolution(model)
         scenario.note("before", name)
         recipe = self.tuning.recipe(self.name, self.epochs, scenario.recipe.precision)
         warm_up = dataclasses.replace(
@@ -80,8 +80,8 @@ class NPD(Defense):
             weight_decay=0.0,
         )
         with frozen(model):
-            layer = polarizer(conv.in_channels).to(conv.weight.device)
-            insert_before(model, name, layer)
+            self.reshape(model)
+            layer = model.get_submodule(f"{name}.0")
             fit(model, scenario.holdout, warm_up, stream.child("warm"), loss=self.warming(layer))
             fit(
                 model,
@@ -92,6 +92,10 @@ class NPD(Defense):
                 after_epoch=lambda epoch: scenario.probe(model, epoch),
             )
         return model
+
+    def reshape(self, model: nn.Module) -> None:
+        name, conv = late_convolution(model)
+        insert_before(model, name, polarizer(conv.in_channels).to(conv.weight.device))
 
     def warming(self, layer: nn.Module) -> Loss:
         """Cross-entropy of clean images, with the layer alone in train mode."""

@@ -17,7 +17,7 @@ from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import execute, plan
 from backdoorbench.pipeline.environment import environment
 from backdoorbench.pipeline.execute import Outcome
-from backdoorbench.pipeline.infections import describe_model
+from backdoorbench.pipeline.infections import describe_purified
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.reporting import formats, grids, picture, rows
 from backdoorbench.storage import record, store
@@ -88,7 +88,7 @@ def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
     store.write_tensors(folder / "predictions.safetensors", outcome.predictions)
     weights, known = folder / "purified.safetensors", outcome.weights
     if known is None or checkpoint.description(known) is None or not store.link(known, weights):
-        checkpoint.save(outcome.purified, weights, describe_model(made))
+        checkpoint.save(outcome.purified, weights, describe_purified(made))
     if outcome.gallery is not None:
         picture.write_gallery(*outcome.gallery, folder / "triggered.png")
     for name, images in outcome.pictures.items():

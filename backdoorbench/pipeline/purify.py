@@ -26,7 +26,7 @@ from backdoorbench.pipeline.costs import metered
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infect import fresh_network
 from backdoorbench.pipeline.infections import WEIGHTS as INFECTED
-from backdoorbench.pipeline.infections import describe_model, description
+from backdoorbench.pipeline.infections import describe_purified, description
 from backdoorbench.pipeline.plan import Plan, batch_sizes
 from backdoorbench.storage import record, store
 from backdoorbench.storage.outputs import key_of
@@ -81,7 +81,7 @@ def carry_out(
 
     def read(folder: Path) -> tuple[Purified, Finding]:
         with store.reading(folder):
-            model, calls = fresh_network(made, Stream(0)), store.read_tensors(folder / CALLS)
+            model, calls = purified_network(made), store.read_tensors(folder / CALLS)
             checkpoint.restore(model, folder / WEIGHTS)
             described = description(folder, "purification.json")
             predictions = Predictions(calls["clean"], calls.get("triggered"))
@@ -105,7 +105,7 @@ def taken_over(made: Plan, infection: Infection, test: ImageSet, finding: Findin
     folder = record.find_done(made.outputs, store.key("run", made.without_after)) if not made.config["rerun"] else None
     if folder is None:
         return None
-    model, weights = fresh_network(made, Stream(0)), folder / f"{PURIFY.model}.safetensors"
+    model, weights = purified_network(made), folder / f"{PURIFY.model}.safetensors"
     try:
         checkpoint.restore(model, weights)
         calls, known = store.read_tensors(folder / CALLS), record.read(folder)
@@ -123,14 +123,22 @@ def taken_over(made: Plan, infection: Infection, test: ImageSet, finding: Findin
     return Purified(model.eval(), predictions, not same_weights(model, infection.model), weights)
 
 
+def purified_network(made: Plan) -> nn.Module:
+    """A network such as the plan's defense leaves, with weights that say nothing."""
+    model = fresh_network(made, Stream(0))
+    made.defense.reshape(model)
+    return model
+
+
 def keep(made: Plan, purified: Purified, finding: Finding, folder: Path) -> None:
-    """Writes a purified model, and what its stage found, into `folder`. Unlike where its network is not of the victim's kind."""
-    own, usual = purified.model.state_dict(), fresh_network(made, Stream(0)).state_dict()
+    """Writes a purified model, and what its stage found, into `folder`. Unlike where its network is another
+    than its defense says."""
+    own, usual = purified.model.state_dict(), purified_network(made).state_dict()
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in usual.items()}:
         raise Unlike(purified)
     weights = purified.weights or (None if purified.is_new else made.infection_folder / INFECTED)
     if weights is None or checkpoint.description(weights) is None or not store.link(weights, folder / WEIGHTS):
-        checkpoint.save(purified.model, folder / WEIGHTS, describe_model(made))
+        checkpoint.save(purified.model, folder / WEIGHTS, describe_purified(made))
     calls = {"clean": purified.predictions.clean, "triggered": purified.predictions.triggered}
     store.write_tensors(folder / CALLS, {name: value for name, value in calls.items() if value is not None})
     settings = made.purification_settings

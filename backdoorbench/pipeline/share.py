@@ -16,7 +16,7 @@ from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.config.plugins import OWN_PACKAGE
 from backdoorbench.errors import ModelError, StorageError
 from backdoorbench.models import checkpoint
-from backdoorbench.pipeline.infections import WEIGHTS, description
+from backdoorbench.pipeline.infections import WEIGHTS, description, reshape
 from backdoorbench.reporting.rows import heading, percent
 from backdoorbench.storage import record, store
 from backdoorbench.storage.outputs import outputs_of
@@ -83,7 +83,7 @@ def weights_of(place: Path, infected: bool) -> tuple[Path, dict[str, Any]]:
         raise ModelError(
             f"'{file}' does not say what network its weights belong to; expected a run's folder, or its weights. Name another."
         )
-    return file, said
+    return file, {key: value for key, value in said.items() if key != "defense" or not infected}
 
 
 def _infected(folder: Path) -> Path:
@@ -108,6 +108,7 @@ def load(file: Path, said: dict[str, Any], plugins: Sequence[str] = ()) -> nn.Mo
     )
     size, normal = said["size"], said["normalize"]
     model: nn.Module = spec.classifier(len(said["classes"]), size, normal["mean"], normal["std"])
+    reshape(model, said, plugins)
     try:
         checkpoint.restore(model, file)
     except ValueError as error:
