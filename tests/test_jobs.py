@@ -93,7 +93,7 @@ def test_a_folder_used_before_counts_for_nothing(bdx: Callable[..., Told], train
     trained[1] = RuntimeError("it broke")
     assert bdx("-m", "hydra.sweep.dir=sw", "seed=0,1")[0] == 1
     code, out, _ = bdx("-m", "hydra.sweep.dir=sw", "seed=3")
-    assert code == 0 and "seeds 3;" in out and "failed" not in out
+    assert code == 0 and "seed 3;" in out and "failed" not in out
     assert [job[-1] for job in read_json(Path("sw/sweep.json"))["jobs"]] == ["seed=3"]
     trained.clear()
     code, out, _ = bdx("-m", "hydra.sweep.dir=sw", "seed=0,1")
@@ -168,7 +168,7 @@ def test_a_launcher_that_gives_up_leaves_jobs_lost_and_unstarted(
     monkeypatch.setattr(basic, "launch", launch)
     code, out, err = bdx("-m", "seed=range(0,9)")
     assert code == 1 and err == "bdx: the launcher gave up: MemoryError: a worker was killed\n"
-    assert "seeds 0;" in out
+    assert "seed 0;" in out
     assert "  1 of 9 jobs failed, 7 never started; the same command repeats only those" in out
     assert "  job 1 (seed=1): ended without a word: it was killed, or ran out of memory" in out
     assert "  never started, as the launcher gave up: jobs 2 to 8" in out
@@ -219,7 +219,7 @@ def test_an_interrupted_sweep_tells_what_it_did(bdx: Callable[..., Told], traine
     trained[1] = KeyboardInterrupt()
     code, out, err = bdx("-m", "seed=0,1,2,3")
     assert code == 130 and err == "bdx: interrupted; the same command goes on where it stopped\n"
-    assert "seeds 0;" in out
+    assert "seed 0;" in out
     assert "  1 of 4 jobs was interrupted, 2 never started; the same command repeats only those" in out
     assert "  job 1 (seed=1): was interrupted\n  never started, as the sweep was interrupted: jobs 2, 3" in out
 

@@ -130,7 +130,7 @@ def test_a_limit_is_compared_as_figures_are_printed() -> None:
 def test_one_seed_has_no_spread() -> None:
     (ranking,) = ranked([made for made in TWO_SEEDS if made.config["seed"] == 0])
     assert lines(ranking)[0] == ("fst | 2 | 1 | 50.00 | 10.00 (blended) | 6.00 | 2.50 | 10.00 | 95.75 | 100.00")
-    assert "on seeds 0; one seed has no spread" in verdicts.said(ranking)[1]
+    assert "on seed 0; one seed has no spread" in verdicts.said(ranking)[1]
     found = list(csv.DictReader(io.StringIO(verdicts.as_csv([ranking]))))
     assert {row["asr_std"] for row in found} == {""} and {row["n"] for row in found} == {"1"}
 

@@ -21,7 +21,7 @@ from backdoorbench.errors import ConfigError, DataError, did_you_mean, few
 from backdoorbench.metrics import DER_DEFINITION
 from backdoorbench.reporting.formats import fraction
 from backdoorbench.reporting.grids import Column, Grid, Item, blocks, labels
-from backdoorbench.reporting.notes import MOST, join_called, join_few, ranges
+from backdoorbench.reporting.notes import MOST, join_called, join_few, seeds_of
 from backdoorbench.reporting.rows import (
     DASH,
     RISES,
@@ -350,9 +350,7 @@ def said(standings: Sequence[Standing]) -> list[str]:
 
 def _counted(standing: Standing) -> str:
     where = f" ({standing.title})" if standing.title else ""
-    return (
-        f"n counts infections of {standing.attacks} settings of data and attack, seeds {ranges(standing.seeds)}{where}"
-    )
+    return f"n counts infections of {standing.attacks} settings of data and attack, {seeds_of(standing.seeds)}{where}"
 
 
 def _friedman(standing: Standing) -> str:

@@ -173,7 +173,7 @@ def footer(rows: Sequence[Row], runs: Sequence[Run]) -> str:
     seeds = sorted({seed for row in rows for seed in row.seeds})
     devices = sorted({run.environment.get("device", "?") for run in runs if run.status == "done"})
     spread = "mean ± sample standard deviation over seeds; " if any(row.n > 1 for row in rows) else ""
-    return f"{spread}seeds {ranges(seeds)}; {'; '.join(devices)}"
+    return f"{spread}{seeds_of(seeds)}; {'; '.join(devices)}"
 
 
 def collapsed(rows: Sequence[Row], mark: str) -> list[str]:
@@ -189,7 +189,7 @@ def _collapsed(row: Row) -> str:
     reasons: dict[str, list[int]] = {}
     for seed, reason in row.collapsed.items():
         reasons.setdefault(reason, []).append(seed)
-    said = (f"{reason}, seed{'s' * (len(seeds) > 1)} {ranges(seeds)}" for reason, seeds in reasons.items())
+    said = (f"{reason}, {seeds_of(seeds)}" for reason, seeds in reasons.items())
     return f"{row.names[row.stage.group]} on {row.names[INFECT.group]} ({'; '.join(said)})"
 
 
@@ -279,6 +279,11 @@ def detectors(rows: Sequence[Row]) -> list[str]:
     said = [DETECTION] if not all(of_models) else []
     said += [DETECTION_OF_MODELS] if any(of_models) else []
     return said + ([CLEAN_MODEL] if any(row.beside for row in rows) else [])
+
+
+def seeds_of(seeds: Sequence[int]) -> str:
+    """`seed 0`, or `seeds 0, 1, 2`."""
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {ranges(seeds)}"
 
 
 def ranges(numbers: Sequence[int]) -> str:

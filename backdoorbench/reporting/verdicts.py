@@ -18,7 +18,7 @@ from backdoorbench.errors import DataError
 from backdoorbench.metrics import DER_DEFINITION
 from backdoorbench.reporting.formats import fraction
 from backdoorbench.reporting.grids import Column, Grid, Item, blocks, labels
-from backdoorbench.reporting.notes import join_called, join_few, ranges
+from backdoorbench.reporting.notes import join_called, join_few, seeds_of
 from backdoorbench.reporting.rows import DASH, TITLES, Cell, Outcome, Row, is_weak, outcome, rate_of, show
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _weak(contest: _Contest) -> list[str]:
     seeds: dict[Case, list[int]] = {}
     for case, seed in sorted(contest.weak):
         seeds.setdefault(case, []).append(seed)
-    said = [f"{_called(case)} (seed{'s' * (len(found) > 1)} {ranges(found)})" for case, found in seeds.items()]
+    said = [f"{_called(case)} ({seeds_of(found)})" for case, found in seeds.items()]
     return [f"not counted in the verdicts, the infection being weak or broken: {join_few(said)}"] if said else []
 
 
@@ -288,7 +288,7 @@ def as_grid(ranking: Ranking) -> Grid:
 def said(ranking: Ranking) -> list[str]:
     """What must stand below the table of a ranking."""
     spread = "; mean ± sample standard deviation over seeds" if len(ranking.seeds) > 1 else "; one seed has no spread"
-    compared = f"cells: attacks at a rate that all of these defenses have, on seeds {ranges(ranking.seeds)}{spread}"
+    compared = f"cells: attacks at a rate that all of these defenses have, on {seeds_of(ranking.seeds)}{spread}"
     collapsed = [f"{verdict.name} ({verdict.collapsed})" for verdict in ranking.verdicts if verdict.collapsed]
     count = "collapsed, so not met and on no front, but in the means"
     return [
