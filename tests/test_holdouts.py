@@ -266,6 +266,8 @@ def test_a_record_says_the_kind_and_the_images_a_class(
     (stage,) = (stage for stage in written["stages"] if stage["kind"] == "purify")
     assert stage["details"]["holdout"] == {"kind": "seen", "images": 30, "fewest": 3, "most": 3}
     assert " ft, holdout 3 a class, seen " in outcome.stage_line(done.run, "purify")
+    done.run.purification.seconds |= {"purify": 4.0, "curve": 7.2}  # what a reader waits for is told
+    assert outcome.stage_line(done.run, "purify").endswith("0:04, its curve 0:07")
 
 
 def test_a_record_from_before_kinds_is_read(tmp_path: Path) -> None:

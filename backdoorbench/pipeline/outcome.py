@@ -47,7 +47,9 @@ def stage_line(run: Run, stage: str) -> str:
     if stage == AFTER.name:
         return _line(stage, run.after.name, clock(run.after.seconds["after"]))
     said, found = f"{run.config['defense']['name']}, {holdouts.short(run.config['holdout'])}", run.purification
-    return _line(stage, said, f"cached {found.key}" if found.cached else clock(found.seconds["purify"]))
+    spent = found.seconds.get("curve", 0)
+    beside = f", its curve {clock(spent)}" if spent >= 1 else ""
+    return _line(stage, said, f"cached {found.key}" if found.cached else clock(found.seconds["purify"]) + beside)
 
 
 def _line(stage: str, said: str, cost: str) -> str:
