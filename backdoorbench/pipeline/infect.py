@@ -226,7 +226,8 @@ def infect(
 ) -> Infection:
     """Trains the infected model. surrogate, network: see `Task`."""
     stream, train = made.stream.child("infect"), made.parts.train.to(made.device)
-    task = Task(train, lambda inner: build_network(made, inner), made.recipe, snapshots, surrogate, network)
+    recipe = dataclasses.replace(made.recipe, name=made.spec.name)  # what progress and messages call the training
+    task = Task(train, lambda inner: build_network(made, inner), recipe, snapshots, surrogate, network)
     with device.memory_errors("infect", {"train.batch_size": made.recipe.batch_size}):
         return attacks.carry_out(made.attack, task, stream)
 
