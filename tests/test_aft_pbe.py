@@ -285,6 +285,7 @@ def test_pbe_1_selections_have_their_sizes_and_no_duplicates(scene: Scene) -> No
     assert defense("pbe", shares=[0.29]).count(0, 100) == 29  # 0.29 * 100 is 28.999999999999996
 
 
+@pytest.mark.slow
 def test_pbe_1_the_first_selection_is_as_poisoned_as_the_set(scene: Scene) -> None:
     poisoned = scene[1].poisoned
     assert poisoned is not None

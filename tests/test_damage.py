@@ -139,6 +139,7 @@ def damages(whole: tuple[Path, Run], count: int, caplog: pytest.LogCaptureFixtur
     assert {name: (outputs / name).read_bytes() for name in tensors} == tensors  # made again, byte for byte
 
 
+@pytest.mark.slow  # test_four_single_bytes_of_images asks as much of other files
 def test_four_single_bytes(whole: tuple[Path, Run], caplog: pytest.LogCaptureFixture) -> None:
     damages(whole, 4, caplog)
 

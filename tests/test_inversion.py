@@ -48,6 +48,7 @@ def test_distances_are_in_normalised_units() -> None:
     assert found.item() == pytest.approx(sum((0.03 / std) ** 2 for std in (0.2, 0.3, 0.4)) / 3, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns_the_identity() -> None:
     made = inverter(pretrain_epochs=40, width=8)
     pixels, _ = images()
