@@ -1,5 +1,6 @@
 """The configurations of a sweep's jobs, and what tells them apart."""
 
+import functools
 from collections.abc import Sequence
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -19,7 +20,7 @@ def composer(loader: ConfigLoader, master: DictConfig) -> Composer:
             del made["hydra"]
         return made
 
-    return Composer(load, loader.repository.group_exists)
+    return Composer(load, functools.cache(loader.repository.group_exists))
 
 
 def varying(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
