@@ -1,14 +1,23 @@
 """Where the work is done: choosing the device, counting threads, and saying what ran out of memory."""
 
 import ctypes
+import logging
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
 from backdoorbench.errors import DeviceError, join_words
+
+try:
+    import resource
+except ModuleNotFoundError:  # on Windows
+    resource = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 NEVER = 2**31 - 1  # bytes
@@ -54,6 +63,42 @@ def keep_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_MAX, 0)  # no block is a mapping of its own, which dies with it
         library.mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+class Crowding:
+    """Says once a process that other work keeps the threads of a training waiting for each other: of two threads beside one
+    busy process a training of small batches keeps a hundredth of its speed, and one thread nearly all.
+
+    AFTER      seconds of training after which that is judged
+    GOT        share of the processor time wanted by its threads, below which they were kept waiting
+    SWITCHES   times a second, at least, that the kernel took a core away; below, the threads wait for something else"""
+
+    AFTER, GOT, SWITCHES = 5.0, 0.75, 100
+    is_told = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.threads = torch.get_num_threads() if device.type == "cpu" and resource is not None else 1
+        self.is_over = self.threads < 2
+        self.before = (0.0, 0.0, 0.0) if self.is_over else self._spent()
+
+    def look(self) -> None:
+        """Called at each step; judges the first seconds alone."""
+        if self.is_over or Crowding.is_told or time.monotonic() - self.before[0] < self.AFTER:
+            return
+        self.is_over = True
+        seconds, busy, switches = (now - then for now, then in zip(self._spent(), self.before, strict=True))
+        if busy < self.GOT * self.threads * seconds and switches > self.SWITCHES * seconds:
+            Crowding.is_told = True
+            got = busy / seconds
+            log.warning(
+                f"other work keeps the cores busy: of {self.threads} threads' time this training got {got:.1f}, and threads that "
+                f"wait for each other can be many times slower than fewer; runtime.threads={max(1, int(got))} is faster meanwhile"
+            )
+
+    def _spent(self) -> tuple[float, float, float]:
+        """Seconds on the clock and of the processor, and involuntary switches, of this process until now."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return time.monotonic(), used.ru_utime + used.ru_stime, used.ru_nivcsw
 
 
 def describe(device: torch.device) -> str:

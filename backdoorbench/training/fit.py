@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from backdoorbench import progress
 from backdoorbench.data.images import Change, ImageSet, spans
+from backdoorbench.device import Crowding
 from backdoorbench.errors import TrainingError
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.layouts import layout_of
@@ -125,7 +126,7 @@ def fit(
     steps = len(spans(len(train), recipe.batch_size))
     if drop_last:
         steps = max(1, len(train) // recipe.batch_size)
-    saved = time.monotonic()
+    saved, crowding = time.monotonic(), Crowding(device)
 
     with progress.task(recipe.name, recipe.epochs, "epoch", steps) as work, _own_random_numbers(device):
         work.advance(len(history) * steps)
@@ -155,6 +156,7 @@ def fit(
                         after_step()
                     total += value.detach() * len(labels)
                     count += len(labels)
+                    crowding.look()
                     if step + 1 < steps:
                         work.advance()
             if companion is not None:

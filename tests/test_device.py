@@ -1,0 +1,61 @@
+"""What a training says of the machine: that other work keeps its threads waiting."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from backdoorbench import device
+from backdoorbench.device import Crowding
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """looked(threads, seconds, busy, switches): what is said after so many seconds on the clock and of the processor."""
+
+    def look(threads: int, seconds: float, busy: float, switches: int) -> list[str]:
+        told: list[str] = []
+        now = [0.0, 0.0, 0.0]
+        monkeypatch.setattr(Crowding, "is_told", False)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        used = SimpleNamespace(
+            RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_utime=now[1], ru_stime=0.0, ru_nivcsw=now[2])
+        )
+        monkeypatch.setattr(device, "resource", used)
+        monkeypatch.setattr(device, "time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(device.log, "warning", told.append)
+        crowding = Crowding(CPU)
+        crowding.look()
+        now[:] = [seconds, busy, switches]
+        for _ in range(3):
+            crowding.look()
+            Crowding(CPU).look()
+        return told
+
+    return look
+
+
+def test_a_training_whose_threads_are_kept_waiting_says_so_once(looked: Callable[..., list[str]]) -> None:
+    """The figures of one busy process on two cores, where the demo took 90 seconds instead of 2."""
+    assert looked(2, 90.6, 90.6, 259 * 90) == [
+        "other work keeps the cores busy: of 2 threads' time this training got 1.0, and threads that wait for each other can be "
+        "many times slower than fewer; runtime.threads=1 is faster meanwhile"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("threads", "seconds", "busy", "switches"),
+    [
+        (2, 8.0, 13.8, 400),  # alone: 1.72 of two threads
+        (1, 90.0, 45.0, 90_000),  # one thread waits for none
+        (16, 60.0, 300.0, 600),  # small batches keep 16 threads idle, but nobody takes a core away
+        (2, 4.9, 4.9, 1300),  # too soon to tell
+    ],
+)
+def test_what_is_no_crowd_is_silent(
+    threads: int, seconds: float, busy: float, switches: int, looked: Callable[..., list[str]]
+) -> None:
+    assert looked(threads, seconds, busy, switches) == []
