@@ -96,3 +96,27 @@ def test_fractions_are_refused_or_said(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("attack,defense,asr\nbadnets,fst,0.05\n")
     (said,) = published.doubts(published.read_figures(tmp_path / "own.csv"), report.rows.aggregate(RUNS))
     assert said == "no published figure is above 1 %: they are read as percent, so multiply fractions by 100"
+
+
+def test_an_experiments_figures_stand_beside_other_networks_with_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("dataset=cifar10", "model=airbench", "attack.poison_rate=0.1")
+    found = {
+        Path(one.id): one for one in [run("badnets", "fp", 0, 0.02, *words), run("badnets", "ep", 0, 0.02, *words)]
+    }
+    exact = report.make(found, ("asr",), ("defense",), ("attack",), theirs=[])
+    assert "57.13" not in terminal.as_text(exact)
+    text = " ".join(
+        terminal.as_text(
+            report.make(found, ("asr",), ("defense",), ("attack",), theirs=[], nearest=["backdoorbench"])
+        ).split()
+    )
+    assert (
+        "fp 2.00 [57.13 a]* ep 2.00*" in text and "a BackdoorBench, arXiv 2206.12654 (data of the source)" in text
+    )  # it has no EP
+    assert "settings other than experiment backdoorbench's: model airbench, not preact_resnet18" in text
+    assert cli.main(["report", str(tmp_path), "--published", "backdorbench"]) == 2
+    assert "expected a csv of published figures, or one of backdoorbench, fmp, fst" in " ".join(
+        capsys.readouterr().err.split()
+    )

@@ -62,11 +62,12 @@ def carry_out(words: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--published",
-        metavar="FILE",
+        metavar="FIGURES",
         nargs="?",
         const="",
         action="append",
-        help="puts published figures into the tables: ours, and those of a csv of your own (docs/report.md has its columns)",
+        help="puts published figures into the tables: those of exactly these settings, of a csv of your own (docs/report.md has "
+        "its columns), or those nearest of an experiment, such as backdoorbench",
     )
     parser.add_argument("--output", metavar="FILE", help="write there instead of printing; html needs it")
     parser.add_argument(
@@ -109,14 +110,14 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.storage import store
 
     files = chosen.published
-    theirs = (
-        [one for file in files if file for one in published.read_figures(Path(file))] if files is not None else None
-    )
+    nearest = [name for name in files or () if name in published.experiments()]
+    own = [Path(file) for file in files or () if file and file not in nearest]
+    theirs = [one for file in own for one in published.read_figures(file)] if files is not None else None
     details = classes.DETAILS if chosen.format == "classes-csv" else ()
     against = (chosen.against or "") if chosen.statistics else None
     found, said = chosen_runs(chosen.folders, chosen.where, details)
     is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
-    made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs, is_asked)
+    made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs, is_asked, nearest)
     say(published.doubts(theirs or (), made.rows))
     made.notes.extend(said)
     named = display.chosen(made.found, chosen.names, chosen.format in IN_PRINT)

@@ -137,6 +137,11 @@ def figures(experiment: str) -> list[Figure]:
     return found
 
 
+def experiments() -> list[str]:
+    """The experiments that figures are known for, sorted."""
+    return sorted({row["experiment"] for row in _rows("figures.csv")})
+
+
 def read_figures(file: Path) -> list[Figure]:
     """An author's own: a csv with the columns of ours, of which attack, defense and a score must be there; what is left out, such
     as the network, holds for all. ConfigError where it is something else."""
@@ -186,8 +191,8 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
             rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(
-            f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); expected a csv of published figures. Name "
-            f"another after --published."
+            f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); expected a csv of published figures, or one "
+            f"of {', '.join(experiments())}. Name another after --published."
         ) from None
     if not {"attack", "defense"} <= set(columns):
         raise ConfigError(
@@ -229,13 +234,17 @@ def compare(runs: Iterable[Run], experiment: str) -> list[Comparison]:
     return found + [mean for figure in known if figure.attack == "mean" and (mean := _mean(rows, figure))]
 
 
-def beside(rows: Sequence[Row], own: Sequence[Figure] = ()) -> dict[tuple[int, str], Comparison]:
+def beside(
+    rows: Sequence[Row], own: Sequence[Figure] = (), nearest: Sequence[str] = ()
+) -> dict[tuple[int, str], Comparison]:
     """What any source prints for our rows: (place of the row, name of the model) -> comparison; an infected model once.
 
     Unlike in `compare`, everything that the source names must be ours: data set, whole; network, attack, rate, target, holdout,
     defense and its setting.
 
-    own  of the author, which come first"""
+    own      of the author, which come first
+    nearest  experiments whose figures stand beside a row that has none of its own, as `compare` finds them"""
+    others = [figure for experiment in nearest for figure in figures(experiment)]
     known: dict[tuple[str, ...], list[Figure]] = {}
     for experiment in dict.fromkeys(row["experiment"] for row in _rows("figures.csv")):
         for figure in figures(experiment):
@@ -251,6 +260,8 @@ def beside(rows: Sequence[Row], own: Sequence[Figure] = ()) -> dict[tuple[int, s
             fit = [figure for figure in own if figure.defense == defense and _is_of(figure, where)]
             fit += known.get((*where, defense), [])
             fit = [figure for figure in fit if _names_ours(figure, row, model)]
+            if once and not fit and (close := _find(others, row.names, defense, "")):
+                fit = [close]
             if once and fit:
                 published = max(fit, key=lambda figure: bool(figure.setting))
                 names = row.names
@@ -382,8 +393,9 @@ def swept_keys(experiment: str) -> list[str]:
     return ["attack.poison_rate", *(str(key) for key in content.hydra.sweeper.params)]
 
 
-def remarks(found: Mapping[tuple[int, str], Comparison], rows: Sequence[Row]) -> list[str]:
-    """What must be said below comparisons in a report: notes, and what we did otherwise than each experiment."""
+def remarks(found: Mapping[tuple[int, str], Comparison], rows: Sequence[Row], nearest: Sequence[str] = ()) -> list[str]:
+    """What must be said below comparisons in a report: notes, and what we did otherwise than each experiment; the whole of it for
+    those that were asked for though settings differ."""
     said = notes(list(found.values()))
     configs: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for (place, _), item in found.items():
@@ -393,8 +405,8 @@ def remarks(found: Mapping[tuple[int, str], Comparison], rows: Sequence[Row]) ->
             pairs.setdefault((names["attack"], names["defense"]), rows[place].config)
     left = MOST_COMPOSED
     for experiment, pairs in configs.items():
-        looked_at = list(pairs.values())[:left]
-        left -= len(looked_at)
+        looked_at = list(pairs.values())[: None if experiment in nearest else left]
+        left = max(0, left - len(looked_at))
         if looked_at:
             part = f", of {len(looked_at)} pairs of {len(pairs)}" if len(pairs) > len(looked_at) else ""
             other = "; ".join(departures(looked_at, experiment)) or "none"

@@ -94,6 +94,7 @@ def make(
     against: str | None = None,
     theirs: Sequence[Figure] | None = None,
     keeps_tuning: bool = False,
+    nearest: Sequence[str] = (),
 ) -> Report:
     """The report of runs by the folder of their record.
 
@@ -104,7 +105,8 @@ def make(
     is_ranked       whether to rank the defenses, too
     against         the defense that statistics compare all others with; empty: each with each; None: no statistics
     theirs          an author's own published figures, which stand with ours in the tables themselves; None: in a table apart
-    keeps_tuning    whether statistics compare runs that chose settings, too"""
+    keeps_tuning    whether statistics compare runs that chose settings, too
+    nearest         experiments whose published figures stand beside rows of other networks and settings, too"""
     runs = list(found.values())
     detectors, after = rows.detections(runs), rows.afters(runs)
     models = comebacks.mark(fragile.mark(rows.aggregate(runs), limits), after, limits)
@@ -120,7 +122,7 @@ def make(
                 f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs finished, none with {what}; expected one at "
                 f"least. bdx list {group} shows what there is to ask."
             )
-    beside = published.beside(models, theirs or ())
+    beside = published.beside(models, theirs or (), nearest)
     told = published.told(beside, models) if theirs is not None else {}
     is_pivot = bool(lines or columns)
     laid_out: list[Grid] = []
@@ -146,7 +148,7 @@ def make(
         else []
     )
     said += [f"{unended} run{'s' * (unended > 1)} without an end: killed, or still going"] if unended else []
-    remarks = published.remarks(beside, models) if beside else []
+    remarks = published.remarks(beside, models, nearest) if beside else []
     if theirs is not None:
         said += published.explained(list(beside.values()))
     rankings = verdicts.rank(models, limits) if is_ranked else []
