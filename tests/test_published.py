@@ -115,6 +115,7 @@ def test_an_experiments_figures_stand_beside_other_networks_with_what_differs(
     assert (
         "fp 2.00 [57.13 a]* ep 2.00*" in text and "a BackdoorBench, arXiv 2206.12654 (data of the source)" in text
     )  # it has no EP
+    assert "within: each published score" not in text  # no verdict is shown
     assert "settings other than experiment backdoorbench's: model airbench, not preact_resnet18" in text
     assert cli.main(["report", str(tmp_path), "--published", "backdorbench"]) == 2
     assert "expected a csv of published figures, or one of backdoorbench, fmp, fst" in " ".join(

@@ -393,10 +393,17 @@ def swept_keys(experiment: str) -> list[str]:
     return ["attack.poison_rate", *(str(key) for key in content.hydra.sweeper.params)]
 
 
-def remarks(found: Mapping[tuple[int, str], Comparison], rows: Sequence[Row], nearest: Sequence[str] = ()) -> list[str]:
+def remarks(
+    found: Mapping[tuple[int, str], Comparison],
+    rows: Sequence[Row],
+    nearest: Sequence[str] = (),
+    is_judged: bool = True,
+) -> list[str]:
     """What must be said below comparisons in a report: notes, and what we did otherwise than each experiment; the whole of it for
-    those that were asked for though settings differ."""
-    said = notes(list(found.values()))
+    those that were asked for though settings differ.
+
+    is_judged  whether verdicts are shown"""
+    said = notes(list(found.values()))[0 if is_judged else 1 :]
     configs: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for (place, _), item in found.items():
         if item.published and item.published.experiment:

@@ -148,7 +148,7 @@ def make(
         else []
     )
     said += [f"{unended} run{'s' * (unended > 1)} without an end: killed, or still going"] if unended else []
-    remarks = published.remarks(beside, models, nearest) if beside else []
+    remarks = published.remarks(beside, models, nearest, theirs is None) if beside else []
     if theirs is not None:
         said += published.explained(list(beside.values()))
     rankings = verdicts.rank(models, limits) if is_ranked else []
