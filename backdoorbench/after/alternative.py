@@ -15,19 +15,20 @@ Cost     `epochs` passes over `images` images, twice forward and once backward
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoorbench.after.base import AfterAttack, Scenario, Trial
+from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import check_range
 from backdoorbench.models.base import frozen
 from backdoorbench.models.surgery import activations, classifier_name
 from backdoorbench.shapes import Images, Labels
-from backdoorbench.training.adversarial import universal
+from backdoorbench.training.adversarial import UniversalSearch
 from backdoorbench.training.forward import penultimate_features
 
 
@@ -40,23 +41,14 @@ class Alternative(AfterAttack):
 
     direction: Literal["attacked", "infected"]
     weight: float
-    epsilon: float
-    step: float
-    images: int
-    epochs: int
-    batch_size: int
+    search: Annotated[UniversalSearch, BESIDE]
 
     def __post_init__(self) -> None:
         check_range("after.weight", self.weight, 0)
-        check_range("after.epsilon", self.epsilon, 0, 1)
-        check_range("after.step", self.step, 0, 1)
-        check_range("after.images", self.images, 1)
-        check_range("after.epochs", self.epochs, 0)
-        check_range("after.batch_size", self.batch_size, 1)
 
     def trials(self, scenario: Scenario) -> Iterator[Trial]:
         model, target = scenario.model, scenario.target
-        clean = scenario.eligible(self.images, scenario.stream.child("images"))
+        clean = scenario.eligible(self.search.images, scenario.stream.child("images"))
         source = scenario.infected if self.direction == "infected" else model
         with scenario.autocast():
             way = direction(source, clean, scenario.triggered(clean)).to(scenario.device)
@@ -72,10 +64,7 @@ class Alternative(AfterAttack):
             return self.weight * aligned - F.cross_entropy(logits, target.label(labels))
 
         with frozen(model):
-            pattern = universal(
-                objective, clean, radius=self.epsilon, step=self.step, epochs=self.epochs, batch_size=self.batch_size,
-                stream=scenario.stream.child("pattern"),
-            )  # fmt: skip
+            pattern = self.search.find(objective, clean, scenario.stream.child("pattern"))
         yield Trial("alternative", model, lambda images: (images + pattern).clamp(0, 1))
 
 

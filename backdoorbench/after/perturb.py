@@ -13,17 +13,16 @@ Cost     `epochs` passes over `images` images, forward and backward
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from backdoorbench.after.base import AfterAttack, Scenario, Trial
-from backdoorbench.config.build import Folder
-from backdoorbench.errors import check_range
+from backdoorbench.config.build import BESIDE, Folder
 from backdoorbench.models.base import frozen
 from backdoorbench.shapes import Images, Labels
-from backdoorbench.training.adversarial import universal
+from backdoorbench.training.adversarial import UniversalSearch
 
 
 @dataclass(frozen=True)
@@ -33,25 +32,14 @@ class Perturb(AfterAttack):
     needs: ClassVar[frozenset[str]] = frozenset({"model", "trigger", "train"})
     figure: ClassVar[str] = "perturbed"
 
-    epsilon: float
-    step: float
-    images: int
-    epochs: int
-    batch_size: int
+    search: Annotated[UniversalSearch, BESIDE]
     source: Folder | None
-
-    def __post_init__(self) -> None:
-        check_range("after.epsilon", self.epsilon, 0, 1)
-        check_range("after.step", self.step, 0, 1)
-        check_range("after.images", self.images, 1)
-        check_range("after.epochs", self.epochs, 0)
-        check_range("after.batch_size", self.batch_size, 1)
 
     def trials(self, scenario: Scenario) -> Iterator[Trial]:
         trigger, target = scenario.trigger, scenario.target
         attacked = scenario.model
         model = attacked if self.source is None else scenario.load(self.source)
-        chosen = scenario.eligible(self.images, scenario.stream.child("images"))
+        chosen = scenario.eligible(self.search.images, scenario.stream.child("images"))
         triggered = scenario.triggered(chosen, target.label(chosen.labels))
 
         def towards_target(change: Images, images: Images, labels: Labels) -> Tensor:
@@ -59,10 +47,7 @@ class Perturb(AfterAttack):
                 return -F.cross_entropy(model((images + change).clamp(0, 1)).float(), labels)
 
         with frozen(model):
-            change = universal(
-                towards_target, triggered, radius=self.epsilon, step=self.step, epochs=self.epochs,
-                batch_size=self.batch_size, stream=scenario.stream.child("perturb"),
-            )  # fmt: skip
+            change = self.search.find(towards_target, triggered, scenario.stream.child("perturb"))
         yield Trial(
             "perturbed",
             attacked,

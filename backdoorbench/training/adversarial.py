@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench.data.images import ImageSet, spans
+from backdoorbench.errors import check_range
 from backdoorbench.models.base import evaluating
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
@@ -95,26 +96,42 @@ def ascend(
     return moved
 
 
-def universal(
-    objective: Callable[[Images, Images, Labels], Tensor],
-    images: ImageSet,
-    *,
-    radius: float,
-    step: float,
-    epochs: int,
-    batch_size: int,
-    stream: Stream,
-) -> Images:
-    """(1, 3, H, W): one change of all images within `radius`, from none, by signed steps of `ascend`: one a batch.
+@dataclass(frozen=True)
+class UniversalSearch:
+    """How an after-attack searches one change of all images. In its yaml these settings stand beside its own:
+    `search: Annotated[UniversalSearch, BESIDE]`.
 
-    objective  (change, batch, labels) -> scalar to increase; whoever calls sees to clipping, and to the model's mode"""
-    passes = (images.batches(batch_size, stream.child(f"epoch{epoch}")) for epoch in range(epochs))
-    batches = itertools.chain.from_iterable(passes)
-    steps = epochs * len(spans(len(images), batch_size))
-    none = torch.zeros(1, *images.images.shape[1:], device=images.device)
-    return ascend(
-        lambda change: objective(change, *next(batches)), none, radius=radius, step=step, steps=steps, clamp=False
-    )
+    epsilon  of a pixel, at most; step: of a pixel in one step
+    images   that it learns from
+    epochs   passes over them
+    """
+
+    epsilon: float
+    step: float
+    images: int
+    epochs: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        check_range("after.epsilon", self.epsilon, 0, 1)
+        check_range("after.step", self.step, 0, 1)
+        check_range("after.images", self.images, 1)
+        check_range("after.epochs", self.epochs, 0)
+        check_range("after.batch_size", self.batch_size, 1)
+
+    def find(self, objective: Callable[[Images, Images, Labels], Tensor], images: ImageSet, stream: Stream) -> Images:
+        """(1, 3, H, W): one change of all images within epsilon, from none, by signed steps of `ascend`: one a batch.
+
+        objective  (change, batch, labels) -> scalar to increase; whoever calls sees to clipping, and to the model's mode"""
+        passes = (images.batches(self.batch_size, stream.child(f"epoch{epoch}")) for epoch in range(self.epochs))
+        batches = itertools.chain.from_iterable(passes)
+        steps = self.epochs * len(spans(len(images), self.batch_size))
+        none = torch.zeros(1, *images.images.shape[1:], device=images.device)
+
+        def on_next_batch(change: Images) -> Tensor:
+            return objective(change, *next(batches))
+
+        return ascend(on_next_batch, none, radius=self.epsilon, step=self.step, steps=steps, clamp=False)
 
 
 def within_l2(deltas: Tensor, radius: float) -> Tensor:
