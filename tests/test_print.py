@@ -66,7 +66,7 @@ def test_no_method_is_printed_as_it_is_typed() -> None:
 def test_only_whole_words_are_replaced() -> None:
     named = Names({"ft": "FT", "ft_sam": "FT-SAM", "badnets": "BadNets", "lc": "LC"})
     assert named("ft, lr 0.1 · ft_sam (badnets)") == "FT, lr 0.1 · FT-SAM (BadNets)"
-    kept = "defense=ft runs/ft ft.yaml soft lc/x ft-2"
+    kept = "defense=ft,ft_sam,lc runs/ft ft.yaml soft lc/x ft-2"
     assert named(kept) == kept
     assert named("badnets, lc.") == "BadNets, LC."
 

@@ -28,7 +28,7 @@ SILENT = "none"  # which says what it is
 class Names:
     """Option -> what print calls it.
 
-    Only whole words are replaced: `ft` in `ft, lr 0.1`, not in `ft_sam`, `defense=ft` or `runs/ft`."""
+    Only whole words are replaced: `ft` in `ft, lr 0.1`, not in `ft_sam`, `defense=ft,fst` or `runs/ft`."""
 
     known: Mapping[str, str] = field(default_factory=dict)
 
@@ -36,7 +36,7 @@ class Names:
         if not self.known:
             return text
         options = "|".join(map(re.escape, sorted(self.known, key=len, reverse=True)))
-        return re.sub(rf"(?<![\w=./-])({options})(?![\w=/-]|\.\w)", lambda found: self.known[found[1]], text)
+        return re.sub(rf"(?<![\w=./,-])({options})(?![\w=/-]|[.,]\w)", lambda found: self.known[found[1]], text)
 
     def grid(self, grid: Grid) -> Grid:
         """The table with its title, heads and names in print; figures stay."""

@@ -213,12 +213,12 @@ def sections(report: Report, named: Names = TYPED) -> list[Section]:
         for pair in zip(contrasts.as_grids(standing), contrasts.captions(standing), strict=True)
     ]
     made.append(Section("statistics", captioned, contrasts.said(report.standings)))
+    printed = [_in_print(section, named) for section in made if section.tables or section.notes]
     if report.beside:
-        apart = Section("published", [], report.remarks)
-        if not report.is_inline:
-            apart.tables.append((published.as_grid(list(report.beside.values())), []))
-        made.append(apart)
-    return [_in_print(section, named) for section in made if section.tables or section.notes]
+        found = published.as_grid(list(report.beside.values()))
+        apart: list[tuple[Grid, list[str]]] = [] if report.is_inline else [(named.grid(found), [])]
+        printed.append(Section("published", apart, report.remarks))  # of settings, as they are typed
+    return printed
 
 
 def costs(report: Report, named: Names = TYPED) -> Section | None:
