@@ -68,6 +68,12 @@ def test_any_key_of_the_configuration_chooses(
     assert bool(said) == bool(texts) and (not said or f"{len(wanted)} of 5 runs; {5 - len(wanted)} left out" in said[0])
 
 
+def test_runs_without_a_setting_are_counted(configs: list[dict[str, Any]]) -> None:
+    kept, said = choosing.choose(enumerate(configs), choosing.parsed(["defense.alpha=0.5", "dataset=digits"]))
+    assert kept == [2]
+    assert said[1] == "3 of 5 runs have no defense.alpha (of other options, or recorded by an older bdx) and are left out"
+
+
 @pytest.mark.parametrize("text", ["digits", "", "=digits", "dataset=", "dataset=digits,,defense=ft", ",dataset=digits"])
 def test_words_that_choose_nothing_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected KEY=VALUE,VALUE,KEY=VALUE"):

@@ -77,6 +77,12 @@ def choose(items: Iterable[tuple[T, Mapping[str, Any]]], wanted: Conditions) -> 
             asked := [is_met for is_met, (_, settings) in zip(met[key], every, strict=True) if own[key].is_of(settings)]
         )
     ]
+    lacking = {key: sum(key not in settings for _, settings in every) for key in wanted if key not in own}
+    without = [
+        f"{count:,} of {len(every):,} runs have no {key} (of other options, or recorded by an older bdx) and are left out"
+        for key, count in lacking.items()
+        if count
+    ]
     absent = [
         f"no run has {key}={text}; there {'is' if len(values[key]) == 1 else 'are'} {_listed(list(values[key]))}"
         for key, texts in wanted.items()
@@ -92,6 +98,7 @@ def choose(items: Iterable[tuple[T, Mapping[str, Any]]], wanted: Conditions) -> 
     return kept, [
         f"chosen by {described}: {len(kept):,} of {len(every):,} runs; {len(every) - len(kept):,} left out",
         *bound,
+        *without,
         *absent,
     ]
 
