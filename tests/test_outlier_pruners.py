@@ -3,6 +3,8 @@
 import copy
 import logging
 import math
+from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from backdoorbench.models.channels import norm_channels, outliers, read_inputs
 from backdoorbench.models.resnet import ResNet
 from backdoorbench.models.surgery import ConvNorm, activations, conv_norm_pairs, registered_pairs
 from backdoorbench.pipeline import plan
+from backdoorbench.tensors.augment import Alternating
 from backdoorbench.training.pruning import one_batch
 
 
@@ -173,11 +176,11 @@ def test_bnp_prunes_the_one_channel_whose_mean_was_another() -> None:
     norm = shifted.net.layer4[1].bn2  # nothing that is compared lies behind it
     norm.running_mean[7] += 10 * norm.running_var[7].sqrt()
     before = state(shifted)
-    after = purify(shifted, few(24), defense("bnp", augment=None))
+    after = purify(shifted, few(24), defense("bnp", augment=False))
     found = pruned(shifted, after)
     assert found["net.layer4.1.bn2.weight"] == [7] and not any(name.endswith("bias") for name in found)
     assert same(state(shifted), before)
-    both = pruned(shifted, purify(shifted, few(24), defense("bnp", augment=None, prune="both", u=11.0)))
+    both = pruned(shifted, purify(shifted, few(24), defense("bnp", augment=False, prune="both", u=11.0)))
     assert set(both) <= {"net.layer4.1.bn2.weight", "net.layer4.1.bn2.bias"} and both["net.layer4.1.bn2.weight"] == [7]
 
 
@@ -265,6 +268,26 @@ def test_ep_is_refused_where_there_is_no_training_set() -> None:
         plan.plan(compose(["attack=wanet", "defense=ep", *QUICK]))
 
 
+# ---- BNP and EP -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [bnp, ep])
+def test_images_are_augmented_as_the_victims_were_and_not_as_the_data_set_says(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running statistics were collected under the victim's augmentation; another one's border outweighs the trigger."""
+    name, seen = module.__name__.rpartition(".")[2], list[object]()
+    monkeypatch.setattr(module, "one_batch", lambda *given: (seen.append(given[-1]), one_batch(*given))[1])
+    model, reflecting = network("airbench"), Alternating(2, True, 0, None, None, "reflect", True)
+    for augment in (reflecting, None):
+        for asked in (True, False):
+            chosen = defense(name, augment=asked)
+            scene = scenario(model, few(24), chosen.needs)
+            scene.recipe = replace(scene.recipe, augment=augment)
+            chosen.purify(scene)
+    assert seen == [reflecting, None, None, None]
+
+
 # ---- settings -------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +295,8 @@ def test_the_published_values_are_the_defaults() -> None:
     assert [option("defense", name)["u"] for name in ("clp", "bnp", "ep")] == [3.0, 3.0, 3.0]
     assert [option("defense", name)["prune"] for name in ("clp", "bnp", "ep")] == ["both", "weight", "weight"]
     assert [option("defense", name)["images"] for name in ("bnp", "ep")] == [500, 500]
+    tiny = [compose([f"defense={name}", "dataset=tiny_imagenet"])["defense"]["u"] for name in ("clp", "bnp", "ep")]
+    assert tiny == [5.0, 4.0, 4.0]  # BackdoorBench's
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.models.channels import Prune, norm_channels, read_inputs
-from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.pruning import one_batch, prune_outliers
 
 LEAST = 1e-12  # variance
@@ -35,7 +34,7 @@ class BNP(Defense):
     u: float
     images: int
     prune: Prune
-    augment: Augment | None
+    augment: bool
 
     def __post_init__(self) -> None:
         check_range("defense.u", self.u, 0)
@@ -43,7 +42,8 @@ class BNP(Defense):
 
     def purify(self, scenario: Scenario) -> nn.Module:
         channels = norm_channels(scenario.model, statistics=True)
-        batch = one_batch(scenario.holdout, self.images, scenario.stream.child("batch"), self.augment)
+        augment = scenario.recipe.augment if self.augment else None
+        batch = one_batch(scenario.holdout, self.images, scenario.stream.child("batch"), augment)
         with scenario.autocast():
             read = read_inputs(scenario.model, channels.norms, batch, moments)
         scores = {name: divergence(*pooled(read[name]), norm) for name, norm in channels.norms.items()}

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.models.channels import Prune, norm_channels, read_inputs
-from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.pruning import one_batch, prune_outliers
 
 
@@ -43,7 +42,7 @@ class EP(Defense):
     images: int
     bin_width: float
     prune: Prune
-    augment: Augment | None
+    augment: bool
 
     def __post_init__(self) -> None:
         check_range("defense.u", self.u, 0)
@@ -52,7 +51,8 @@ class EP(Defense):
 
     def purify(self, scenario: Scenario) -> nn.Module:
         channels = norm_channels(scenario.model)
-        batch = one_batch(scenario.train, self.images, scenario.stream.child("batch"), self.augment)
+        augment = scenario.recipe.augment if self.augment else None
+        batch = one_batch(scenario.train, self.images, scenario.stream.child("batch"), augment)
         with scenario.autocast():
             peaks = read_inputs(scenario.model, channels.norms, batch, peak)
         scores = {name: -entropy(found, self.bin_width) for name, found in peaks.items()}
