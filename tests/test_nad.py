@@ -125,6 +125,13 @@ def test_the_rate_falls_where_it_is_told(images: ImageSet) -> None:
     assert {defense().recipe("t", 20, scenario).rate(epoch, 1) for epoch in range(20)} == {0.01}
 
 
+def test_backdoorbenchs_student_slows_down_after_twenty_epochs_as_its_code_does(images: ImageSet) -> None:
+    node = compose(["experiment=backdoorbench", "defense=nad"])["defense"]
+    theirs = build(node, "defense").recipe("t", 100, scenario_of(NAD, network(), images))
+    assert [theirs.rate(epoch, 1) for epoch in (0, 19, 20, 99)] == pytest.approx([0.01, 0.01, 1e-4, 1e-4])
+    assert (theirs.batch_size, theirs.weight_decay, theirs.nesterov) == (256, 5e-4, False)
+
+
 def test_no_weights_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"defense.betas is empty; expected the weight of each stage"):
         defense(betas=[])

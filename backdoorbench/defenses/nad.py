@@ -9,11 +9,14 @@ Follows  the authors' code: A(F) = sum over channels of |F|^p, flattened, each i
 Departs  1. the stages are the last maps of the last three resolutions above 1x1, found by tracing, on any network; the authors
             have the three groups of a WRN. BackdoorBench drops children of the network, and so compares pooled 1x1 maps, on which
             the term and its gradient are 0: one term of three in PreAct-ResNets, all of them elsewhere
-         2. one forward pass of student and teacher a step; BackdoorBench runs four, and moves batch norm's statistics four times
-         3. the rate is 0.01 throughout; the authors' 0.1 for two passes, then 0.01, is for their WRN (defense.lr=0.1
-            defense.milestones=[2])
-         4. images are normalised as the data set says; the authors' are [0, 1] as they are (dataset.mean=[0,0,0]
+         2. betas are theirs, but a term is a mean over a map's places, so that one beta weighs small maps more: their deepest map
+            has 8x8 places, a PreAct-ResNet-18's 4x4, airbench's 3x3, where 1000 is four and seven times as much as there
+         3. one forward pass of student and teacher a step; BackdoorBench runs four, and moves batch norm's statistics four times
+         4. the rate is 0.01 throughout; the authors' 0.1 for two passes, then 0.01, is for their WRN (defense.lr=0.1
+            defense.milestones=[2]). Behind 20 passes both codes go on at 1e-4 (defense.milestones=[20] defense.decay=0.01)
+         5. images are normalised as the data set says; the authors' are [0, 1] as they are (dataset.mean=[0,0,0]
             dataset.std=[1,1,1])
+         6. images are augmented as the data set says; the authors crop and flip, and blacken 2x2 pixels of each at random
 Cost     `teacher_epochs` passes over the holdout, then `epochs` with the teacher's forward pass beside
 """
 
