@@ -192,6 +192,14 @@ def test_moments_outlast_the_rounds(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert given["unlearn0"] is not given["generate0"]
 
 
+@pytest.mark.parametrize("name", ["bti_dbf", "pam"])
+def test_without_passes_of_unlearning_the_model_is_as_it_was(name: str) -> None:
+    """To the bit, and also where the holdout is a single image: the inversion leaves no trace in it."""
+    before = state(network())
+    for count in (24, 1):
+        assert same(state(purify(network(), few(count), defense(name, **SMALL | {"epochs": 0}))), before)
+
+
 # ---- the path -------------------------------------------------------------------------------------------------------
 
 
