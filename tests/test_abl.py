@@ -13,6 +13,7 @@ from test_filters import Fixed, Scene, chosen_rows, method, same, scenario
 from test_filters import scene as scene
 from torch.nn import functional as F
 
+from backdoorbench.config.compose import compose
 from backdoorbench.defenses.abl import trapped
 from backdoorbench.errors import TrainingError
 from backdoorbench.streams import Stream
@@ -90,3 +91,11 @@ def test_a_hole_is_black_of_its_side_and_cut_off_at_the_border() -> None:
     assert gone[1, :, 0, 0].all() and int(gone[1].sum()) == 3
     assert gone[2, :, 4:6, 4:6].all() and int(gone[2].sum()) == 3 * 4
     assert torch.equal(holed[~gone], images[~gone])
+
+
+def test_the_benchmarks_rates_are_those_of_its_code() -> None:
+    """Specification 3.1, column BB: 0.01, 0.01 and 1e-4, whatever its yaml says, in batches of 256, without cutout."""
+    found = compose(["defense=abl", "dataset=cifar10", "experiment=backdoorbench"])["defense"]
+    wanted = {"tuning_lr": 0.01, "finetuning_lr": 0.01, "unlearning_lr": 1e-4, "batch_size": 256, "cutout": 0}
+    wanted |= {"tuning_epochs": 20, "finetuning_epochs": 60, "unlearning_epochs": 20, "finetuning_milestones": [40]}
+    assert {name: found[name] for name in wanted} == wanted

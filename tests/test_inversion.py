@@ -1,6 +1,7 @@
 """BTI-DBF and PAM: the specification's tests (baselines 2.15, purification 8.4 and 8.5): mask, bounds, generator, path."""
 
 import copy
+import importlib
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from backdoorbench.defenses import pam
 from backdoorbench.errors import ConfigError, ModelError
 from backdoorbench.models.unet import UNet
 from backdoorbench.streams import Stream
+from backdoorbench.training import inversion
+from backdoorbench.training.fit import fit
 from backdoorbench.training.inversion import FeatureMask, Inverter
 
 SMALL: dict[str, Any] = {
@@ -168,6 +171,33 @@ def test_unlearning_trains_the_network_and_never_the_generator(monkeypatch: pyte
     after = purify(before, few(), defense("bti_dbf", **SMALL))
     assert len(made) == 2 and not same(state(after), state(before))
     assert same(made[1][1], state(made[1][0].generator))  # as the last inversion left it
+
+
+@pytest.mark.parametrize("name", ["bti_dbf", "pam"])
+def test_moments_outlast_the_rounds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the authors' code: one optimiser of the network and one of the generator, made before the first round."""
+    given: dict[str, Any] = {}
+    module = importlib.import_module(f"backdoorbench.defenses.{name}")
+
+    def watched(network: nn.Module, holdout: Any, recipe: Any, stream: Stream, **named: Any) -> Any:
+        given[stream.path.rpartition("/")[2]] = named["optimizer"]
+        return fit(network, holdout, recipe, stream, **named)
+
+    for place in (inversion, module):
+        monkeypatch.setattr(place, "fit", watched)
+    purify(network(), few(), defense(name, **SMALL))
+    assert given["imitate"] is given["mask0"] is given["mask1"] is None  # each has its own
+    for part in ("unlearn", "generate"):
+        assert given[f"{part}0"] is given[f"{part}1"] and given[f"{part}0"].state
+    assert given["unlearn0"] is not given["generate0"]
+
+
+@pytest.mark.parametrize("name", ["bti_dbf", "pam"])
+def test_without_passes_of_unlearning_the_model_is_as_it_was(name: str) -> None:
+    """To the bit, and also where the holdout is a single image: the inversion leaves no trace in it."""
+    before = state(network())
+    for count in (24, 1):
+        assert same(state(purify(network(), few(count), defense(name, **SMALL | {"epochs": 0}))), before)
 
 
 # ---- the path -------------------------------------------------------------------------------------------------------

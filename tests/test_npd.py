@@ -118,6 +118,28 @@ def test_in_train_mode_adversarial_passes_leave_the_statistics() -> None:
     assert layer[1].momentum == 0.1 and torch.equal(mean, same[1].running_mean) and mean.any()
 
 
+def test_in_train_mode_the_network_is_attacked_as_it_will_be_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Targets, answers and adversarial images are those of the stored statistics; the loss is of the batch's own."""
+    model, layer = with_layer()
+    pixels, labels = images()
+    with torch.no_grad():
+        deployed = model(pixels)
+    seen: list[tuple[bool, Tensor, Tensor]] = []
+    plain = npd.NPD.search
+
+    def watched(self: Any, network: nn.Module, pixels: Tensor, target: Tensor) -> Tensor:
+        training, crafted = layer.training, plain(self, network, pixels, target)
+        seen.append((training, target, crafted))
+        return crafted
+
+    monkeypatch.setattr(npd.NPD, "search", watched)
+    found = defense("npd", bn_mode="train", clean_weight=0.0, wrong_weight=0.0, target_weight=0.0, answer_weight=1.0)
+    value = found.polarizing(layer)(model, pixels, labels)
+    ((training, target, crafted),) = seen
+    assert not training and torch.equal(target, npd.others(deployed, labels).argmax(1)) and layer.training
+    torch.testing.assert_close(value, F.cross_entropy(model(crafted), deployed.argmax(1)))
+
+
 def test_the_loss_by_hand() -> None:
     model, layer = with_layer()
     pixels, labels = images()
@@ -156,16 +178,18 @@ def test_changes_are_shortened_never_turned() -> None:
     torch.testing.assert_close(within_l2(deltas, 2.5), torch.tensor([[[1.5, 2.0]], [[0.3, 0.4]], [[0.0, 0.0]]]))
 
 
-def test_the_search_stops_once_enough_are_there() -> None:
-    """More than 60 % of the batch are at their target from the start, or exactly 60 %."""
+def test_the_search_stops_once_a_step_has_brought_enough_there() -> None:
+    """More than 60 % of the batch at their target after the first step, which is always taken, or exactly 60 %."""
     model, _ = with_layer()
     pixels = images()[0][:10]
     said = model(pixels).argmax(1)
     target = said.clone()
     target[7:] = (target[7:] + 1) % 10
-    assert torch.equal(defense("npd").search(model, pixels, target), pixels)
+    once, thrice = (defense("npd", steps=steps, step=1e-4).search(model, pixels, target) for steps in (1, 3))
+    assert torch.equal(once, thrice) and not torch.equal(once, pixels)
     target[6:] = (said[6:] + 1) % 10
-    assert not torch.equal(defense("npd").search(model, pixels, target), pixels)
+    once, thrice = (defense("npd", steps=steps, step=1e-4).search(model, pixels, target) for steps in (1, 3))
+    assert not torch.equal(once, thrice)
 
 
 # ---- settings, files ------------------------------------------------------------------------------------------------

@@ -136,6 +136,19 @@ def test_the_infected_model_stays_and_so_do_statistics_by_default(monkeypatch: p
     assert any("running" in name for name in before if not torch.equal(before[name], moved_too[name]))
 
 
+@pytest.mark.parametrize(("bn_mode", "rests"), [("eval", True), ("train", False)])
+def test_by_default_the_network_is_unlearnt_in_eval_mode(bn_mode: str, rests: bool) -> None:
+    """Dropout included: the loss is the same however often it is asked, though `fit` has the network in train mode."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 32 * 32, 10))
+    model = Classifier(net, 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)).eval()
+    infected = copy.deepcopy(model)
+    loss = defense("sau", bn_mode=bn_mode).unlearning(infected)
+    images, labels = next(few().batches(24))
+    found = [loss(model.train(), images, labels).detach() for _ in range(2)]
+    assert torch.equal(*found) is rests
+
+
 def test_the_published_values_are_the_defaults() -> None:
     code = option("defense", "sau")
     wanted = {"radius": 0.2, "step": 0.2, "steps": 5, "fooling_weight": 0.01, "agreement_weight": 1, "clean_weight": 1}

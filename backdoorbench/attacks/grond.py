@@ -11,7 +11,8 @@ Follows  the authors' code (xiaoyunxxy/parameter_backdoor): the pattern starts f
 Departs  1. the clean network is trained as the victim is, and is the run's control (theirs: a ResNet-18 of its own)
          2. a bound is taken of a convolution and the norm that reads it; theirs pairs modules in the order in which they are
             registered, which is wrong in a PreAct-ResNet
-         3. test images are rounded and clipped as stored ones are; theirs get the pattern in float, unclipped
+         3. triggered images are rounded to whole grey levels and clipped, at test as in training; theirs are cut to whole
+            levels in training, and get the pattern in float, unclipped, at test
          4. attention heads are left alone; their code for ViT halves outlying ones
 Cost     a clean training, shared with the control; 500 forward and backward passes of a batch; small decompositions an epoch
 """

@@ -7,13 +7,16 @@ Paper    Xu et al., Towards Reliable and Efficient Backdoor Trigger Inversion vi
 Follows  the authors' code: a U-Net learns the identity (50 passes), a mask on the last map learns what is benign (20), the U-Net
          learns to move the rest within bounds (30), the network is tuned on batches with a tenth of generated images on
          cross-entropy and on features that stay where the clean ones are (30), Adam 1e-4, batch norm in train mode; 5 rounds,
-         from the second with a pull towards the class that the first one found
+         from the second with a pull towards the class that the first one found; Adam's moments outlast the rounds
 Departs  1. the identity is learnt on cross-entropy with the clean predictions as targets of the generated images' ones; the
             code swaps the two, and feeds it probabilities
          2. distances between images are in the network's normalised units, as theirs; theirs does not normalise GTSRB
          3. the last map is found by tracing, before pooling; transformers are refused
          4. the mask is learnt on a copy in train mode, whose statistics are thrown away with it
-         5. the variant that purifies inputs, (P), is another method and not here
+         5. the generator's blocks have batch norm and ReLU, and what grows its maps halves their channels; the library of which
+            the code's U-Net comes has instance norm and leaky ReLU, and keeps them
+         6. what the target is read from is not augmented; theirs is
+         7. the variant that purifies inputs, (P), is another method and not here
 Cost     `pretrain_epochs` passes of U-Net and network over the holdout; in each round `mask_epochs` of the network's end,
          `generator_epochs` of both, and `epochs` of the network, twice each image
 """
@@ -24,12 +27,13 @@ from typing import Annotated
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from backdoorbench.config.build import BESIDE
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.shapes import Images, Labels
-from backdoorbench.training.fit import Loss, fit
+from backdoorbench.training.fit import Loss, fit, make_optimizer
 from backdoorbench.training.inversion import Inversion, Inverter
 
 
@@ -47,13 +51,17 @@ class BTIDBF(Defense):
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model, passed = scenario.model, itertools.count()
+        optimizer: Optimizer | None = None  # one for all rounds
         for turn, inverter in enumerate(self.inversion.turns(scenario, self.name)):
+            recipe = inverter.recipe("unlearn", self.epochs, self.lr)
+            optimizer = optimizer or make_optimizer(list(model.parameters()), recipe, scenario.device)
             fit(
                 model,
                 scenario.holdout,
-                inverter.recipe("unlearn", self.epochs, self.lr),
+                recipe,
                 scenario.stream.child(f"unlearn{turn}"),
                 loss=unlearning(inverter),
+                optimizer=optimizer,
                 after_epoch=lambda _: scenario.probe(model, next(passed)),
             )
         return model

@@ -12,7 +12,8 @@ Departs  1. the last round counts; the authors' code keeps that of the best test
          2. sensitivity is drawn once and ranked; the code draws anew when it divides the rows, so its shares are approximate
          3. the rotation interpolates (theirs: nearest pixel)
          4. the first 12 epochs have a constant lr; theirs is a cosine over 100 epochs, which has fallen by 3 % then
-         5. the infected model is the victim's, whatever its recipe (theirs: ResNet-18, 200 epochs)
+         5. a batch passes the network that is spread once; theirs passes it twice in train mode, for a figure of its log
+         6. the infected model is the victim's, whatever its recipe (theirs: ResNet-18, 200 epochs)
 Cost     12 passes over the training set and two forward ones; 20 over a quarter of it
 """
 

@@ -4,16 +4,16 @@ Idea     A filter before a late convolution can block what the trigger adds and 
          targeted adversarial examples of the network with the filter, each towards the class that the image is next likely to be.
 Paper    arXiv 2306.16697 (NeurIPS 2023)
 Follows  the authors' code in BackdoorBench's setting: a 1x1 convolution, the identity at first, and a batch norm; 5 passes of
-         plain SGD 1e-4 fill its statistics, then 50 with these fixed; two signed steps of 0.1 within an L2 ball, none once
-         60 % of the batch are there; cross-entropies of clean images and, with the model's own clean answer, of adversarial
-         ones, and -log(1.0001 - p) of the class attacked and of the likeliest wrong one; constant rate, no augmentation
+         plain SGD 1e-4 fill its statistics, then 50 with these fixed; two signed steps of 0.1 within an L2 ball, one where it
+         brings more than 60 % of the batch there; cross-entropies of clean images and, with the model's own clean answer, of
+         adversarial ones, and -log(1.0001 - p) of the class attacked and of the likeliest wrong one; constant rate, no
+         augmentation. Where the statistics move (defense.bn_mode=train, theirs on Tiny-ImageNet), only clean images move them,
+         and the network is attacked with those that are stored
 Departs  1. the layer stands before the first convolution of the last block, in a plain network before the last convolution; their
             layer4.1.conv1, for PreAct-ResNet-18 alone, is the same place
          2. what is returned is the network with the layer inside; BackdoorBench saves the infected model and the layer apart
          3. the holdout has the class shares of its data set; theirs is class-balanced (holdout.draw=balanced)
          4. the ball around an image is L2; their L-infinity variant is left out
-         5. where the layer's statistics move while it trains (defense.bn_mode=train), passes over adversarial images leave them
-            as they are; theirs do so, too, in the one setting (Tiny-ImageNet) that has it
 Cost     `epochs` passes over the holdout, each image `steps` + 2 times forward and backward
 """
 
@@ -112,11 +112,13 @@ class NPD(Defense):
 
         def loss(model: nn.Module, images: Images, labels: Labels) -> Tensor:
             model.eval()
-            layer.train(not self.tuning.freeze_norms)
             clean = model(images).float()
             target, answer = others(clean, labels).argmax(1), clean.argmax(1)
+            crafted = self.search(model, images, target)
+            if not self.tuning.freeze_norms:  # what is attacked is the network as it will be deployed
+                layer.train()
+                clean = model(images).float()
             with statistics_kept(layer):
-                crafted = self.search(model, images, target)
                 moved = model(crafted).float()
             value = self.clean_weight * F.cross_entropy(clean, labels)
             value = value + self.answer_weight * F.cross_entropy(moved, answer)
@@ -128,14 +130,14 @@ class NPD(Defense):
     def search(self, model: nn.Module, images: Images, target: Labels) -> Images:
         """(N, 3, H, W) in [0, 1]: images moved towards the classes `target` (N,), each within the ball around it."""
         deltas = torch.zeros_like(images)
-        for _ in range(self.steps):
+        for step in range(self.steps):
             deltas.requires_grad_()
             logits = model((images + deltas).clamp(0, 1)).float()
             (slopes,) = torch.autograd.grad(F.cross_entropy(logits, target), deltas)
             reached = (logits.argmax(1) == target).float().mean()
             deltas = deltas.detach()
             moved = within_l2(deltas - self.step * (slopes.sign() if self.gradient == "sign" else slopes), self.radius)
-            deltas = torch.where(reached > self.enough, deltas, moved)
+            deltas = torch.where(reached > self.enough, deltas, moved) if step else moved  # the first is always taken
         return (images + deltas).clamp(0, 1)
 
 

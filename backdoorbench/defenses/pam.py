@@ -28,7 +28,7 @@ from backdoorbench.config.build import BESIDE
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.shapes import Images, Labels
-from backdoorbench.training.fit import Loss, fit
+from backdoorbench.training.fit import Loss, fit, make_optimizer
 from backdoorbench.training.inversion import Inversion, Inverter
 from backdoorbench.training.recipe import bare_recipe
 
@@ -59,6 +59,7 @@ class PAM(Defense):
             momentum=self.momentum, weight_decay=0.0, schedule="constant", augment=self.inversion.augment,
             precision=scenario.recipe.precision,
         )  # fmt: skip
+        optimizer = make_optimizer(list(model.parameters()), recipe, scenario.device)
         for turn, inverter in enumerate(self.inversion.turns(scenario, self.name)):
             fit(
                 model,
@@ -66,6 +67,7 @@ class PAM(Defense):
                 recipe,
                 scenario.stream.child(f"unlearn{turn}"),
                 loss=path_aware(inverter, infected, self.rho),
+                optimizer=optimizer,
                 after_epoch=lambda _: scenario.probe(model, next(passed)),
             )
         scenario.note("path", float(length(apart(dict(model.named_parameters()), infected))))

@@ -6,11 +6,12 @@ Paper    arXiv 2307.10562 (NeurIPS 2023)
 Follows  the authors' code, which is BackdoorBench's: delta starts at +0.2 everywhere and takes 5 signed steps of 0.2 within
          +-0.2, against both models' clean predictions where these still stand, and towards a small Jensen-Shannon divergence
          where the two do not yet agree on another class; f(x) and f(x + delta) in one pass; Adam (AMSGrad) at a constant 1e-4,
-         statistics of batch norms fixed, no augmentation. The weights bear our names for the code's numbers, not for the paper's
+         the network in eval mode, no augmentation. The weights bear our names for the code's numbers, not for the paper's
 Departs  1. clean predictions are computed once a batch; the code computes them in each step of the search, to the same end
          2. the search does not stop once all images are shared; from there on its gradient is 0, so nothing moves
          3. delta is added to [0, 1] pixels of whatever data set, and like the code's may leave the range
-Cost     `epochs` passes over the holdout, each image forward and backward `steps` times through both models and twice through one
+Cost     `epochs` passes over the holdout, each image forward and backward `steps` times through both models and twice through
+         one, and three times forward
 """
 
 import copy
@@ -84,6 +85,8 @@ class SAU(Defense):
         """The outer loss: cross-entropy of clean and of adversarial images, and the shared examples' pull towards their class."""
 
         def loss(model: nn.Module, images: Images, labels: Labels) -> Tensor:
+            if self.bn_mode == "eval":
+                model.eval()  # dropout rests, too
             with torch.no_grad():
                 called = infected(images).argmax(1)
             crafted = self.search(model, infected, images, labels, called)

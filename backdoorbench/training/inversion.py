@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from backdoorbench.errors import check_range
 from backdoorbench.models.base import Classifier, Normalize, evaluating, frozen
@@ -19,7 +20,7 @@ from backdoorbench.models.unet import UNet
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.tensors.augment import Augment
-from backdoorbench.training.fit import Loss, fit
+from backdoorbench.training.fit import Loss, fit, make_optimizer
 from backdoorbench.training.recipe import Recipe, bare_recipe
 from backdoorbench.training.reversal import squash
 from backdoorbench.training.scenario import Scenario
@@ -73,6 +74,7 @@ class Inverter:
     """A generator of triggered images, for a model that changes between the rounds.
 
     stem, head  the model before and behind its last map, of its own layers
+    painter     the optimiser of the generator's inversions: its moments outlast a round
     mask        (1, C, h, w) in [0, 1]: how benign each place of the last map is
     target      the class that generated images are called most often, as the first round found it"""
 
@@ -85,6 +87,8 @@ class Inverter:
         self.stem, self.head = stem_cut(model, self.last.name)
         with seeded(self.stream.child("generator")):
             self.generator = Generator(model.normalize, settings.width).to(scenario.device).eval()
+        inversion = self.recipe("generate", settings.generator_epochs, settings.generator_lr)
+        self.painter = make_optimizer(list(self.generator.parameters()), inversion, scenario.device)
         self.mask = torch.ones(1, self.last.channels, *self.last.side, device=scenario.device)
         self.target: int | None = None
 
@@ -100,7 +104,7 @@ class Inverter:
         self.mask = self.learn_mask(turn)
         with frozen(self.model):
             epochs, lr = self.settings.generator_epochs, self.settings.generator_lr
-            self._fit(f"generate{turn}", self.generator, epochs, lr, self.inversion)
+            self._fit(f"generate{turn}", self.generator, epochs, lr, self.inversion, self.painter)
         called = self.call(self.stream.child(f"noise{turn}"))
         if self.target is None:
             self.target = int(called.argmax())
@@ -182,8 +186,11 @@ class Inverter:
             weight_decay=0.0, schedule="constant", augment=self.settings.augment, precision=self.scenario.recipe.precision,
         )  # fmt: skip
 
-    def _fit(self, part: str, network: nn.Module, epochs: int, lr: float, loss: Loss) -> None:
-        fit(network, self.holdout, self.recipe(part, epochs, lr), self.stream.child(part), loss=loss)
+    def _fit(
+        self, part: str, network: nn.Module, epochs: int, lr: float, loss: Loss, optimizer: Optimizer | None = None
+    ) -> None:
+        recipe = self.recipe(part, epochs, lr)
+        fit(network, self.holdout, recipe, self.stream.child(part), loss=loss, optimizer=optimizer)
 
 
 class Generator(nn.Module):
