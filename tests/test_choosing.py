@@ -71,7 +71,9 @@ def test_any_key_of_the_configuration_chooses(
 def test_runs_without_a_setting_are_counted(configs: list[dict[str, Any]]) -> None:
     kept, said = choosing.choose(enumerate(configs), choosing.parsed(["defense.alpha=0.5", "dataset=digits"]))
     assert kept == [2]
-    assert said[1] == "3 of 5 runs have no defense.alpha (of other options, or recorded by an older bdx) and are left out"
+    assert (
+        said[1] == "3 of 5 runs have no defense.alpha (of other options, or recorded by an older bdx) and are left out"
+    )
 
 
 @pytest.mark.parametrize("text", ["digits", "", "=digits", "dataset=", "dataset=digits,,defense=ft", ",dataset=digits"])

@@ -226,6 +226,22 @@ def test_defenses_by_attacks() -> None:
     assert lines(grid) == [["infected", "95.00 ± 0.00"], ["ft", "85.00 ± 7.07"], ["fst", "2.00 ± 1.41*"]]
 
 
+def test_the_clean_model_of_the_same_recipe_stands_where_it_was_judged() -> None:
+    runs = [run("ft", 0, 0.9), run("ft", 0, 0.5, "attack=blended"), run("fst", 0, 0.1, "attack=blended")]
+    runs[1].infection.control = Scores(0.98, 0.02, 0.66, 360, 324)
+    (grid,) = pivot(*runs, rows="defense", columns="attack", metric="asr,ra")
+    assert lines(grid)[:2] == [
+        ["clean model", "–", "–", "2.00", "66.00"],
+        ["infected", "95.00", "5.00", "95.00", "5.00"],
+    ]
+    assert [column.flat for column in grid.columns[1:]] == ["badnets ASR", "badnets RA", "blended ASR", "blended RA"]
+    (turned,) = pivot(*runs)
+    assert [column.flat for column in turned.columns] == ["attack", "clean model", "infected", "ft", "fst"]
+    assert all(notes.CONTROL in notes.below(aggregate(runs), [], runs, [one], ["asr"]) for one in (grid, turned))
+    assert all(notes.CONTROL in notes.footnotes(one, []) for one in (grid, turned))
+    assert not notes.has_control(pivot(*RUNS)[0])
+
+
 def test_marks_of_cells() -> None:
     weak = run("ft", 0, 0.4, "attack=blended", infection="weak")
     (grid,) = pivot(run("ft", 0, 0.9), constant(0), weak)

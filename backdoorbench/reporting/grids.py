@@ -208,9 +208,9 @@ Place = tuple[
 def pivot_grids(
     rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str], told: Told = NOTHING_TOLD
 ) -> list[Grid]:
-    """Rows by columns, such as attacks by defenses: figures after the defense; before it under the infected model's name, in
-    the place of `none`; in brackets what was published. What neither axis names is another grid, but for rates that differ
-    between attacks alone. ConfigError for an axis there is not."""
+    """Rows by columns, such as attacks by defenses: figures after the defense; in the place of `none` the infected model's, and
+    those of the clean model of the same recipe where it was judged; in brackets what was published. What neither axis names is
+    another grid, but for rates that differ between attacks alone. ConfigError for an axis there is not."""
     _check_axes(rows, lines, columns)
     if _has_one_rate_each(rows) and "rate" not in (*lines, *columns):
         lines, columns = (_beside_attack(axes) for axes in (lines, columns))
@@ -240,20 +240,25 @@ def _pivot(
     above = zip(*(labels(rows, axis, others) for axis in columns), strict=True)
     placed: dict[Place, Row] = dict(zip(zip(left, above, strict=True), rows, strict=True))
     assert len(placed) == len(rows), "two settings have one place"
+    clean: dict[Place, Row] = {}
     before: dict[Place, Row] = {}
     if PURIFY.group in (*lines, *columns) and set(figures) & set(FIGURES):
-        before = _before(placed, lines, columns)
+        clean = _upon(CLEAN, {place: row for place, row in placed.items() if row.beside["ca"].values}, lines, columns)
+        before = _upon(INFECT.model, placed, lines, columns)
         placed = {place: row for place, row in placed.items() if row.names[PURIFY.group] != "none"}
-    heads = _in_order([place[1] for place in (*before, *placed)])
+    left_labels, heads = (_in_order(_with_own(clean, (*before, *placed), at)) for at in (0, 1))
     usual = statistics.multimode(row.n for row in placed.values())[:1]
     shown: list[list[Item]] = []
-    for line in _in_order([place[0] for place in (*before, *placed)]):
+    for line in left_labels:
         members = [row for place, row in (*before.items(), *placed.items()) if place[0] == line]
         shared, words = _shared([_warnings(row) for row in members])
         items = [Item(text) for text in line]
         items[0] = Item(items[0].text + (f" ({', '.join(words)})" if words else ""))
         for column in heads:
-            if (line, column) in before:
+            if (line, column) in clean:
+                judged = clean[line, column].beside
+                items += [_of_clean(judged.get(name, Cell(()))) for name in figures]
+            elif (line, column) in before:
                 row = before[line, column]
                 found = [_item(row, row.before, name, False, shared, None) for name in figures]
                 items += _with_told(found, figures, told.get((id(row), INFECT.model), {}))
@@ -277,19 +282,25 @@ def _with_told(items: Sequence[Item], figures: Sequence[str], told: Mapping[str,
     ]
 
 
-def _before(placed: Mapping[Place, Row], lines: Sequence[str], columns: Sequence[str]) -> dict[Place, Row]:
-    """Where the infected model's figures stand, and the row with most seeds that has them."""
-    before: dict[Place, Row] = {}
+def _upon(model: str, placed: Mapping[Place, Row], lines: Sequence[str], columns: Sequence[str]) -> dict[Place, Row]:
+    """Where the figures of a model stand that defenses start from, and the row with most seeds that has them."""
+    found: dict[Place, Row] = {}
     for (line, column), row in placed.items():
-        place = _infected(line, lines), _infected(column, columns)
-        if place not in before or len(before[place].seeds) < len(row.seeds):
-            before[place] = row
-    return before
+        place = _in_place_of_defense(model, line, lines), _in_place_of_defense(model, column, columns)
+        if place not in found or len(found[place].seeds) < len(row.seeds):
+            found[place] = row
+    return found
+
+
+def _with_own(clean: Iterable[Place], others: Iterable[Place], at: int) -> list[tuple[str, ...]]:
+    """The labels of places, those first that the clean model alone has: elsewhere it changes no order."""
+    usual = [place[at] for place in others]
+    return [place[at] for place in clean if place[at] not in usual] + usual
 
 
 def _shared(warnings: Sequence[Mapping[str, Sequence[str]]]) -> tuple[set[str], list[str]]:
     """The marks that all cells of a line have, which its label then says, and their words."""
-    shared = set.intersection(*(set(found) for found in warnings))
+    shared = set.intersection(*(set(found) for found in warnings)) if warnings else set()
     return shared, [
         word
         for mark in (WEAK, FRAGILE, SUPERFICIAL)
@@ -308,6 +319,10 @@ def _item(row: Row, cells: Mapping[str, Cell], figure: str, best: bool, known: S
     return Item(show(cells[figure], figure) + count + (f" {marks}" if marks else ""), best, cells[figure].mean)
 
 
+def _of_clean(cell: Cell) -> Item:
+    return Item(show(cell), False, cell.mean) if cell.values else Item(DASH)
+
+
 def _pivot_column(text: str, figure: str, alone: bool) -> Column:
     name = titled(figure)
     return Column(text, text, "", figure) if alone else Column(name, f"{text} {name}", text, figure)
@@ -318,8 +333,8 @@ def _with_figure(title: str, figures: Sequence[str]) -> str:
     return " · ".join(filter(None, (title, said)))
 
 
-def _infected(text: tuple[str, ...], axes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(INFECT.model if axis == PURIFY.group else part for axis, part in zip(axes, text, strict=True))
+def _in_place_of_defense(model: str, text: tuple[str, ...], axes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(model if axis == PURIFY.group else part for axis, part in zip(axes, text, strict=True))
 
 
 def _in_order(texts: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:

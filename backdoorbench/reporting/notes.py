@@ -15,7 +15,7 @@ from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.comebacks import MARGIN
 from backdoorbench.reporting.fragile import is_open, is_plain
 from backdoorbench.reporting.grids import CLEAN, FRAGILE, LEFT_OUT, SUPERFICIAL, WEAK, Grid, blocks, labels
-from backdoorbench.reporting.rows import COSTS, DASH, Row, compared, differing, look_up
+from backdoorbench.reporting.rows import COSTS, DASH, FIGURES, Row, compared, differing, look_up
 
 if TYPE_CHECKING:
     from backdoorbench.metrics import Limits
@@ -52,6 +52,10 @@ AFTERWARDS = (
     "After-attacks on purified models: ASR before and after; lured: images without the trigger that the same change makes the "
     "target. The same on a clean model of the same recipe, and after exact purification, an oracle that knew the trigger: only "
     "what lies above both is the backdoor's. Percent."
+)
+CONTROL = (
+    f"{CLEAN}: trained by the same recipe without poison, and shown the same trigger: the RA that is left where nothing but the "
+    "backdoor is removed"
 )
 CLEAN_MODEL = "clean: the same detector, asked about a clean model of the same recipe"
 OWN = {  # what must be said of a table -> the figures, of which it has some
@@ -93,11 +97,18 @@ def below(
     said += fragile(rows, limits, any(FRAGILE in item.text for item in items))
     if rows:
         said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
+    said += [CONTROL] if any(has_control(grid) for grid in grids) else []
     said += [HOLDOUT_CA, *coarse(rows)] if rows and "holdout_ca" in figures else []
     said += [OF_COSTS, *company(rows)] if rows and set(figures) & set(COSTS) else []
     detected, after = ([row for row in found if row.stage == stage] for stage in (DETECT, AFTER))
     said += comebacks(rows, limits, any(SUPERFICIAL in item.text for item in items))
     return said + (detectors(detected) if detected else []) + ([AFTERWARDS] if after else [])
+
+
+def has_control(grid: Grid) -> bool:
+    """Whether a table of models has a line or columns of the clean one."""
+    heads = [column.flat for column in grid.columns if column.figure in FIGURES]
+    return any(text.startswith(CLEAN) for text in (*heads, *(item.text for line in grid.lines for item in line)))
 
 
 def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
@@ -121,6 +132,7 @@ def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
     kept += [metrics.DEFINITIONS] if figures & {"ca", "asr", "ra", "asr_after", "ca_after"} else []
     kept += [metrics.DER_DEFINITION] if "der" in figures else []
     kept += [note for note, own in OWN.items() if figures & own]
+    kept += [CONTROL] if has_control(grid) else []
     return kept + ([CLEAN_MODEL] if _is_beside_clean(grid) else [])
 
 

@@ -97,7 +97,7 @@ class Row:
     marks      the statuses among its infections, `took` apart
     stage      the stage that the row is about
     before     ca, asr, ra of the infected model (purify)
-    beside     a detector's figures -> Cell, where it judges the clean model of the same recipe (detect)
+    beside     the same of the clean model of the same recipe: ca, asr, ra (purify), a detector's figures (detect)
     collapsed  of the runs left out of `figures` the reason, by seed
     best       the figures in which it beats the other defenses on the same infections (purify)
     runs       all of its runs, by seed (purify)
@@ -216,6 +216,7 @@ def _by_setting(runs: Iterable[Run], told: Collection[str]) -> list[list[Run]]:
 def _row(members: Sequence[Run], extra: Sequence[str]) -> Row:
     reasons = {run.config["seed"]: reason for run in members if (reason := collapse(run))}
     before = [run.infection.scores for run in members if reasons.get(run.config["seed"]) != BROKEN]
+    control = [run.infection.control for run in members]
     kept = [run for run in members if run.config["seed"] not in reasons]
     after = [run.purification.scores for run in kept]
     effect = (effectiveness(run) for run in kept)
@@ -230,6 +231,7 @@ def _row(members: Sequence[Run], extra: Sequence[str]) -> Row:
         members[0].config,
         PURIFY,
         before={name: _cell(before, name) for name in FIGURES},
+        beside={name: _cell(control, name) for name in FIGURES},
         collapsed=reasons,
         runs=tuple(members),
     )
