@@ -185,10 +185,10 @@ def read_figures(file: Path) -> list[Figure]:
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
     try:
-        with open(file, encoding="utf-8", newline="") as stream:
+        with open(file, encoding="utf-8-sig", newline="") as stream:  # Excel begins its csv with a mark of UTF-8
             reader = csv.DictReader(stream)
             columns = list(reader.fieldnames or ())
-            rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(
             f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); expected a csv of published figures, or one "
@@ -199,7 +199,19 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
             f"{file} has the columns {', '.join(columns) or 'none'}; expected attack and defense among them, and of "
             f"{', '.join(COLUMNS)} those that there are. Mend its first line."
         )
-    return rows
+    for name in columns:
+        if name not in COLUMNS:
+            raise ConfigError(
+                f"{file} has the column '{name}', which nothing reads.{did_you_mean(name, COLUMNS)} The columns are "
+                f"{', '.join(COLUMNS)}. Rename it, or leave it out."
+            )
+    for number, row in enumerate(rows, 2):
+        if None in row:
+            raise ConfigError(
+                f"{file}, line {number} has more values than the {len(columns)} columns; expected decimal points, and quotes "
+                f"around a value with a comma. Mend the line."
+            )
+    return [{key: value or "" for key, value in row.items()} for row in rows]
 
 
 def _percent(where: str, name: str, text: str) -> float:
