@@ -131,3 +131,15 @@ def test_an_experiments_figures_stand_beside_other_networks_with_what_differs(
     assert "expected a csv of published figures, or one of backdoorbench, fmp, fst" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_an_experiment_without_a_figure_for_any_row_is_said() -> None:
+    found = {Path(one.id): one for one in [run("badnets", "fp", 0, 0.02, "dataset=cifar10", "model=airbench")]}
+    for nearest, said in (
+        (["backdoorbench"], []),
+        (["backdoorbench", "fmp"], ["fmp"]),
+        (["fmp", "tnr"], ["fmp and tnr"]),
+    ):
+        beside = report.make(found, ("asr",), (), (), theirs=[], nearest=nearest).beside
+        told = [f"no published figure of {names} is of any row's data set, attack, rate and defense" for names in said]
+        assert published.unmet(nearest, beside.values()) == told

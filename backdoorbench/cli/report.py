@@ -130,7 +130,9 @@ def carry_out(words: Sequence[str]) -> int:
     found, said = chosen_runs(chosen.folders, chosen.where, details)
     is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
     made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs, is_asked, nearest)
-    say(published.doubts(theirs or (), made.rows))
+    say([*published.doubts(theirs or (), made.rows), *published.unmet(nearest, made.beside.values())])
+    if chosen.format == "csv":  # which has no place for it
+        say([remark for remark in made.remarks if remark.startswith(published.OTHERWISE)])
     made.notes.extend(said)
     named = display.chosen(made.found, chosen.names, chosen.format in IN_PRINT)
     say(display.unknown(made.found.values(), chosen.names))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.compose import choices, compose, conf_dir, flat
 from backdoorbench.config.groups import INFECT, PURIFY
-from backdoorbench.errors import ConfigError, did_you_mean, few
+from backdoorbench.errors import ConfigError, did_you_mean, few, join_words
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.holdouts import share
 from backdoorbench.reporting.rows import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02  # of CA, ASR or RA, between a published mean of unknown spread and ours
 MOST_MISSED = 5  # lines that match no run, which a note names
 MOST_COMPOSED = 4  # pairs of attack and defense whose settings a report looks up; each costs a sixth of a second
+OTHERWISE = "settings other than experiment"  # how a remark begins that says what a source had otherwise
 COLUMNS = (
     "experiment", "source", "dataset", "model", "attack", "poison_rate", "target", "holdout", "defense", "setting", "epochs",
     "ca", "asr", "ra", "certainty", "note",
@@ -299,6 +300,17 @@ def doubts(own: Sequence[Figure], rows: Sequence[Row]) -> list[str]:
     return ([count] if missed else []) + ([small] if any(values) and max(values) <= 0.01 else [])
 
 
+def unmet(nearest: Sequence[str], found: Iterable[Comparison]) -> list[str]:
+    """A sentence on the experiments that were asked for and have no figure beside any row, where there are such."""
+    met = {item.published.experiment for item in found if item.published}
+    without = [name for name in dict.fromkeys(nearest) if name not in met]
+    return (
+        [f"no published figure of {join_words(without)} is of any row's data set, attack, rate and defense"]
+        if without
+        else []
+    )
+
+
 def _meant(figure: Figure, rows: Sequence[Row]) -> str:
     """` (did you mean 'fst'?)` for a word that no row has; else which words no row has together with its settings."""
     for base in ("dataset", "model", "attack", "defense"):
@@ -429,7 +441,7 @@ def remarks(
         if looked_at:
             part = f", of {len(looked_at)} pairs of {len(pairs)}" if len(pairs) > len(looked_at) else ""
             other = "; ".join(departures(looked_at, experiment)) or "none"
-            said.append(f"settings other than experiment {experiment}'s{part}: {other}")
+            said.append(f"{OTHERWISE} {experiment}'s{part}: {other}")
     return said
 
 
