@@ -90,7 +90,7 @@ def test_only_what_nobody_wants_is_discarded(tmp_path: Path) -> None:
         (errno.ENOSPC, "no space is left on the disk of {folder}. Nothing finished was lost;"),
         (
             errno.EROFS,
-            "{folder} cannot be written (Read-only file system). Set runtime.outputs to a folder you may write to.",
+            "{folder} cannot be written (Read-only file system). Name a place that you may write to; what runs leave goes where runtime.outputs says.",
         ),
     ],
 )

@@ -174,6 +174,18 @@ def test_show_prints_what_holds_elsewhere_and_the_file_of_each(capsys: pytest.Ca
     assert "attack.target 1 dataset/gtsrb.yaml, by dataset.target" in held
 
 
+def test_show_explains_one_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "defense=fst", "defense=ft"]) == 2
+    assert capsys.readouterr().err.startswith("bdx: bdx show was given defense=fst and defense=ft; expected one option")
+
+
+@pytest.mark.parametrize("words", [["plot", "curves", "."], ["preview", "attack=badnets"]], ids=lambda words: words[0])
+def test_a_folder_is_no_file_to_draw_into(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place := tmp_path / "x.svg").mkdir()
+    assert main([*words, "--output", str(place)]) == 2
+    assert f"--output is '{place}', a folder; expected the file that is to be written" in capsys.readouterr().err
+
+
 def test_show_prints_of_a_scale_and_an_experiment_what_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
     said = shown(capsys, "show", "scale=small")
     assert "Chooses model=demo, train=fast" in said and any(

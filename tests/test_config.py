@@ -88,6 +88,52 @@ def test_a_file_that_was_edited_is_read_again(tmp_path: Path) -> None:
         compose(["attack=mine"], [str(tmp_path)])
 
 
+REFERRING = {  # how a yaml file may refer to another setting -> a word that sets this one
+    "${ seed }": "seed=3",
+    "${oc.select:seed,7}": "seed=3",
+    "${dataset[target]}": "dataset.target=3",
+    "${${oc.env:NOWHERE,seed}}": "seed=3",
+    "${either:${dataset[target]},4}": "dataset.target=3",
+    "${.aim}": "attack.aim=3",
+}
+
+
+@pytest.mark.parametrize(("said", "word"), REFERRING.items())
+def test_a_setting_follows_what_it_refers_to_however_that_is_written(said: str, word: str, tmp_path: Path) -> None:
+    (tmp_path / "attack").mkdir()
+    (tmp_path / "attack" / "mine.yaml").write_text(f'defaults: [badnets]\naim: 0\ntarget: "{said}"\n')
+    for words in (["attack=mine"], ["attack=mine", word], ["attack=mine", word]):
+        found = compose(words, [str(tmp_path)])["attack"]["target"]
+    assert found == 3
+
+
+def test_a_part_of_what_only_follows_cannot_be_set_alone() -> None:
+    """Nor in a sweep and in Python, where choices are remembered."""
+    compose([])
+    with pytest.raises(HydraException, match=r"Could not override 'train\.augment\.flip'"):
+        compose(["train.augment.flip=false"])
+
+
+def test_a_variable_of_the_environment_that_changed_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("here", "there"):
+        monkeypatch.setenv("BDX_DATA", place)
+        assert compose(["dataset=cifar10"])["dataset"]["root"] == f"{place}/cifar10"
+
+
+def test_what_an_editor_leaves_beside_an_open_file_is_no_yaml_file(tmp_path: Path) -> None:
+    (tmp_path / ".#mine.yaml").symlink_to("somebody@somewhere.42")
+    assert compose(["seed=3"], [str(tmp_path)])["seed"] == 3
+
+
+def test_a_folder_that_is_typed_as_hydra_has_it_is_looked_through(tmp_path: Path) -> None:
+    file = tmp_path / "attack" / "mine.yaml"
+    file.parent.mkdir()
+    for rate in (0.1, 0.25):
+        file.write_text(f"defaults: [badnets]\npoison_rate: {rate}\n")
+        found = compose([f"hydra.searchpath=[file://{tmp_path}]", "attack=mine"])
+        assert found["attack"]["poison_rate"] == rate
+
+
 def parts(overlay: Path) -> tuple[str, str, str]:
     """on/attack/badnets/gtsrb.yaml -> attack, badnets, dataset=gtsrb."""
     kind, group, method = overlay.relative_to(conf_dir()).parts[:3]

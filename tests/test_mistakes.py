@@ -242,7 +242,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "outputs not writable": (
         ["runtime.outputs=text.pt/outputs"],
-        "text.pt/outputs/cache/locks cannot be written (Not a directory). Set runtime.outputs to a folder you may write to.",
+        "text.pt/outputs/cache/locks cannot be written (Not a directory). Name a place that you may write to; what "
+        "runs leave goes where runtime.outputs says.",
     ),
     "batch size too small": (
         ["train.batch_size=1"],

@@ -61,12 +61,22 @@ def test_ours_need_no_file() -> None:
         ("attack,defense,asr\nbadnets,ft,high\n", "line 2: asr is 'high'; expected a number of percent"),
         ("attack,defense,asr\nbadnets,ft,101\n", "line 2: asr is '101'"),
         ("attack,defense,asr,poison_rate\nbadnets,ft,1,x\n", "line 2: poison_rate is 'x'"),
+        ("attack,defense,ca\nbadnets,ft,97,3\n", "line 2 has more values than the 3 columns; expected decimal points"),
+        (
+            "attack,defense,datset,asr\nbadnets,ft,gtsrb,1\n",
+            "has the column 'datset', which nothing reads. Did you mean 'dataset'",
+        ),
     ],
 )
 def test_a_file_that_is_none_is_a_paragraph(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text(text)
     with pytest.raises(ConfigError, match=said):
         published.read_figures(tmp_path / "own.csv")
+
+
+def test_a_file_as_excel_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("attack,defense,asr\nbadnets,ft,10\n", encoding="utf-8-sig")
+    assert published.read_figures(tmp_path / "own.csv")[0].scores == {"asr": 0.1}
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,3 +131,15 @@ def test_an_experiments_figures_stand_beside_other_networks_with_what_differs(
     assert "expected a csv of published figures, or one of backdoorbench, fmp, fst" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_an_experiment_without_a_figure_for_any_row_is_said() -> None:
+    found = {Path(one.id): one for one in [run("badnets", "fp", 0, 0.02, "dataset=cifar10", "model=airbench")]}
+    for nearest, said in (
+        (["backdoorbench"], []),
+        (["backdoorbench", "fmp"], ["fmp"]),
+        (["fmp", "tnr"], ["fmp and tnr"]),
+    ):
+        beside = report.make(found, ("asr",), (), (), theirs=[], nearest=nearest).beside
+        told = [f"no published figure of {names} is of any row's data set, attack, rate and defense" for names in said]
+        assert published.unmet(nearest, beside.values()) == told

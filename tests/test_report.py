@@ -107,6 +107,25 @@ def test_rows_by_columns(outputs: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "  † collapsed and left out of the means: 1 run" in shown
 
 
+def test_what_a_report_reads_is_not_overwritten_by_it(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record_file = sorted(outputs.glob("runs/*/record.json"))[0]
+    Path("own.csv").write_text("attack,defense,asr\nbadnets,fst,1\n")
+    Path("names.yaml").write_text("fst: Shift\n")
+    for place, said, words in (
+        (str(record_file), "a file of a run", []),
+        ("own.csv", "which is read", ["--format", "csv", "--published", "own.csv"]),
+        ("names.yaml", "which is read", ["--names", "names.yaml"]),
+        ("outputs", "a folder; expected the file that is to be written", []),
+    ):
+        kept = Path(place).read_bytes() if Path(place).is_file() else b""
+        assert cli.main(["report", "outputs", *words, "--output", place]) == 2
+        assert f"bdx: --output is '{place}', {said}" in capsys.readouterr().err
+        assert not kept or Path(place).read_bytes() == kept
+    beside = record_file.with_name("tables.md")
+    for _ in range(2):
+        assert cli.main(["report", "outputs", "--format", "md", "--output", str(beside)]) == 0
+
+
 def test_a_wide_table_goes_below(capsys: pytest.CaptureFixture[str]) -> None:
     columns = tuple(Column(f"defense{i:02}", f"defense{i:02}", "", "asr") for i in range(12))
     grid = Grid("", (Column("attack", "attack", "", ""), *columns), 1, [[Item("badnets")] + [Item("85.00 ± 7.07")] * 12])  # fmt: skip

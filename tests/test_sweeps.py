@@ -22,7 +22,7 @@ from backdoorbench.storage.outputs import Outputs
 from backdoorbench.storage.record import Finding, Run
 from backdoorbench.sweeps import forecast, hydra_errors, link, listing, schedule, sweep
 from backdoorbench.sweeps.board import Board, Row
-from backdoorbench.sweeps.compose import varying
+from backdoorbench.sweeps.compose import left_to_jobs, varying
 from backdoorbench.sweeps.schedule import Slot, Waiting
 
 NOWHERE = Path("nowhere")
@@ -52,6 +52,34 @@ def test_a_sweep_over_networks_says_it_job_by_job(looked: Callable[..., list[for
     assert [run.overrides for run in runs][0] == (
         "model=airbench", "train.epochs=1", f"runtime.outputs={tmp_path}", "train=airbench",
     )  # fmt: skip
+
+
+def test_one_value_is_set_in_all_options_that_are_swept(
+    looked: Callable[..., list[forecast.Ahead]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though the usual option, defense=none, has no such setting."""
+    words = ["attack=badnets", "defense=ft,fst", f"runtime.outputs={tmp_path}"]
+    runs = looked(*words, "defense.epochs=3", "defense.bn_mode='eval'")
+    assert [(run.config["defense"]["epochs"], run.config["defense"]["bn_mode"]) for run in runs] == [(3, "eval")] * 2
+    assert "defense.epochs=3" in runs[0].overrides
+    runs = looked("experiment=fst", "dataset=digits", "defense.epochs=3", f"runtime.outputs={tmp_path}")
+    assert {run.config["defense"]["epochs"] for run in runs if run.error is None} == {3}
+    capsys.readouterr()
+    assert main(["plan", *words, "defense.epoch=3"]) == 2
+    assert capsys.readouterr().err.startswith("bdx: defense has no setting 'epoch'. Did you mean 'epochs'?")
+
+
+def test_other_words_of_a_sweep_stay_as_they_are() -> None:
+    words = [
+        "defense=ft",
+        "seed=0,1",
+        "defense.epochs=3",
+        "attack=badnets,sig",
+        "attack.target=1,2",
+        "~attack.mode",
+        "curve=[1",
+    ]
+    assert left_to_jobs(words) == words
 
 
 def test_jobs_compose_as_hydra_would(looked: Callable[..., list[forecast.Ahead]], tmp_path: Path) -> None:

@@ -440,3 +440,13 @@ def test_attacks_with_one_rate_each_share_a_table() -> None:
     (grid,) = pivot(run("ft", 0, 0.9), own)
     assert [[item.text for item in line[:2]] for line in grid.lines] == [["badnets", "10 %"], ["sig", "5 %"]]
     assert len(pivot(run("ft", 0, 0.9), run("ft", 0, 0.9, "attack.poison_rate=0.05"))) == 2  # one attack at two rates
+
+
+def test_runs_by_several_versions_are_told() -> None:
+    runs = [run("fst", seed, 0.1) for seed in range(3)]
+    assert notes.versions(runs) == []
+    for each, version in zip(runs, ("2.14.0", "2.15.0", "2.15.0"), strict=True):
+        each.environment = {**each.environment, "packages": {"torch": version, "bdx": "0.1.0", "numpy": version}}
+    (said,) = notes.versions(runs)
+    assert said == "runs by several versions, which may differ by more than their seeds: torch 2.14.0 (1), 2.15.0 (2)"
+    assert said in notes.below(aggregate(runs), [], runs, [], ("asr",))

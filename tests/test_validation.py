@@ -108,6 +108,8 @@ def test_a_setting_that_is_none_and_one_that_was_not_swept() -> None:
         against_setting([swept(0.1), swept(0.2)], "defense.alhpa")
     with pytest.raises(DataError, match="with 1 number of defense.alpha; expected two at least"):
         against_setting([swept(0.1), swept(0.1, 1)], "defense.alpha")
+    with pytest.raises(ConfigError, match="--x is 'seed', over which figures are averaged"):
+        against_setting([swept(0.1), swept(0.1, 1)], "seed")
     with pytest.raises(DataError, match="with 0 numbers of"):
         against_setting([], "defense.alpha")
 

@@ -15,6 +15,7 @@ from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_word
 from backdoorbench.sweeps.hydra_errors import composed as composed
 
 SWITCHES = ("-m", "--multirun")
+WRITTEN = (".md", ".tex", ".csv", ".html", ".svg", ".pdf", ".png")  # how files end that hold tables or plots
 LISTED = 20  # figures that a message names one by one: those of after-attacks are many more
 
 
@@ -64,6 +65,21 @@ def outputs_folder(folder: str) -> Path:
     if not Path(folder).is_dir():
         raise DataError(f"'{folder}' is no folder; expected one that holds runs, such as outputs/. Name another.")
     return Path(folder)
+
+
+def output_file(named: str, read: Sequence[Path] = ()) -> Path:
+    """The file that `--output` names; ConfigError where that is a folder, a run's file, or of `read`, what the verb reads."""
+    from backdoorbench.storage import record
+
+    file = Path(named)
+    if file.is_dir():
+        raise ConfigError(f"--output is '{named}', a folder; expected the file that is to be written. Name one in it.")
+    is_read = any(file.exists() and other.exists() and file.samefile(other) for other in read)
+    is_of_run = file.exists() and file.suffix not in WRITTEN and (file.parent / record.FILE).is_file()
+    if is_read or is_of_run:
+        what = "which is read" if is_read else "a file of a run"
+        raise ConfigError(f"--output is '{named}', {what}. Name another file: it is not overwritten.")
+    return file
 
 
 def run_folder(named: str) -> Path:

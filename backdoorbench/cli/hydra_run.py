@@ -18,6 +18,7 @@ from backdoorbench.config import plugins
 from backdoorbench.config.compose import conf_dir, plain, searched, with_brought
 from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError
 from backdoorbench.sweeps import sweep
+from backdoorbench.sweeps.compose import left_to_jobs
 from backdoorbench.sweeps.hydra_errors import explained, refuse_no_options
 from backdoorbench.sweeps.job import carry_out as carry_out_run
 from backdoorbench.sweeps.job import carry_out_job, objective
@@ -36,6 +37,8 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     refuse_no_options(rest)
     folders = [*flags.folders_among(rest), *searched(rest)]
     settings = with_brought(chosen.overrides, folders)
+    if chosen.multirun:
+        settings = left_to_jobs(settings, folders)
     task = Task()
     own = flags_among(rest)
     with ended_by_signals(signal.SIGTERM), Sweep([*plugins.flags(), *own]) as swept:

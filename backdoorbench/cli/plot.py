@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoorbench.cli.arguments import Parser, add_where, drawn_features, figures_of, need, read_runs, say
+from backdoorbench.cli.arguments import Parser, add_where, drawn_features, figures_of, need, output_file, read_runs, say
 from backdoorbench.errors import join_words
 
 KINDS = {
@@ -70,7 +70,7 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.reporting.plots import after, curves, gallery, heatmap, ink, ranks, rates, scatter, sweep
     from backdoorbench.reporting.plots import classes as by_class
 
-    ink.check_name(Path(chosen.output))
+    ink.check_name(output_file(chosen.output))
     found: dict[Path, Any] = {}
     is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
     if chosen.kind == "tsne":

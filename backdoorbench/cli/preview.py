@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from backdoorbench.cli.arguments import SWITCHES, Parser, composed, need
+from backdoorbench.cli.arguments import SWITCHES, Parser, composed, need, output_file
 from backdoorbench.errors import ConfigError, check_range, join_words
 
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -29,6 +29,8 @@ def carry_out(words: Sequence[str]) -> int:
         raise ConfigError(
             f"'{chosen.output}' is no name for a preview; expected one in {join_words(list(SUFFIXES), 'or')}. Rename it."
         )
+    if chosen.output is not None:
+        output_file(chosen.output)
     jobs = each_of(chosen.settings)
     is_figure = len(jobs) > 1 or not (chosen.output or ".png").lower().endswith(".png")
     if is_figure:

@@ -4,7 +4,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoorbench.cli.arguments import Parser, add_where, chosen_runs, drawn_features, figures_of, need, say, words_of
+from backdoorbench.cli.arguments import (
+    Parser,
+    add_where,
+    chosen_runs,
+    drawn_features,
+    figures_of,
+    need,
+    output_file,
+    say,
+    words_of,
+)
 from backdoorbench.errors import ConfigError, check_range, shown
 from backdoorbench.metrics import LIMITS, Limits
 
@@ -114,11 +124,15 @@ def carry_out(words: Sequence[str]) -> int:
     own = [Path(file) for file in files or () if file and file not in nearest]
     theirs = [one for file in own for one in published.read_figures(file)] if files is not None else None
     details = classes.DETAILS if chosen.format == "classes-csv" else ()
+    if chosen.output is not None:
+        output_file(chosen.output, [*own, *([Path(chosen.names)] if chosen.names else [])])
     against = (chosen.against or "") if chosen.statistics else None
     found, said = chosen_runs(chosen.folders, chosen.where, details)
     is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
     made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs, is_asked, nearest)
-    say(published.doubts(theirs or (), made.rows))
+    say([*published.doubts(theirs or (), made.rows), *published.unmet(nearest, made.beside.values())])
+    if chosen.format == "csv":  # which has no place for it
+        say([remark for remark in made.remarks if remark.startswith(published.OTHERWISE)])
     made.notes.extend(said)
     named = display.chosen(made.found, chosen.names, chosen.format in IN_PRINT)
     say(display.unknown(made.found.values(), chosen.names))

@@ -10,7 +10,7 @@ from backdoorbench import screen
 from backdoorbench.cli.arguments import Parser
 from backdoorbench.config import catalog
 from backdoorbench.config.catalog import Option
-from backdoorbench.errors import BdxError
+from backdoorbench.errors import BdxError, ConfigError
 from backdoorbench.sweeps.hydra_errors import explained, refuse_no_options
 
 
@@ -28,6 +28,11 @@ def carry_out(words: Sequence[str]) -> int:
     chosen = parser.parse_intermixed_args(words)
     group, _, name = chosen.option.partition("=")
     option = catalog.describe(group, name, chosen.config_dirs)
+    if others := [word for word in chosen.settings if word.startswith(f"{group}=")]:
+        raise ConfigError(
+            f"bdx show was given {chosen.option} and {others[0]}; expected one option to explain, beside settings of a run. Drop "
+            f"one."
+        )
     out = screen.make_console()
     print_method(out, option)
     if chosen.settings:

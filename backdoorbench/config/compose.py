@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
@@ -13,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -36,6 +38,7 @@ ASK_THE_DATA_SET = (
     "train",
 )  # groups whose options refer to it, and to nothing else
 
+REFERENCE = r"\$\{([\w.]+)\}"  # `${dataset.target}`
 OmegaConf.register_new_resolver("either", lambda own, else_: else_ if own is None else own, replace=True)
 
 
@@ -56,7 +59,8 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[str] = ()) -> Plain
     """The resolved configuration that `bdx <overrides>` would run.
 
     folders  of the user's own yaml files (`--config-dir`), looked through after ours"""
-    return _composer(tuple(places(folders)))([*search_path(folders), *with_brought(overrides, folders)])
+    looked_through = tuple(places([*folders, *searched(overrides)]))
+    return _composer(looked_through)([*search_path(folders), *with_brought(overrides, folders)])
 
 
 @cache
@@ -71,14 +75,20 @@ def _composer(folders: tuple[Path, ...]) -> Composer:
     def is_group(name: str) -> bool:
         return any((folder / name).is_dir() for folder in folders)
 
-    return Composer(load, is_group, lambda: stamps(folders))
+    return Composer(load, is_group, lambda: (stamps(folders), frozenset(os.environ.items())))
 
 
 def stamps(folders: Sequence[Path]) -> frozenset[tuple[str, int, int]]:
-    """What tells whether a yaml file in these folders was edited, came or went: each with its time and its length."""
-    files = (Path(root, name) for folder in folders for root, _, names in os.walk(folder) for name in names)
-    looked = ((str(file), file.stat()) for file in files if file.suffix == ".yaml")
-    return frozenset((file, status.st_mtime_ns, status.st_size) for file, status in looked)
+    """What tells whether a yaml file in these folders was edited, came or went: each with its time and its length. A link to
+    nothing, as editors leave beside a file that is open, is none."""
+    found = set()
+    for root, _, names in (step for folder in folders for step in os.walk(folder)):
+        for name in names:
+            if name.endswith(".yaml"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.stat(file := os.path.join(root, name))
+                    found.add((file, status.st_mtime_ns, status.st_size))
+    return frozenset(found)
 
 
 @dataclass(frozen=True)
@@ -86,11 +96,13 @@ class Chosen:
     """What a choice of options makes, before any value is set.
 
     config     as Hydra composes it, without its own settings; not to be changed, nor is `resolved`
-    resolved   None where something is still to be given
+    written    the same as plain containers, its interpolations as they stand
+    resolved   None where something is still to be given, or an interpolation does not plainly say what it refers to
     mentioned  names that its interpolations refer to
     """
 
     config: DictConfig
+    written: Plain
     resolved: Plain | None
     mentioned: frozenset[str]
 
@@ -105,7 +117,7 @@ class Chosen:
         if any(meets(name, other) for other in self.mentioned):
             return False
         *parents, key = name.split(".")
-        node: Any = self.resolved
+        node: Any = self.written
         for part in parents:
             node = node.get(part) if isinstance(node, dict) else None
         return isinstance(node, dict) and key in node and not isinstance(node[key], dict | list)
@@ -133,11 +145,7 @@ class Composer:
         is_group: Callable[[str], bool],
         state: Callable[[], Hashable] = lambda: None,
     ) -> None:
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        parser = OverridesParser.create()
         self.load, self.is_group, self.state = load, is_group, state
-        self.parse = cache(lambda text: parser.parse_overrides([text])[0])
         self.known: dict[tuple[str, ...], Chosen] = {}
         self.before: Hashable = None
 
@@ -148,7 +156,7 @@ class Composer:
         choices: list[str] = []
         values: list[Override] = []
         for text in overrides:
-            override = self.parse(text)
+            override = parsed(text)
             if self.is_choice(override):
                 choices.append(text)
             else:
@@ -174,13 +182,30 @@ class Composer:
             made = self.load(choices)
             if len(self.known) >= REMEMBERED:
                 del self.known[next(iter(self.known))]
-            named = re.findall(r"\$\{([\w.]+)\}", " ".join(texts(OmegaConf.to_container(made, resolve=False))))
+            written = typing.cast(Plain, OmegaConf.to_container(made, resolve=False))
+            named = references(" ".join(texts(written)))
             try:
-                resolved = resolve(made)
+                resolved = resolve(made) if named is not None else None
             except OmegaConfBaseException:
                 resolved = None
-            self.known[choices] = Chosen(made, resolved, frozenset(named))
+            self.known[choices] = Chosen(made, written, resolved, named or frozenset())
         return self.known[choices]
+
+
+def references(text: str) -> frozenset[str] | None:
+    """The names that interpolations in a text refer to; None where one is of a kind that does not plainly say it, such as
+    `${oc.select:seed,0}`, `${dataset[target]}` or one inside the name of another."""
+    rest = re.sub(REFERENCE, "", text)
+    is_plain = "${" not in re.sub(r"\$\{(?:either|oc\.env):[^${}]*\}", "", rest)  # with what they refer to taken out
+    return frozenset(re.findall(REFERENCE, text)) if is_plain else None
+
+
+@cache
+def parsed(word: str) -> Override:
+    """A word of the command line as Hydra reads it, with Hydra's own errors."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides([word])[0]
 
 
 def with_values(config: DictConfig, values: Sequence[Override]) -> DictConfig:
@@ -206,17 +231,56 @@ def with_brought(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]
 
     A data set brings network and recipe along by Hydra's own means. Those of a network that was chosen beside it would lose there
     to the data set's, so they are said as if typed. A sweep over networks says them job by job."""
-    chosen = next((word.partition("=")[2] for word in reversed(words) if word.startswith(f"{BRINGS}=")), "")
-    is_name = re.fullmatch(r"[\w. -]{1,100}", chosen)
-    files = [folder / BRINGS / f"{chosen}.yaml" for folder in places(folders) if is_name]
+    picked = [override for word in words if (override := _picks(word)) is not None]
+    named = next((each.value() for each in reversed(picked) if each.key_or_group == BRINGS), None)
+    made = {override.key_or_group for override in picked}
+    said = brought(named, folders) if isinstance(named, str) else {}
+    return [*words, *(f"{group}={option}" for group, option in said.items() if group not in made)]
+
+
+def _picks(word: str) -> Override | None:
+    """The word, where it picks options of a group, as far as the word alone tells; None where it sets something, or is none."""
+    from hydra.errors import OverrideParseException
+
+    try:
+        override = parsed(word)
+    except OverrideParseException:  # told where it is composed
+        return None
+    is_set = "." in override.key_or_group or override.is_delete() or isinstance(override.value(), dict)
+    return None if is_set else override
+
+
+def brought(network: str, folders: Sequence[str] = (), extending: Sequence[str] = ()) -> dict[str, str]:
+    """What a network's yaml chooses of other groups, and what those do that it extends (`defaults: [airbench]`), where it says
+    nothing else itself.
+
+    extending  those by which it was reached"""
+    if not re.fullmatch(r"[\w. /-]{1,100}", network) or network in extending:
+        return {}
+    files = [folder / BRINGS / f"{network}.yaml" for folder in places(folders)]
     text = next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
-    made = {word.lstrip("+").partition("=")[0].partition("@")[0] for word in words}
-    return [*words, *(f"{group}={option}" for group, option in choices(text) if group not in made)]
+    extended = [entry for entry in defaults(text) if isinstance(entry, str) and entry != "_self_"]
+    inherited = [brought(name.removeprefix(f"/{BRINGS}/"), folders, [*extending, network]) for name in extended]
+    return dict(pair for each in [*inherited, dict(choices(text))] for pair in each.items())
+
+
+def defaults(text: str) -> list[Any]:
+    """The defaults list of a yaml file's text; empty where it has none, or is none."""
+    if "defaults" not in text:
+        return []
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:  # told where it is composed
+        return []
+    listed = content.get("defaults") if isinstance(content, dict) else None
+    return listed if isinstance(listed, list) else []
 
 
 def choices(text: str) -> list[tuple[str, str]]:
     """(group, option) of each `override /train@_global_.train: fast` in the defaults list of a yaml file's text."""
-    return re.findall(r"^ +- override /(\w+)(?:@\S+)?: (\S+)", text, flags=re.MULTILINE)
+    pairs = [pair for entry in defaults(text) if isinstance(entry, dict) for pair in entry.items()]
+    found = [(re.fullmatch(r"override\s+/(\w+)(?:@\S+)?", str(key)), option) for key, option in pairs]
+    return [(match[1], option) for match, option in found if match and isinstance(option, str) and "$" not in option]
 
 
 def search_path(folders: Sequence[str]) -> list[str]:

@@ -42,6 +42,7 @@ HOLDOUT_CA = (
     "holdout CA: the purified model on the defender's own images: on those that holdout.validate keeps from the defense, else on "
     "those that it tuned on"
 )
+COMPUTES = ("bdx", "torch", "torchvision", "timm")  # packages whose versions bear on figures
 COMPANY = "costs are not all comparable"
 OF_COSTS = (
     "seconds: of the defense, its learning curve apart. memory, device memory: what the process held, and had allocated on the "
@@ -81,6 +82,7 @@ def below(
     limits  within which plain fine-tuning makes an infection fragile"""
     items = [item for grid in grids for line in grid.lines for item in line]
     said = [footer([*rows, *found], runs)] if rows or found else []
+    said += versions(runs) if said else []
     said += holdouts.note([*rows, *found])
     if any(item.best for item in items):
         said.append(f"best: {BEST}")
@@ -186,6 +188,17 @@ def footer(rows: Sequence[Row], runs: Sequence[Run]) -> str:
     devices = sorted({run.environment.get("device", "?") for run in runs if run.status == "done"})
     spread = "mean ± sample standard deviation over seeds; " if any(row.n > 1 for row in rows) else ""
     return f"{spread}{seeds_of(seeds)}; {'; '.join(devices)}"
+
+
+def versions(runs: Sequence[Run]) -> list[str]:
+    """A sentence on finished runs that were made by several versions of what computes figures, where there are such."""
+    packages = [run.environment.get("packages", {}) for run in runs if run.status == "done"]
+    said = []
+    for name in COMPUTES:
+        counts = Counter(str(each[name]) for each in packages if name in each)
+        if len(counts) > 1:
+            said.append(f"{name} {', '.join(f'{version} ({count})' for version, count in sorted(counts.items()))}")
+    return [f"runs by several versions, which may differ by more than their seeds: {'; '.join(said)}"] if said else []
 
 
 def collapsed(rows: Sequence[Row], mark: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.compose import choices, compose, conf_dir, flat
 from backdoorbench.config.groups import INFECT, PURIFY
-from backdoorbench.errors import ConfigError, did_you_mean, few
+from backdoorbench.errors import ConfigError, did_you_mean, few, join_words
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.holdouts import share
 from backdoorbench.reporting.rows import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02  # of CA, ASR or RA, between a published mean of unknown spread and ours
 MOST_MISSED = 5  # lines that match no run, which a note names
 MOST_COMPOSED = 4  # pairs of attack and defense whose settings a report looks up; each costs a sixth of a second
+OTHERWISE = "settings other than experiment"  # how a remark begins that says what a source had otherwise
 COLUMNS = (
     "experiment", "source", "dataset", "model", "attack", "poison_rate", "target", "holdout", "defense", "setting", "epochs",
     "ca", "asr", "ra", "certainty", "note",
@@ -185,10 +186,10 @@ def read_figures(file: Path) -> list[Figure]:
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
     try:
-        with open(file, encoding="utf-8", newline="") as stream:
+        with open(file, encoding="utf-8-sig", newline="") as stream:  # Excel begins its csv with a mark of UTF-8
             reader = csv.DictReader(stream)
             columns = list(reader.fieldnames or ())
-            rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(
             f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); expected a csv of published figures, or one "
@@ -199,7 +200,19 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
             f"{file} has the columns {', '.join(columns) or 'none'}; expected attack and defense among them, and of "
             f"{', '.join(COLUMNS)} those that there are. Mend its first line."
         )
-    return rows
+    for name in columns:
+        if name not in COLUMNS:
+            raise ConfigError(
+                f"{file} has the column '{name}', which nothing reads.{did_you_mean(name, COLUMNS)} The columns are "
+                f"{', '.join(COLUMNS)}. Rename it, or leave it out."
+            )
+    for number, row in enumerate(rows, 2):
+        if None in row:
+            raise ConfigError(
+                f"{file}, line {number} has more values than the {len(columns)} columns; expected decimal points, and quotes "
+                f"around a value with a comma. Mend the line."
+            )
+    return [{key: value or "" for key, value in row.items()} for row in rows]
 
 
 def _percent(where: str, name: str, text: str) -> float:
@@ -285,6 +298,17 @@ def doubts(own: Sequence[Figure], rows: Sequence[Row]) -> list[str]:
     values = [value for figure in own for value in figure.scores.values()]
     small = "no published figure is above 1 %: they are read as percent, so multiply fractions by 100"
     return ([count] if missed else []) + ([small] if any(values) and max(values) <= 0.01 else [])
+
+
+def unmet(nearest: Sequence[str], found: Iterable[Comparison]) -> list[str]:
+    """A sentence on the experiments that were asked for and have no figure beside any row, where there are such."""
+    met = {item.published.experiment for item in found if item.published}
+    without = [name for name in dict.fromkeys(nearest) if name not in met]
+    return (
+        [f"no published figure of {join_words(without)} is of any row's data set, attack, rate and defense"]
+        if without
+        else []
+    )
 
 
 def _meant(figure: Figure, rows: Sequence[Row]) -> str:
@@ -417,7 +441,7 @@ def remarks(
         if looked_at:
             part = f", of {len(looked_at)} pairs of {len(pairs)}" if len(pairs) > len(looked_at) else ""
             other = "; ".join(departures(looked_at, experiment)) or "none"
-            said.append(f"settings other than experiment {experiment}'s{part}: {other}")
+            said.append(f"{OTHERWISE} {experiment}'s{part}: {other}")
     return said
 
 

@@ -409,7 +409,7 @@ def storage_errors(folder: Path) -> Iterator[None]:
             ) from None
         if refused:
             raise StorageError(
-                f"{folder} cannot be written ({os.strerror(number or errno.EACCES)}). Set runtime.outputs to a folder you "
-                f"may write to."
+                f"{folder} cannot be written ({os.strerror(number or errno.EACCES)}). Name a place that you may write to; what "
+                f"runs leave goes where runtime.outputs says."
             ) from None
         raise

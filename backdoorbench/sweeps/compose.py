@@ -5,9 +5,11 @@ from collections.abc import Sequence
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, open_dict
 
-from backdoorbench.config.compose import Composer
+from backdoorbench.config import catalog
+from backdoorbench.config.compose import Composer, parsed
 
 
 def composer(loader: ConfigLoader, master: DictConfig) -> Composer:
@@ -29,3 +31,38 @@ def varying(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
         return [list(job) for job in jobs]
     common = set(jobs[0]).intersection(*map(set, jobs[1:]))
     return [[setting for setting in job if setting not in common] for job in jobs]
+
+
+def left_to_jobs(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
+    """The words of a sweep, where those that set one value in a group whose options are swept are sweeps over that value:
+    `defense=ft,fst defense.epochs=choice(5)`. Hydra would otherwise look for it in the usual option, before there are jobs.
+
+    folders  of the user's own yaml files"""
+    swept = _swept(words, folders)
+    return [_as_choice(word) if "." in word and word.lstrip("+").partition(".")[0] in swept else word for word in words]
+
+
+def _swept(words: Sequence[str], folders: Sequence[str]) -> set[str]:
+    """What is swept, by the words or by the experiment that they choose."""
+    found: set[str] = set()
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "experiment" and value in catalog.names(name, folders):
+            found |= catalog.describe(name, value, folders).sweeps.keys()
+        try:
+            override = parsed(word)
+        except OverrideParseException:  # Hydra tells it
+            continue
+        if override.is_sweep_override():
+            found.add(override.key_or_group)
+    return found
+
+
+def _as_choice(word: str) -> str:
+    """`KEY=VALUE` as `KEY=choice(VALUE)`; itself where it is something else, or no word."""
+    key, _, value = word.partition("=")
+    try:
+        parsed(made := f"{key}=choice({value})")
+        return word if parsed(word).is_sweep_override() or parsed(word).is_delete() else made
+    except OverrideParseException:
+        return word

@@ -27,6 +27,8 @@ FAR = 20  # times as large: from here on the axis is logarithmic
 def against_setting(runs: Iterable[Run], key: str, figures: Sequence[str] = ("ca", "asr", "ra")) -> Figure:
     """Means over seeds against the numbers that a setting took: a row a figure, a column what else differs, a line a defense, the
     infected model dashed. ConfigError for a setting that no run has, DataError where it took fewer than two numbers."""
+    if key == "seed":
+        raise ConfigError("--x is 'seed', over which figures are averaged. Name a setting, such as defense.alpha.")
     runs = list(runs)
     drawn, left_out = panels.sound(run for run in runs if figure_of(run, PURIFY, "ca") is not None)
     at = {run.id: value for run in drawn if (value := number_of(run.config, key)) is not None}
