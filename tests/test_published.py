@@ -1,5 +1,6 @@
 """Published figures in the tables of one's own: ours and an author's, with source and mark."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ RUNS = [run("badnets", "fst", 0, 0.02), run("blended", "ft", 0, 0.8), run("badne
 
 def made(theirs: list[Figure] | None, axes: tuple[str, ...] = ()) -> report.Report:
     found = {Path(one.id): one for one in RUNS}
-    return report.make(found, ("asr",), axes[:1], axes[1:], theirs=theirs)
+    return report.make(found, ("asr",), axes[:1], axes[1:], asked=theirs if theirs is None else published.Asked(theirs))
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_without_the_flag_they_stay_in_a_table_of_their_own() -> None:
 def test_ours_need_no_file() -> None:
     words = ("dataset=cifar10", "model=resnet18", "holdout=fst", "attack.poison_rate=0.01")
     found = {Path(one.id): one for one in [run("blended", "fst", 0, 0.02, *words)]}
-    text = terminal.as_text(report.make(found, ("asr",), (), (), theirs=[]))
+    text = terminal.as_text(report.make(found, ("asr",), (), (), asked=published.Asked()))
     assert "0.20 a" in text and "a FST, arXiv 2310.01875 (figure image)" in " ".join(text.split())
 
 
@@ -97,6 +98,15 @@ def test_a_line_that_matches_no_run_is_said_with_what_it_may_have_meant() -> Non
     )
 
 
+def test_a_second_line_for_a_cell_is_said() -> None:
+    own = [Figure("", source, "", "", "badnets", "", "fst", "", {"asr": 0.5}, "", "") for source in ("x", "y")]
+    assert published.doubts(own, report.rows.aggregate(RUNS)) == [
+        "of badnets → fst there are several lines of published figures: the first stands in the tables"
+    ]
+    other = [own[0], dataclasses.replace(own[1], rate="10 %")]
+    assert published.doubts(other, report.rows.aggregate(RUNS)) == []
+
+
 def test_fractions_are_refused_or_said(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text("attack,defense,ca,asr\nbadnets,fst,0.9,0.05\n")
     with pytest.raises(
@@ -115,11 +125,11 @@ def test_an_experiments_figures_stand_beside_other_networks_with_what_differs(
     found = {
         Path(one.id): one for one in [run("badnets", "fp", 0, 0.02, *words), run("badnets", "ep", 0, 0.02, *words)]
     }
-    exact = report.make(found, ("asr",), ("defense",), ("attack",), theirs=[])
+    exact = report.make(found, ("asr",), ("defense",), ("attack",), asked=published.Asked())
     assert "57.13" not in terminal.as_text(exact)
     text = " ".join(
         terminal.as_text(
-            report.make(found, ("asr",), ("defense",), ("attack",), theirs=[], nearest=["backdoorbench"])
+            report.make(found, ("asr",), ("defense",), ("attack",), asked=published.Asked(nearest=["backdoorbench"]))
         ).split()
     )
     assert (
@@ -140,6 +150,6 @@ def test_an_experiment_without_a_figure_for_any_row_is_said() -> None:
         (["backdoorbench", "fmp"], ["fmp"]),
         (["fmp", "tnr"], ["fmp and tnr"]),
     ):
-        beside = report.make(found, ("asr",), (), (), theirs=[], nearest=nearest).beside
+        beside = report.make(found, ("asr",), (), (), asked=published.Asked(nearest=nearest)).beside
         told = [f"no published figure of {names} is of any row's data set, attack, rate and defense" for names in said]
         assert published.unmet(nearest, beside.values()) == told

@@ -1,8 +1,12 @@
 """bdx report DIR... [--rows LIST --columns LIST] [--metric LIST] [--verdicts] [--statistics] [--format FORMAT] [--where CHOICE]
 [--output FILE]"""
 
+from __future__ import annotations
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backdoorbench.cli.arguments import (
     Parser,
@@ -18,6 +22,9 @@ from backdoorbench.cli.arguments import (
 from backdoorbench.errors import ConfigError, check_range, shown
 from backdoorbench.metrics import LIMITS, Limits
 
+if TYPE_CHECKING:
+    from backdoorbench.reporting.report import Report
+
 FORMATS = ("terminal", "csv", "runs-csv", "classes-csv", "md", "latex", "html")
 
 LINES = {"csv": "setting", "runs-csv": "run", "classes-csv": "class of a run"}  # what a line of a format is
@@ -26,6 +33,76 @@ IN_PRINT = ("latex", "html")  # which call options by their names in print
 
 def carry_out(words: Sequence[str]) -> int:
     """Prints or writes the tables of what was run. Exit code."""
+    parser = _parser()
+    chosen = parser.parse_args(words)
+    lines, columns = words_of(chosen.rows), words_of(chosen.columns)
+    from backdoorbench.reporting import choosing, classes, comebacks, contrasts, display, published, report
+
+    figures = figures_of(chosen.metric, (*report.METRICS, *comebacks.figures())) or ["ca", "asr", "ra"]
+    _refuse_contradictions(parser, chosen, figures)
+    limits = Limits(
+        _share("--ca-loss", chosen.ca_loss, LIMITS.ca_loss, 0),
+        _share("--asr-below", chosen.asr_below, LIMITS.asr, 0.01),
+    )
+    if chosen.format == "html":
+        need("jinja2", "bdx report --format html", "page")
+        need("matplotlib", "bdx report --format html", "page")
+    files = [file for file in chosen.published or () if file and file not in published.experiments()]
+    nearest = [name for name in chosen.published or () if name in published.experiments()]
+    own = [figure for file in files for figure in published.read_figures(Path(file))]
+    if chosen.output is not None:
+        output_file(chosen.output, [Path(file) for file in (*files, chosen.names) if file])
+    found, said = chosen_runs(chosen.folders, chosen.where, classes.DETAILS if chosen.format == "classes-csv" else ())
+    made = report.make(
+        found,
+        figures,
+        lines,
+        columns,
+        limits,
+        chosen.verdicts,
+        (chosen.against or "") if chosen.statistics else None,
+        published.Asked(own, nearest) if chosen.published is not None else None,
+        contrasts.TUNING in choosing.parsed(chosen.where),  # who names it wants runs that chose settings, too
+    )
+    say([*published.doubts(own, made.rows), *published.unmet(nearest, made.beside.values())])
+    say(made.otherwise if chosen.format == "csv" else [])  # which has no place for them
+    say(display.unknown(made.found.values(), chosen.names))
+    made.notes.extend(said)
+    write(made, chosen, figures)
+    return 0
+
+
+def write(made: Report, chosen: argparse.Namespace, figures: Sequence[str]) -> None:
+    """The report in the format that is chosen, to the file that is chosen, or printed."""
+    from backdoorbench import screen
+    from backdoorbench.reporting import display, report, terminal
+    from backdoorbench.storage import store
+
+    named = display.chosen(made.found, chosen.names, chosen.format in IN_PRINT)
+    if chosen.format == "terminal" and chosen.output is None:
+        terminal.print_tables(screen.make_console(), made, named)
+        return
+    if chosen.format == "html":
+        from backdoorbench.reporting import page
+
+        drawn = [drawn_features(Path(folder)) for folder in chosen.tsne]
+        text = page.render(made, chosen.folders, Path(chosen.output), figures, drawn, named)
+    elif chosen.format in LINES:
+        lines = {"csv": report.csv, "runs-csv": report.runs_csv, "classes-csv": report.classes_csv}
+        text = lines[chosen.format](made)
+    else:
+        prints = {"terminal": terminal.as_text, "md": report.markdown, "latex": report.latex}
+        text = prints[chosen.format](made, named)
+    if chosen.output is None:
+        print(text, end="")
+        return
+    with store.storage_errors(Path(chosen.output).parent):
+        Path(chosen.output).parent.mkdir(parents=True, exist_ok=True)
+    store.write_text(Path(chosen.output), text)
+    print(f"wrote {chosen.output}")
+
+
+def _parser() -> Parser:
     parser = Parser("report", "Tables of what was run: mean and spread over seeds, n, published figures, failures.")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
     parser.add_argument("--rows", metavar="LIST", help="with --columns: lays tables out by these, such as attack,rate")
@@ -84,14 +161,16 @@ def carry_out(words: Sequence[str]) -> int:
         "--tsne", metavar="DIR", action="append", default=[], help="html: draws this run's features, too"
     )
     add_where(parser)
-    chosen = parser.parse_args(words)
-    lines, columns = words_of(chosen.rows), words_of(chosen.columns)
-    from backdoorbench.reporting import choosing, classes, comebacks, contrasts, display, published, report
+    return parser
 
-    figures = figures_of(chosen.metric, (*report.METRICS, *comebacks.figures())) or ["ca", "asr", "ra"]
-    if bool(lines) != bool(columns):
+
+def _refuse_contradictions(parser: Parser, chosen: argparse.Namespace, figures: Sequence[str]) -> None:
+    """Ends the command where flags do not go together."""
+    from backdoorbench.reporting import contrasts
+
+    if bool(chosen.rows) != bool(chosen.columns):
         parser.error("argument --rows: it goes with --columns")
-    if lines and chosen.format in LINES:
+    if chosen.rows and chosen.format in LINES:
         parser.error(f"argument --rows: {chosen.format} holds one line a {LINES[chosen.format]}")
     for flag, is_given in (("--verdicts", chosen.verdicts), ("--statistics", chosen.statistics)):
         if is_given and chosen.format in ("runs-csv", "classes-csv"):
@@ -104,64 +183,10 @@ def carry_out(words: Sequence[str]) -> int:
         )
     if chosen.against is not None and not chosen.statistics:
         parser.error("argument --against: it goes with --statistics")
-    limits = Limits(
-        _share("--ca-loss", chosen.ca_loss, LIMITS.ca_loss, 0),
-        _share("--asr-below", chosen.asr_below, LIMITS.asr, 0.01),
-    )
     if chosen.format == "html" and chosen.output is None:
         parser.error("argument --format: html needs --output FILE")
     if chosen.tsne and chosen.format != "html":
         parser.error("argument --tsne: it goes with --format html; alone, bdx plot tsne DIR draws it")
-    if chosen.format == "html":
-        need("jinja2", "bdx report --format html", "page")
-        need("matplotlib", "bdx report --format html", "page")
-    from backdoorbench import screen
-    from backdoorbench.reporting import terminal
-    from backdoorbench.storage import store
-
-    files = chosen.published
-    nearest = [name for name in files or () if name in published.experiments()]
-    own = [Path(file) for file in files or () if file and file not in nearest]
-    theirs = [one for file in own for one in published.read_figures(file)] if files is not None else None
-    details = classes.DETAILS if chosen.format == "classes-csv" else ()
-    if chosen.output is not None:
-        output_file(chosen.output, [*own, *([Path(chosen.names)] if chosen.names else [])])
-    against = (chosen.against or "") if chosen.statistics else None
-    found, said = chosen_runs(chosen.folders, chosen.where, details)
-    is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
-    made = report.make(found, figures, lines, columns, limits, chosen.verdicts, against, theirs, is_asked, nearest)
-    say([*published.doubts(theirs or (), made.rows), *published.unmet(nearest, made.beside.values())])
-    if chosen.format == "csv":  # which has no place for it
-        say([remark for remark in made.remarks if remark.startswith(published.OTHERWISE)])
-    made.notes.extend(said)
-    named = display.chosen(made.found, chosen.names, chosen.format in IN_PRINT)
-    say(display.unknown(made.found.values(), chosen.names))
-    if chosen.format == "terminal" and chosen.output is None:
-        terminal.print_tables(screen.make_console(), made, named)
-        return 0
-    if chosen.format == "html":
-        from backdoorbench.reporting import page
-
-        drawn = [drawn_features(Path(folder)) for folder in chosen.tsne]
-        text = page.render(made, chosen.folders, Path(chosen.output), figures, drawn, named)
-    elif chosen.format == "terminal":
-        text = terminal.as_text(made, named)
-    else:
-        tables = {
-            "csv": report.csv,
-            "runs-csv": report.runs_csv,
-            "classes-csv": report.classes_csv,
-        }
-        prints = {"md": report.markdown, "latex": report.latex}
-        text = tables[chosen.format](made) if chosen.format in tables else prints[chosen.format](made, named)
-    if chosen.output is None:
-        print(text, end="")
-        return 0
-    with store.storage_errors(Path(chosen.output).parent):
-        Path(chosen.output).parent.mkdir(parents=True, exist_ok=True)
-    store.write_text(Path(chosen.output), text)
-    print(f"wrote {chosen.output}")
-    return 0
 
 
 def _share(flag: str, text: str | None, usual: float, least: float) -> float:

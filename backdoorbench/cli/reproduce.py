@@ -55,7 +55,7 @@ def show(jobs: Sequence[Left], paper: str, scale: str) -> int:
     found = published.compare(runs, paper)
     if not found:
         return 0
-    said = published.notes(found)
+    said = [published.RULE, *published.notes(found)]
     settings = published.departures((run.config for run in runs), paper)
     said.append(f"settings other than the experiment's: {'; '.join(settings) or 'none'}")
     said += notes.rebuilt(runs)

@@ -6,7 +6,9 @@ The csv files hold what sources print, in percent, and how sure each reading is;
 from __future__ import annotations
 
 import csv
+import dataclasses
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
 
 TOLERANCE = 0.02  # of CA, ASR or RA, between a published mean of unknown spread and ours
+RULE = (
+    f"within: each published score at most {100 * TOLERANCE:g} points, or 2 of our standard deviations, from our mean"
+)
 MOST_MISSED = 5  # lines that match no run, which a note names
 MOST_COMPOSED = 4  # pairs of attack and defense whose settings a report looks up; each costs a sixth of a second
-OTHERWISE = "settings other than experiment"  # how a remark begins that says what a source had otherwise
 COLUMNS = (
     "experiment", "source", "dataset", "model", "attack", "poison_rate", "target", "holdout", "defense", "setting", "epochs",
     "ca", "asr", "ra", "certainty", "note",
@@ -84,6 +88,18 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Which published figures are to stand in the tables themselves, beside those of exactly the same settings.
+
+    own      of the author, which come first
+    nearest  experiments whose figures stand beside rows of other networks and settings, too, where these have none of their own
+    """
+
+    own: Sequence[Figure] = ()
+    nearest: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A row of ours, and what was published for it, if anything was.
 
@@ -118,24 +134,18 @@ def figures(experiment: str) -> list[Figure]:
         if row["experiment"] == experiment:
             scores = {name: float(row[name]) / 100 for name in FIGURES if row[name]}
             rate = f"{float(row['poison_rate']):g} %" if row["poison_rate"] else ""
-            found.append(
-                Figure(
-                    experiment,
-                    row["source"],
-                    row["dataset"],
-                    row["model"],
-                    row["attack"],
-                    rate,
-                    row["defense"],
-                    row["setting"],
-                    scores,
-                    row["certainty"],
-                    row["note"],
-                    row["target"],
-                    row["holdout"],
-                )  # fmt: skip
-            )
+            found.append(_figure(row, rate, scores))
     return found
+
+
+def _figure(row: Mapping[str, str], rate: str, scores: dict[str, float], **others: str) -> Figure:
+    """Of a line of a csv, some of whose columns may not be there. others: what stands in place of empty texts."""
+    texts = {
+        field.name: row.get(field.name) or others.get(field.name, "")
+        for field in dataclasses.fields(Figure)
+        if field.name not in ("rate", "scores")
+    }
+    return Figure(rate=rate, scores=scores, **texts)
 
 
 def experiments() -> list[str]:
@@ -164,23 +174,8 @@ def read_figures(file: Path) -> list[Figure]:
                 f"{where} has no figure; expected one of {', '.join(FIGURES)}, in percent. Mend the line."
             )
         rate = f"{100 * _percent(where, 'poison_rate', row['poison_rate']):g} %" if row.get("poison_rate") else ""
-        found.append(
-            Figure(
-                "",
-                row.get("source") or file.name,
-                row.get("dataset", ""),
-                row.get("model", ""),
-                row["attack"],
-                rate,
-                row["defense"],
-                row.get("setting", ""),
-                scores,
-                row.get("certainty") or "the author's",
-                row.get("note", ""),
-                row.get("target", ""),
-                row.get("holdout", ""),
-            )
-        )
+        said = {column: text for column, text in row.items() if column != "experiment"}  # an author's is none of ours
+        found.append(_figure(said, rate, scores, source=file.name, certainty="the author's"))
     return found
 
 
@@ -247,16 +242,12 @@ def compare(runs: Iterable[Run], experiment: str) -> list[Comparison]:
     return found + [mean for figure in known if figure.attack == "mean" and (mean := _mean(rows, figure))]
 
 
-def beside(
-    rows: Sequence[Row], own: Sequence[Figure] = (), nearest: Sequence[str] = ()
-) -> dict[tuple[int, str], Comparison]:
+def beside(rows: Sequence[Row], asked: Asked | None = None) -> dict[tuple[int, str], Comparison]:
     """What any source prints for our rows: (place of the row, name of the model) -> comparison; an infected model once.
 
-    Unlike in `compare`, everything that the source names must be ours: data set, whole; network, attack, rate, target, holdout,
-    defense and its setting.
-
-    own      of the author, which come first
-    nearest  experiments whose figures stand beside a row that has none of its own, as `compare` finds them"""
+    Unlike in `compare`, everything that the source names must be ours, but for what is asked as the nearest: data set, whole;
+    network, attack, rate, target, holdout, defense and its setting."""
+    own, nearest = (asked.own, asked.nearest) if asked else ((), ())
     others = [figure for experiment in nearest for figure in figures(experiment)]
     known: dict[tuple[str, ...], list[Figure]] = {}
     for experiment in dict.fromkeys(row["experiment"] for row in _rows("figures.csv")):
@@ -286,7 +277,8 @@ def beside(
 
 
 def doubts(own: Sequence[Figure], rows: Sequence[Row]) -> list[str]:
-    """Sentences on an author's figures that stand beside no row, what they may have meant, and on such as may be fractions."""
+    """Sentences on an author's figures that stand beside no row, what they may have meant, on cells that have several, and on
+    such as may be fractions."""
     missed = []
     for figure in own:
         model = INFECT.model if figure.defense == "none" else PURIFY.model
@@ -295,9 +287,14 @@ def doubts(own: Sequence[Figure], rows: Sequence[Row]) -> list[str]:
         if not any(_is_of(figure, where) and _names_ours(figure, row, model) for row, where in places):
             missed.append(f"{figure.attack} → {figure.defense}{_meant(figure, rows)}")
     count = f"{len(missed)} of {len(own)} lines of published figures match no run: {few(missed, MOST_MISSED)}"
+    cells = Counter(
+        (one.attack, one.defense, one.dataset, one.model, one.rate, one.target, one.holdout, one.setting) for one in own
+    )
+    twice = [f"{cell[0]} → {cell[1]}" for cell, lines in cells.items() if lines > 1]
+    again = f"of {few(twice, MOST_MISSED)} there are several lines of published figures: the first stands in the tables"
     values = [value for figure in own for value in figure.scores.values()]
     small = "no published figure is above 1 %: they are read as percent, so multiply fractions by 100"
-    return ([count] if missed else []) + ([small] if any(values) and max(values) <= 0.01 else [])
+    return [count] * bool(missed) + [again] * bool(twice) + ([small] if any(values) and max(values) <= 0.01 else [])
 
 
 def unmet(nearest: Sequence[str], found: Iterable[Comparison]) -> list[str]:
@@ -353,7 +350,7 @@ def told(found: Mapping[tuple[int, str], Comparison], rows: Sequence[Row]) -> di
     }
 
 
-def explained(found: Sequence[Comparison]) -> list[str]:
+def explained(found: Iterable[Comparison]) -> list[str]:
     """What the letters stand for, below a table."""
     said = [f"{mark} {_called(source)} ({certainty})" for (source, certainty), mark in marks(found).items()]
     return (
@@ -417,31 +414,25 @@ def swept_keys(experiment: str) -> list[str]:
     return ["attack.poison_rate", *(str(key) for key in content.hydra.sweeper.params)]
 
 
-def remarks(
-    found: Mapping[tuple[int, str], Comparison],
-    rows: Sequence[Row],
-    nearest: Sequence[str] = (),
-    is_judged: bool = True,
+def otherwise(
+    found: Mapping[tuple[int, str], Comparison], rows: Sequence[Row], asked: Asked | None = None
 ) -> list[str]:
-    """What must be said below comparisons in a report: notes, and what we did otherwise than each experiment; the whole of it for
-    those that were asked for though settings differ.
-
-    is_judged  whether verdicts are shown"""
-    said = notes(list(found.values()))[0 if is_judged else 1 :]
+    """What we did otherwise than each experiment whose figures stand beside ours; the whole of it for those that are asked for
+    though settings differ."""
     configs: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for (place, _), item in found.items():
         if item.published and item.published.experiment:
             names = rows[place].names
             pairs = configs.setdefault(item.published.experiment, {})
             pairs.setdefault((names["attack"], names["defense"]), rows[place].config)
-    left = MOST_COMPOSED
+    said, left = [], MOST_COMPOSED
     for experiment, pairs in configs.items():
-        looked_at = list(pairs.values())[: None if experiment in nearest else left]
+        looked_at = list(pairs.values())[: None if asked and experiment in asked.nearest else left]
         left = max(0, left - len(looked_at))
         if looked_at:
             part = f", of {len(looked_at)} pairs of {len(pairs)}" if len(pairs) > len(looked_at) else ""
             other = "; ".join(departures(looked_at, experiment)) or "none"
-            said.append(f"{OTHERWISE} {experiment}'s{part}: {other}")
+            said.append(f"settings other than experiment {experiment}'s{part}: {other}")
     return said
 
 
@@ -463,11 +454,9 @@ def grid(found: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
-def notes(found: Sequence[Comparison]) -> list[str]:
-    """What must be said below a comparison: the rule of the verdict, the sources, and what they leave open."""
-    said = [
-        f"within: each published score at most {100 * TOLERANCE:g} points, or 2 of our standard deviations, from our mean"
-    ]
+def notes(found: Iterable[Comparison]) -> list[str]:
+    """What must be said of the sources of comparisons, and what they leave open."""
+    found, said = list(found), []
     known = sources()
     for name in dict.fromkeys(item.published.source for item in found if item.published):
         source = known.get(name)

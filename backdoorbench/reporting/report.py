@@ -26,8 +26,8 @@ from backdoorbench.reporting import (
 )
 from backdoorbench.reporting.contrasts import Standing
 from backdoorbench.reporting.display import TYPED, Names
-from backdoorbench.reporting.grids import Grid
-from backdoorbench.reporting.published import Comparison, Figure
+from backdoorbench.reporting.grids import Grid, Told
+from backdoorbench.reporting.published import Asked, Comparison
 from backdoorbench.reporting.rows import Row, heading
 from backdoorbench.reporting.verdicts import Ranking
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
 
 
+WHAT = {DETECT.group: "a detector", AFTER.group: "an after-attack"}
 OF_DETECTORS = (*grids.OF_IMAGES[0], *grids.OF_MODELS[0])
 OF_AFTER = tuple(figure for _, figure, _, _ in grids.AFTERWARDS if figure not in rows.FIGURES)
 METRICS = (
@@ -62,7 +63,8 @@ class Report:
 
     rows      as in `rows.aggregate`; detections: as in `rows.detections`; after: as in `rows.afters`; grids: all laid out
     beside    (place of a row, name of its model) -> what was published for it
-    notes     what must be said below the tables; remarks: below the published figures
+    notes     what must be said below the tables; remarks: of the sources of published figures; otherwise: of what we did in
+              another way than they
     interrupted  how many runs that were ended from outside; unended: those without any end: killed, or still going
     rankings  of defenses, where they are asked for; standings: statistics of their differences, likewise
     is_inline   whether published figures stand in the tables of models
@@ -76,6 +78,7 @@ class Report:
     beside: dict[tuple[int, str], Comparison]
     notes: list[str]
     remarks: list[str]
+    otherwise: list[str]
     failures: list[Failure]
     interrupted: int
     unended: int
@@ -92,9 +95,8 @@ def make(
     limits: Limits = LIMITS,
     is_ranked: bool = False,
     against: str | None = None,
-    theirs: Sequence[Figure] | None = None,
+    asked: Asked | None = None,
     keeps_tuning: bool = False,
-    nearest: Sequence[str] = (),
 ) -> Report:
     """The report of runs by the folder of their record.
 
@@ -104,56 +106,34 @@ def make(
     limits          within which a defense has done its work, plain fine-tuning included
     is_ranked       whether to rank the defenses, too
     against         the defense that statistics compare all others with; empty: each with each; None: no statistics
-    theirs          an author's own published figures, which stand with ours in the tables themselves; None: in a table apart
-    keeps_tuning    whether statistics compare runs that chose settings, too
-    nearest         experiments whose published figures stand beside rows of other networks and settings, too"""
+    asked           published figures that stand in the tables themselves; None: what is known of a row in a table apart
+    keeps_tuning    whether statistics compare runs that chose settings, too"""
     runs = list(found.values())
     detectors, after = rows.detections(runs), rows.afters(runs)
     models = comebacks.mark(fragile.mark(rows.aggregate(runs), limits), after, limits)
+    beside = published.beside(models, asked)
+    told = published.told(beside, models) if asked else {}
     of_models = [name for name in figures if name not in (*OF_DETECTORS, *OF_AFTER)]
-    of_detectors = [name for name in figures if name in OF_DETECTORS]
-    of_after = [name for name in figures if name in OF_AFTER]
-    for asked, there, what, group in (
-        (of_detectors, detectors, "a detector", DETECT.group),
-        (of_after, after, "an after-attack", AFTER.group),
+    laid_out = _of_models(models, lines, columns, of_models, told) if of_models else []
+    for found_rows, known, listed, group in (
+        (detectors, OF_DETECTORS, grids.detection_grids, DETECT.group),
+        (after, OF_AFTER, grids.after_grids, AFTER.group),
     ):
-        if asked and not of_models and not there:
+        wanted = [name for name in figures if name in known]
+        if wanted and not of_models and not found_rows:
             raise DataError(
-                f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs finished, none with {what}; expected one at "
-                f"least. bdx list {group} shows what there is to ask."
+                f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs finished, none with {WHAT[group]}; expected "
+                f"one at least. bdx list {group} shows what there is to ask."
             )
-    beside = published.beside(models, theirs or (), nearest)
-    told = published.told(beside, models) if theirs is not None else {}
-    is_pivot = bool(lines or columns)
-    laid_out: list[Grid] = []
-    if of_models:
-        laid_out += (
-            grids.pivot_grids(models, lines, columns, of_models, told)
-            if is_pivot
-            else grids.list_grids(models, of_models, told)
-        )
-    for found_rows, wanted, listed in (
-        (detectors, of_detectors, grids.detection_grids),
-        (after, of_after, grids.after_grids),
-    ):
-        if found_rows and is_pivot and wanted:
+        if found_rows and wanted and (lines or columns):
             laid_out += grids.pivot_grids(found_rows, lines, columns, wanted)
         elif found_rows:
             laid_out += listed(found_rows)
-    interrupted, unended = (sum(run.status == status for run in runs) for status in ("interrupted", "running"))
     said = notes.below(models if of_models else [], [*detectors, *after], runs, laid_out, figures, limits)
-    said += (
-        [f"{interrupted} run{'s' * (interrupted > 1)} interrupted: the same command goes on where it stopped"]
-        if interrupted
-        else []
-    )
-    said += [f"{unended} run{'s' * (unended > 1)} without an end: killed, or still going"] if unended else []
-    remarks = published.remarks(beside, models, nearest, theirs is None) if beside else []
-    if theirs is not None:
-        said += published.explained(list(beside.values()))
-    rankings = verdicts.rank(models, limits) if is_ranked else []
+    interrupted, unended = (sum(run.status == status for run in runs) for status in ("interrupted", "running"))
+    said += _without_end(interrupted, unended)
+    said += published.explained(beside.values()) if asked else []
     compared = [name for name in figures if name in contrasts.COMPARED]
-    standings = contrasts.standings(models, compared, against, keeps_tuning) if against is not None else []
     return Report(
         found,
         models,
@@ -162,14 +142,30 @@ def make(
         laid_out,
         beside,
         said,
-        remarks,
+        published.notes(beside.values()),
+        published.otherwise(beside, models, asked),
         _failures(found),
         interrupted,
         unended,
-        rankings,
-        standings,
-        theirs is not None,
+        verdicts.rank(models, limits) if is_ranked else [],
+        contrasts.standings(models, compared, against, keeps_tuning) if against is not None else [],
+        asked is not None,
     )
+
+
+def _of_models(
+    models: Sequence[Row], lines: Sequence[str], columns: Sequence[str], figures: Sequence[str], told: Told
+) -> list[Grid]:
+    if lines or columns:
+        return grids.pivot_grids(models, lines, columns, figures, told)
+    return grids.list_grids(models, figures, told)
+
+
+def _without_end(interrupted: int, unended: int) -> list[str]:
+    """What is said of runs that were ended from outside, and of those without any end."""
+    said = [f"{interrupted} run{'s' * (interrupted > 1)} interrupted: the same command goes on where it stopped"]
+    lost = [f"{unended} run{'s' * (unended > 1)} without an end: killed, or still going"]
+    return said * bool(interrupted) + lost * bool(unended)
 
 
 def _failures(found: Mapping[Path, Run]) -> list[Failure]:
@@ -217,7 +213,8 @@ def sections(report: Report, named: Names = TYPED) -> list[Section]:
     if report.beside:
         found = published.as_grid(list(report.beside.values()))
         apart: list[tuple[Grid, list[str]]] = [] if report.is_inline else [(named.grid(found), [])]
-        printed.append(Section("published", apart, report.remarks))  # of settings, as they are typed
+        said = [*([] if report.is_inline else [published.RULE]), *report.remarks, *report.otherwise]
+        printed.append(Section("published", apart, said))  # of settings, as they are typed
     return printed
 
 
