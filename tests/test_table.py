@@ -442,6 +442,20 @@ def test_attacks_with_one_rate_each_share_a_table() -> None:
     assert len(pivot(run("ft", 0, 0.9), run("ft", 0, 0.9, "attack.poison_rate=0.05"))) == 2  # one attack at two rates
 
 
+def test_versions_of_a_method_are_told_by_their_number_alone() -> None:
+    runs = [run("bnp", 0, asr, f"defense.u={u}") for asr, u in ((0.3, 3), (0.2, 3), (0.1, 4))]
+    old = runs[0].config["defense"]
+    old |= {"version": 1, "augment": {"flip": True, "crop_padding": 4}}
+    (grid,) = pivot(*runs, rows="defense", columns="attack")
+    assert [line[0] for line in lines(grid)[1:]] == [
+        "bnp, version 1, u 3",
+        "bnp, version 2, u 3",
+        "bnp, version 2, u 4",
+    ]
+    (grid,) = pivot(*runs[:2], rows="defense", columns="attack")
+    assert [line[0] for line in lines(grid)[1:]] == ["bnp, version 1", "bnp, version 2"]
+
+
 def test_runs_by_several_versions_are_told() -> None:
     runs = [run("fst", seed, 0.1) for seed in range(3)]
     assert notes.versions(runs) == []

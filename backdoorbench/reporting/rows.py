@@ -473,22 +473,26 @@ def rate_of(config: Mapping[str, Any]) -> float:
 
 
 def differing(settings: Sequence[Mapping[str, Any]], named: Collection[str] = NAMED) -> list[str]:
-    """Dotted keys that tell rows apart beyond the base columns: within one option, keys whose values differ or that some
-    rows lack.
+    """Dotted keys that tell rows apart beyond the base columns: within one option, its version where that differs, and keys whose
+    values differ, or that some rows lack, within one version: what a version changed its number says.
 
     settings  of each row, as `compared` leaves them
     named     the base columns, which say what was chosen of these groups"""
     found: list[str] = []
     for group in dict.fromkeys(group for config in settings for group in config):
-        choices: dict[str, dict[str, dict[str, Any]]] = {}  # option -> each of its distinct settings, once
+        choices: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}  # option, version -> each of its settings, once
         for value in (config.get(group, DASH) for config in settings):
-            name = str(value.get("name")) if group in CHOICES and isinstance(value, dict) else ""
-            choices.setdefault(name, {}).setdefault(json.dumps(value, sort_keys=True), flat({group: value}))
+            is_option = group in CHOICES and isinstance(value, dict)
+            option = (str(value.get("name")), str(value.get("version"))) if is_option else ("", "")
+            choices.setdefault(option, {}).setdefault(json.dumps(value, sort_keys=True), flat({group: value}))
+        options = {name for name, _ in choices}
+        if len(options) < len(choices):
+            found.append(f"{group}.version")
         for key in dict.fromkeys(key for distinct in choices.values() for parts in distinct.values() for key in parts):
             values = ({json.dumps(v.get(key, DASH), sort_keys=True) for v in d.values()} for d in choices.values())
             if any(len(different) > 1 for different in values) and key != f"{INFECT.group}.poison_rate":
                 found.append(key)
-        if group in PLACES and group not in named and len(choices) > 1:
+        if group in PLACES and group not in named and len(options) > 1:
             found.append(f"{group}.name")
     return found
 
