@@ -5,6 +5,7 @@ import importlib
 import re
 import runpy
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from backdoorbench.cli.main import VERBS
 from backdoorbench.config import catalog
 from backdoorbench.config.compose import compose
 from backdoorbench.config.groups import NAMES
+from backdoorbench.reporting import choosing
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("findings/*.md")])
@@ -117,6 +119,19 @@ def settings(words: list[str]) -> list[str]:
     return found
 
 
+def chosen_by(words: list[str]) -> list[str]:
+    """What every `--where` among the words names, as settings of a run: `defense.fst.alpha=0.2` is FST's alpha."""
+    conditions = choosing.parsed([word for before, word in pairwise(words) if before == "--where"])
+    found = []
+    for key, (value, *_) in conditions.items():
+        group, *inner = key.split(".")
+        if len(inner) > 1 and inner[0] in catalog.names(group):
+            assert compose([f"{group}={inner[0]}", f"{group}.{'.'.join(inner[1:])}={value}"])
+        else:
+            found.append(f"{key}={value}")
+    return found
+
+
 @pytest.mark.parametrize("command", commands())
 def test_every_printed_command_composes(command: str) -> None:
     verb, *words = shlex.split(command)[1:]
@@ -128,6 +143,8 @@ def test_every_printed_command_composes(command: str) -> None:
         words.insert(0, verb)
     else:
         assert verb in VERBS or verb in ("-m", "--cfg", "--help"), verb
+    if "--where" in words:
+        words = [word for before, word in pairwise(["", *words]) if before != "--where"] + chosen_by(words)
     if found := settings(words):
         assert isinstance(compose([*found, "hydra.mode=RUN"])["seed"], int)
 
