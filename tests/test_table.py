@@ -251,6 +251,9 @@ def test_marks_of_cells() -> None:
     ]
     (turned,) = pivot(run("ft", 0, 0.9), weak, rows="defense", columns="attack")
     assert lines(turned) == [["infected", "95.00", "95.00 ‡"], ["ft", "90.00", "40.00 ‡"]]
+    weak.purification.seconds["purify"] = 7.0
+    (costly,) = pivot(run("ft", 0, 0.9), weak, rows="defense", columns="attack", metric="asr,seconds")
+    assert lines(costly)[1] == ["ft", "90.00", "–", "40.00 ‡", "7.00"]  # what a defense costs is not in doubt
 
 
 @pytest.mark.parametrize(

@@ -314,7 +314,9 @@ def _item(row: Row, cells: Mapping[str, Cell], figure: str, best: bool, known: S
     if figure not in cells:
         return Item(DASH)
     after = usual is not None
-    marks = (LEFT_OUT if row.collapsed and after else "") + "".join(m for m in _warnings(row) if m not in known)
+    left_out = LEFT_OUT if row.collapsed and after else ""
+    doubts = "" if figure in COSTS else "".join(mark for mark in _warnings(row) if mark not in known)
+    marks = left_out + doubts
     count = f" (n {row.n})" if after and row.n != usual and row.n else ""
     return Item(show(cells[figure], figure) + count + (f" {marks}" if marks else ""), best, cells[figure].mean)
 
