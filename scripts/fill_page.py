@@ -1,6 +1,6 @@
 """The tables of a page of docs/ out of the commands that stand above them, so that every figure can be traced.
 
-python scripts/fill_page.py docs/board.md OUTPUTS
+python scripts/fill_page.py docs/board.md OUTPUTS...
 
 A table lies between `<!-- printed -->` and `<!-- end -->`, behind a block with its `bdx report outputs/ ...`, which is run on
 OUTPUTS.
@@ -18,12 +18,12 @@ PRINTED = "\n<!-- printed -->\n\n{}\n\n<!-- end -->\n"
 
 
 def main() -> None:
-    page, outputs = Path(sys.argv[1]), Path(sys.argv[2]).resolve()
+    page, outputs = Path(sys.argv[1]), [str(Path(folder).resolve()) for folder in sys.argv[2:]]
 
     def filled(match: re.Match[str]) -> str:
         words = shlex.split(match[1].replace("\\\n", " "))
-        words = [str(outputs) if word == "outputs/" else word for word in words]
-        command = [sys.executable, "-m", "backdoorbench", *words[1:]]
+        words = [part for word in words[1:] for part in (outputs if word == "outputs/" else [word])]
+        command = [sys.executable, "-m", "backdoorbench", *words]
         print(" ".join(command), file=sys.stderr)
         text = subprocess.run(command, cwd=page.parent, check=True, capture_output=True, text=True).stdout.strip()
         return f"```\n{match[1]}\n```\n" + ("" if "--output" in words else PRINTED.format(text))
