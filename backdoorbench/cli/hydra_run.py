@@ -15,10 +15,11 @@ from typing import Any
 from backdoorbench.cli import flags
 from backdoorbench.cli.arguments import SWITCHES
 from backdoorbench.config import plugins
-from backdoorbench.config.compose import conf_dir, plain, searched, with_brought
+from backdoorbench.config.compose import PRIMARY, composer, conf_dir, parsed, plain, search_path, searched, with_brought
 from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError
 from backdoorbench.sweeps import sweep
 from backdoorbench.sweeps.compose import left_to_jobs
+from backdoorbench.sweeps.grid import GRIDS
 from backdoorbench.sweeps.hydra_errors import explained, refuse_no_options
 from backdoorbench.sweeps.job import carry_out as carry_out_run
 from backdoorbench.sweeps.job import carry_out_job, objective
@@ -37,6 +38,8 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     refuse_no_options(rest)
     folders = [*flags.folders_among(rest), *searched(rest)]
     settings = with_brought(chosen.overrides, folders)
+    if not chosen.shell_completion:
+        settings += brought_by_files(settings, folders, chosen.config_name or PRIMARY, chosen.multirun)
     if chosen.multirun:
         settings = left_to_jobs(settings, folders)
     task = Task()
@@ -78,6 +81,20 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
                 "the search chose no run. Raise how many it may choose: hydra.sweeper.n_trials of hydra/sweeper=tune."
             )
         return max(print_sweep(swept), finish(list(swept.jobs().values())) if finish else 0)
+
+
+def brought_by_files(words: Sequence[str], folders: Sequence[str], primary: str, is_sweep: bool) -> tuple[str, ...]:
+    """The words for what a network brings that no word chose but a file. A grid says them job by job.
+
+    primary  the file that the composition begins with"""
+    try:
+        single = [word for word in words if not parsed(word).is_sweep_override()]
+        with strict_warnings():
+            found = composer(single, folders, primary).chosen_by([*search_path(folders), *single])
+    except Exception:  # what is wrong is told where Hydra meets it, next
+        return ()
+    is_grid = (is_sweep or found.mode == "MULTIRUN") and found.sweeper in GRIDS
+    return () if is_grid else found.brought
 
 
 def launch(task: "Task", words: Sequence[str]) -> None:

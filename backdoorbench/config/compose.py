@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from backdoorbench.config import plugins
 from backdoorbench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.types import Override
 
 Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbers, booleans, None
 
 DIGITS = 12  # significant ones of a float setting: enough for any that a person types, too few for what a sum of steps leaves
+PRIMARY = "config"  # the file that a composition begins with
 BRINGS = "model"  # the group whose options bring others along as if they were typed
 REMEMBERED = 500  # choices of options whose configurations are kept in memory, the last ones
 NEUTRAL = "folder"  # the data set without facts of its own
@@ -59,23 +61,43 @@ def compose(overrides: Sequence[str] = (), folders: Sequence[str] = ()) -> Plain
     """The resolved configuration that `bdx <overrides>` would run.
 
     folders  of the user's own yaml files (`--config-dir`), looked through after ours"""
-    looked_through = tuple(places([*folders, *searched(overrides)]))
-    return _composer(looked_through)([*search_path(folders), *with_brought(overrides, folders)])
+    made = composer(overrides, folders)
+    return made([*search_path(folders), *with_brought(overrides, folders)])
+
+
+def composer(words: Sequence[str] = (), folders: Sequence[str] = (), primary: str = PRIMARY) -> Composer:
+    """What composes such words, and remembers what it composed."""
+    return _composer(tuple(places([*folders, *searched(words)])), primary)
 
 
 @cache
-def _composer(folders: tuple[Path, ...]) -> Composer:
-    def load(choices: Sequence[str]) -> DictConfig:
-        from hydra import compose as hydra_compose
-        from hydra import initialize_config_dir
+def _composer(folders: tuple[Path, ...], primary: str) -> Composer:
+    own = [str(folder) for folder in folders]
 
-        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
-            return hydra_compose("config", overrides=list(choices))
+    def load(choices: Sequence[str]) -> DictConfig:
+        from hydra.types import RunMode
+
+        return loader(own).load_configuration(primary, list(choices), RunMode.RUN, from_shell=False)
 
     def is_group(name: str) -> bool:
         return any((folder / name).is_dir() for folder in folders)
 
-    return Composer(load, is_group, lambda: (stamps(folders), frozenset(os.environ.items())))
+    return Composer(load, is_group, own, primary, lambda: (stamps(folders), frozenset(os.environ.items())))
+
+
+def loader(folders: Sequence[str]) -> ConfigLoaderImpl:
+    """What reads yaml files as Hydra does at the start of a run, in these folders after ours and those of known plugins."""
+    from hydra import version
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+
+    version.setbase("1.3")
+    made = create_config_search_path(str(conf_dir()))
+    there = (conf_dir(), *plugins.conf_dirs())
+    for folder in dict.fromkeys(Path(folder).absolute() for folder in folders):
+        if folder not in there:
+            made.prepend("own", f"file://{folder}", anchor="schema")  # which Hydra wants to be last
+    return ConfigLoaderImpl(made)
 
 
 def stamps(folders: Sequence[Path]) -> frozenset[tuple[str, int, int]]:
@@ -99,12 +121,17 @@ class Chosen:
     written    the same as plain containers, its interpolations as they stand
     resolved   None where something is still to be given, or an interpolation does not plainly say what it refers to
     mentioned  names that its interpolations refer to
+    brought    the words for what a network brings that a file chose
+    sweeper    the option of hydra/sweeper; mode: what hydra.mode says, RUN or MULTIRUN, if anything
     """
 
     config: DictConfig
     written: Plain
     resolved: Plain | None
     mentioned: frozenset[str]
+    brought: tuple[str, ...]
+    sweeper: str
+    mode: str | None
 
     def takes(self, override: Override) -> bool:
         """Whether the override just sets one plain value that nothing else is computed from."""
@@ -135,33 +162,28 @@ class Composer:
     """Composes configurations of which many choose the same options: each choice once from the yaml files, which takes Hydra a
     tenth of a second, values put in afterwards, which is what Hydra does in this order too.
 
-    load      what Hydra composes of overrides
+    load      what Hydra composes of overrides, its own settings included
     is_group  whether a name is that of a group of options
+    folders   of yaml files, through which it looks; primary: the file that it begins with
     state     what a choice depends on beside its words; once it differs, what was composed is forgotten"""
 
     def __init__(
         self,
         load: Callable[[Sequence[str]], DictConfig],
         is_group: Callable[[str], bool],
+        folders: Sequence[str] = (),
+        primary: str = PRIMARY,
         state: Callable[[], Hashable] = lambda: None,
     ) -> None:
         self.load, self.is_group, self.state = load, is_group, state
+        self.folders, self.primary = folders, primary
         self.known: dict[tuple[str, ...], Chosen] = {}
         self.before: Hashable = None
 
     def __call__(self, overrides: Sequence[str]) -> Plain:
         """The resolved configuration of the run with these settings."""
-        if (now := self.state()) != self.before:
-            self.known, self.before = {}, now
-        choices: list[str] = []
-        values: list[Override] = []
-        for text in overrides:
-            override = parsed(text)
-            if self.is_choice(override):
-                choices.append(text)
-            else:
-                values.append(override)
-        chosen = self.chosen(tuple(choices))
+        chosen = self.chosen_by(overrides)
+        values = [override for text in overrides if not self.is_choice(override := parsed(text))]
         if chosen.resolved is None or not all(chosen.takes(override) for override in values):
             return plain(with_values(chosen.config, values))
         resolved = copy.deepcopy(chosen.resolved)
@@ -170,6 +192,12 @@ class Composer:
             node: Any = functools.reduce(lambda at, part: at[part], parents, resolved)
             node[key] = rounded(override.value())
         return plugins.with_used(resolved)
+
+    def chosen_by(self, overrides: Sequence[str]) -> Chosen:
+        """What these words choose."""
+        if (now := self.state()) != self.before:
+            self.known, self.before = {}, now
+        return self.chosen(tuple(text for text in overrides if self.is_choice(parsed(text))))
 
     def is_choice(self, override: Override) -> bool:
         """Whether Hydra has to be asked: it picks an option of a group, is of Hydra's own, or a sweep, which Hydra refuses."""
@@ -180,6 +208,11 @@ class Composer:
     def chosen(self, choices: tuple[str, ...]) -> Chosen:
         if choices not in self.known:
             made = self.load(choices)
+            more = brought_by_files(choices, made.hydra.runtime.choices, self.folders, self.primary)
+            made = self.load([*choices, *more]) if more else made
+            own = made.hydra
+            with open_dict(made):
+                del made["hydra"]
             if len(self.known) >= REMEMBERED:
                 del self.known[next(iter(self.known))]
             written = typing.cast(Plain, OmegaConf.to_container(made, resolve=False))
@@ -188,7 +221,9 @@ class Composer:
                 resolved = resolve(made) if named is not None else None
             except OmegaConfBaseException:
                 resolved = None
-            self.known[choices] = Chosen(made, written, resolved, named or frozenset())
+            mode = own.mode.name if own.mode is not None else None
+            sweeper = str(own.runtime.choices["hydra/sweeper"])
+            self.known[choices] = Chosen(made, written, resolved, named or frozenset(), more, sweeper, mode)
         return self.known[choices]
 
 
@@ -227,15 +262,55 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def with_brought(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
-    """The words, and after them the choices that a network brings along: its recipe, unless one was chosen.
+    """The words, and after them the choices that a network among them brings along: its recipe, unless one was chosen.
 
     A data set brings network and recipe along by Hydra's own means. Those of a network that was chosen beside it would lose there
     to the data set's, so they are said as if typed. A sweep over networks says them job by job."""
-    picked = [override for word in words if (override := _picks(word)) is not None]
+    picked = picks(words)
     named = next((each.value() for each in reversed(picked) if each.key_or_group == BRINGS), None)
     made = {override.key_or_group for override in picked}
     said = brought(named, folders) if isinstance(named, str) else {}
     return [*words, *(f"{group}={option}" for group, option in said.items() if group not in made)]
+
+
+def brought_by_files(
+    words: Sequence[str], options: Mapping[str, str], folders: Sequence[str], primary: str = PRIMARY
+) -> tuple[str, ...]:
+    """The same choices of a network that no word chose but a file: an experiment, a data set, a scale. They rank as that file
+    does: what it names itself stays, and so does what a file names that wins over it.
+
+    options  by group, that the words come to"""
+    typed = {override.key_or_group for override in picks(words)}
+    if BRINGS in typed:
+        return ()
+    said = {
+        group: option
+        for group, option in brought(str(options.get(BRINGS)), folders).items()
+        if group not in typed and options.get(group) != option
+    }
+    if not said:
+        return ()
+    listed = chosen_in_files(words, folders, primary)
+    groups = [group for group, _ in listed]
+    if BRINGS not in groups:  # as the primary file has it, over which every other one wins
+        return ()
+    rank = groups.index(BRINGS)
+    stay = {group for place, (group, file) in enumerate(listed) if place < rank or file == listed[rank][1]}
+    return tuple(f"{group}={option}" for group, option in said.items() if group not in stay)
+
+
+def chosen_in_files(words: Sequence[str], folders: Sequence[str], primary: str = PRIMARY) -> list[tuple[str, str]]:
+    """The groups of which a file overrides the option, each with the file that has its way; what wins over others comes first."""
+    from hydra.types import RunMode
+
+    found = loader(folders).compute_defaults_list(primary, list(words), RunMode.RUN).overrides
+    files = {group: found.override_metadata[group].containing_config_path for group in found.override_choices}
+    return [(group, file) for group, file in files.items() if file is not None]
+
+
+def picks(words: Sequence[str]) -> list[Override]:
+    """Those of the words that pick options of a group."""
+    return [override for word in words if (override := _picks(word)) is not None]
 
 
 def _picks(word: str) -> Override | None:

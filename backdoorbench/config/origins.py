@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from backdoorbench.config.compose import conf_dir, flat, plain, search_path, with_brought
+from backdoorbench.config.compose import composer, conf_dir, flat, plain, search_path, with_brought
 
 TYPED = "the command line"
 
@@ -55,6 +55,7 @@ def trace(overrides: Sequence[str], folders: Sequence[str] = ()) -> Traced:
     from hydra.types import RunMode
 
     words = [*search_path(folders), *with_brought(overrides, folders)]
+    words += composer(words).chosen_by(words).brought
     with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
         values = flat(plain(compose("config", overrides=words)))
         loader = GlobalHydra.instance().config_loader()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.errors import OverrideParseException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from backdoorbench.config import catalog
 from backdoorbench.config.compose import Composer, parsed
@@ -17,12 +17,11 @@ def composer(loader: ConfigLoader, master: DictConfig) -> Composer:
     assert isinstance(loader, ConfigLoaderImpl)
 
     def load(choices: Sequence[str]) -> DictConfig:
-        made = loader.load_sweep_config(master, list(choices))
-        with open_dict(made):
-            del made["hydra"]
-        return made
+        return loader.load_sweep_config(master, list(choices))
 
-    return Composer(load, functools.cache(loader.repository.group_exists))
+    sources = master.hydra.runtime.config_sources
+    folders = [source.path for source in sources if source.schema == "file"]
+    return Composer(load, functools.cache(loader.repository.group_exists), folders, master.hydra.job.config_name)
 
 
 def varying(jobs: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -29,6 +29,7 @@ from backdoorbench.sweeps.sweep import Sweep
 if TYPE_CHECKING:
     from backdoorbench.sweeps.forecast import Ahead
 
+GRIDS = ("grid", "listing")  # the options of hydra/sweeper that this module carries out
 MOST_RUNS = 100_000  # of a sweep: their list takes minutes, and a gigabyte
 REMOTE = ("slurm", "submitit_slurm", "ray", "ray_aws")  # launchers whose jobs see other devices than this process
 
@@ -79,10 +80,9 @@ class Grid(BasicSweeper):
         from backdoorbench.sweeps import forecast
 
         (listed,) = self.split_arguments(self.parsed(arguments), None)
-        sources = self.config.hydra.runtime.config_sources
-        folders = [source.path for source in sources if source.schema == "file"]
-        jobs = [with_brought(job, folders) for job in listed]
         composed = composer(self.hydra_context.config_loader, self.config)
+        jobs = [with_brought(job, composed.folders) for job in listed]
+        jobs = [[*job, *composed.chosen_by(job).brought] for job in jobs]
         launcher = str(OmegaConf.select(self.config, "hydra.runtime.choices.hydra/launcher"))
         return forecast.look(jobs, [composed(job) for job in jobs], here=launcher not in REMOTE)
 
