@@ -13,6 +13,7 @@ from backdoorbench.cli.listing import count
 from backdoorbench.config import catalog, plugins
 from backdoorbench.config.compose import conf_dir
 from backdoorbench.config.groups import NAMES
+from backdoorbench.config.walk import files_below
 from backdoorbench.errors import (
     USER_MISTAKE,
     AbsentData,
@@ -92,7 +93,7 @@ def _folders(named: str | None) -> Sequence[Path]:
 
 def _found(folder: Path) -> list[Path]:
     """Each file to be judged in a folder that is laid out as conf/ is; ConfigError where there is none."""
-    files = sorted(file for file in folder.rglob("*") if _is_meant(file))
+    files = [file for file in files_below(folder) if _is_meant(file)]
     if not files:
         raise ConfigError(
             f"'{folder}' holds no yaml file; expected some, in folders called as groups are: {join_words(list(NAMES))}."

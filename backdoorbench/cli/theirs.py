@@ -13,6 +13,7 @@ from rich.text import Text
 
 from backdoorbench.cli.arguments import Parser, words_of
 from backdoorbench.config.groups import SETTINGS, STAGES
+from backdoorbench.config.walk import walked
 from backdoorbench.errors import ConfigError, ModelError, join_words, no_weights
 
 if TYPE_CHECKING:  # torch is imported only when work starts
@@ -110,7 +111,7 @@ def common_side(folder: Path) -> int | None:
     from backdoorbench.data.pictures import IMAGES as ENDINGS
 
     sides: set[tuple[int, int]] = set()
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in ENDINGS)
+    files = (file for file in walked(folder) if file.suffix.lower() in ENDINGS)
     for _, file in zip(range(PROBED), files, strict=False):
         try:
             with Image.open(file) as picture:

@@ -15,6 +15,7 @@ from typing import Any
 from backdoorbench.config import plugins
 from backdoorbench.config.compose import choices, places
 from backdoorbench.config.groups import NAMES
+from backdoorbench.config.walk import files_below
 from backdoorbench.errors import ConfigError, did_you_mean, first_line, join_words
 
 HEADINGS = ("Idea", "Paper", "Follows", "Departs", "Cost")
@@ -83,7 +84,7 @@ def refuse_hidden() -> None:
     read, and whoever chose it would get something else."""
     for plugin in plugins.known():
         for conf in plugin.confs:
-            for file in sorted(conf.rglob("*.yaml")):
+            for file in files_below(conf, ".yaml"):
                 name = file.relative_to(conf)
                 first = next(place / name for place in places() if (place / name).is_file())
                 if first.resolve() != file.resolve():

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from backdoorbench.config import plugins
+from backdoorbench.config.walk import files_below
 from backdoorbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,15 +102,12 @@ def loader(folders: Sequence[str]) -> ConfigLoaderImpl:
 
 
 def stamps(folders: Sequence[Path]) -> frozenset[tuple[str, int, int]]:
-    """What tells whether a yaml file in these folders was edited, came or went: each with its time and its length. A link to
-    nothing, as editors leave beside a file that is open, is none."""
+    """What tells whether a yaml file in these folders was edited, came or went: each with its time and its length."""
     found = set()
-    for root, _, names in (step for folder in folders for step in os.walk(folder)):
-        for name in names:
-            if name.endswith(".yaml"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = os.stat(file := os.path.join(root, name))
-                    found.add((file, status.st_mtime_ns, status.st_size))
+    for file in (file for folder in folders for file in files_below(folder, ".yaml")):
+        with contextlib.suppress(FileNotFoundError):
+            status = file.stat()
+            found.add((str(file), status.st_mtime_ns, status.st_size))
     return frozenset(found)
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.config.reached import SUFFIXES, reached
+from backdoorbench.config.walk import files_below
 from backdoorbench.errors import ConfigError
 
 OWN_PACKAGE = "backdoorbench"
@@ -151,7 +152,7 @@ def look(place: Path) -> Plugin:
             name for name in packages if name.isidentifier() and name not in NO_METHODS and not name.startswith("test_")
         ]
     confs = [place / CONF, *(path / package / CONF for package in packages)]
-    confs = [conf for conf in dict.fromkeys(confs) if any(conf.rglob("*.yaml"))]
+    confs = [conf for conf in dict.fromkeys(confs) if files_below(conf, ".yaml")]
     return Plugin(place.name, str(place), path if packages else None, tuple(packages), tuple(confs))
 
 
@@ -232,7 +233,7 @@ def files(package: str) -> dict[str, Path]:
     return {
         f"{above}/{file.relative_to(root).as_posix()}": file
         for root in roots
-        for file in sorted(root.rglob("*"))
+        for file in files_below(root)
         if file.name.endswith(SUFFIXES)
     }
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from backdoorbench.config.walk import files_below
 from backdoorbench.errors import StorageError
 
 if TYPE_CHECKING:  # reports start without torch
@@ -65,7 +66,7 @@ def file_digest(path: Path) -> str:
 
 def folder_digest(path: Path) -> str:
     """SHA-256 over the names and bytes of the files at or below a folder, hexadecimal."""
-    files = sorted((file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file())
+    files = sorted((file.relative_to(path).as_posix(), file) for file in files_below(path))
     listed = "".join(f"{name}\0{file_digest(file)}\n" for name, file in files)
     return hashlib.sha256(os.fsencode(listed)).hexdigest()
 

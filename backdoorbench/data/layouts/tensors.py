@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from backdoorbench.config.walk import files_below
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.layouts import arrays
 from backdoorbench.data.layouts.parts import code, label_values
@@ -56,12 +57,7 @@ def read(dataset: Dataset, root: Path, order: Order) -> Raw:
         return coded.classes, train, train.take([]) if test is None else split(test, coded.test)
 
     places = [folder] if test is None else [folder, test]
-    stamps = [
-        stamp(str(file.relative_to(root)), os.stat(file))
-        for place in places
-        for file in sorted(place.rglob("*"))
-        if file.is_file()
-    ]
+    stamps = [stamp(str(file.relative_to(root)), os.stat(file)) for place in places for file in files_below(place)]
     return Raw([*stamps, f"order {order}"], splits, is_whole=test is None)
 
 
