@@ -78,7 +78,8 @@ def write(kind: str, name: str, place: Path) -> list[str]:
         store.write_text(place / file, _filled(text, words))
     usage = f"    bdx show {KINDS[kind]}={name} --plugin .".ljust(45) + f"# the {kind}; {package}/{name}.py\n"
     readme = place / "README.md"
-    store.write_text(readme, readme.read_text(encoding="utf-8") + usage)
+    with store.storage_errors(place), readme.open("ab") as opened:  # whatever else is in it, and however encoded
+        opened.write(usage.encode())
     return list(made)
 
 

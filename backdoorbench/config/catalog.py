@@ -7,6 +7,7 @@ import ast
 import functools
 import os
 import re
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,8 +235,12 @@ def declared(target: str, fact: str) -> Any:
     file = _source(module)
     if file is None:
         return None
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    lines = [line for kind in tree.body if isinstance(kind, ast.ClassDef) and kind.name == name for line in kind.body]
+    lines = [
+        line
+        for kind in _parsed(_code(file)).body
+        if isinstance(kind, ast.ClassDef) and kind.name == name
+        for line in kind.body
+    ]
     for line in lines:
         if (
             isinstance(line, ast.AnnAssign)
@@ -244,6 +249,23 @@ def declared(target: str, fact: str) -> Any:
         ):
             return line.value.value
     return None
+
+
+def _code(file: Path) -> str:
+    """The text of a module, in the encoding that it declares; nothing where it cannot be read, which importing it tells."""
+    try:
+        with tokenize.open(file) as opened:
+            return opened.read()
+    except (OSError, SyntaxError, UnicodeDecodeError):
+        return ""
+
+
+def _parsed(code: str) -> ast.Module:
+    """What Python makes of it; an empty module where that is nothing."""
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
 
 
 def _source(module: str) -> Path | None:
@@ -266,9 +288,9 @@ def _docstring(text: str) -> tuple[str, str, dict[str, str]]:
     if match is None or file is None:
         return "", "", {}
     module = match[1].partition(".")[2].replace(".", "/")
-    source = file.read_text(encoding="utf-8")
-    opening = source[: source.find('"""', 3) + 3]  # the rest of the module need not be parsed
-    said = ast.get_docstring(ast.parse(opening)) or ""
+    source = _code(file)
+    opening = source[: source.find('"""', 3) + 3]  # the rest of the module mostly need not be parsed
+    said = ast.get_docstring(_parsed(opening)) or ast.get_docstring(_parsed(source)) or ""
     sections: dict[str, str] = {}
     current = ""
     for line in said.splitlines()[1:]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import re
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from backdoorbench.config import yamls
 from backdoorbench.config.compose import BRINGS, Plain, flat, places, rounded
 from backdoorbench.config.groups import GROUPS, SETTINGS, STAGES, UNKEYED
 
@@ -87,7 +87,7 @@ def _written(file: str) -> tuple[Plain, dict[str, str]]:
 
 @functools.cache
 def _read(path: Path) -> tuple[Plain, dict[str, str]]:
-    node = typing.cast(Plain, OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+    node = yamls.read(path)
     listed = [entry for entry in node.pop("defaults", []) if isinstance(entry, dict)]
     pairs = [(str(place), str(option)) for entry in listed for place, option in entry.items() if "$" not in str(option)]
     return rounded(flat(node)), {re.sub(r"^override /|@.*$", "", place): option for place, option in pairs}

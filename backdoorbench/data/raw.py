@@ -13,7 +13,7 @@ import numpy as np
 
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.pictures import IMAGES, Background, Picture, open_image
-from backdoorbench.errors import AbsentData, DataError, join_words
+from backdoorbench.errors import AbsentData, DataError, first_line, join_words
 
 log = logging.getLogger(__name__)
 
@@ -358,6 +358,12 @@ def some(names: Sequence[str], most: int = 3) -> str:
 
 
 def read_table(path: Path, delimiter: str, columns: Sequence[str] | None = None) -> list[dict[str, str]]:
-    """The rows of a text table; `columns` where it has no header."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return [dict(row) for row in csv.DictReader(file, columns, delimiter=delimiter)]
+    """The rows of a text table; `columns` where it has no header. DataError where it is none."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return [dict(row) for row in csv.DictReader(file, columns, delimiter=delimiter)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{path} cannot be read as a table ({first_line(error)}). Take it from the data set's archive again, or save it as "
+            f"UTF-8 text."
+        ) from None
