@@ -521,8 +521,7 @@ def test_cifar10_download(tmp_path: Path, cache: Path, monkeypatch: pytest.Monke
         f"dataset.root is {root}, which does not exist. cifar10 needs there cifar-10-batches-py/, or {TREE}. {remedy}"
     )
     assert len(dataset("cifar10", root).load(cache).train) == 50
-    assert [path.name for path in root.iterdir() if not path.name.startswith(".")] == ["cifar-10-batches-py"]
-    assert not (root / ".download").exists()
+    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
     (root / "cifar-10-batches-py").rename(root / "something")
     assert complaint(DataError, dataset("cifar10", root), cache) == (
         f"dataset.root is {root}, which holds 'something'. cifar10 needs there cifar-10-batches-py/, or {TREE}. "
@@ -538,11 +537,15 @@ def test_cifar10_offline(tmp_path: Path, cache: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Kind, "download", offline)
     for _ in range(2):
-        assert complaint(DataError, dataset("cifar10", tmp_path / "raw"), cache) == (
-            f"{tmp_path / 'raw'} is empty, and fetching {cifar10.ARCHIVE.url} failed (<urlopen error no route to host>)"
+        assert complaint(DataError, dataset("cifar10", tmp_path / "data" / "raw"), cache) == (
+            f"{tmp_path / 'data' / 'raw'} is empty, and fetching {cifar10.ARCHIVE.url} failed (<urlopen error no route to host>)"
             f". Connect to the network, or unpack that archive there by hand, or set dataset.root to a folder that "
             f"holds it."
         )
+    assert not (tmp_path / "data").exists()  # neither the folders nor a lock stay
+    (tmp_path / "raw").mkdir()
+    complaint(DataError, dataset("cifar10", tmp_path / "raw"), cache)
+    assert list((tmp_path / "raw").iterdir()) == []
 
 
 def test_cifar_folders(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:

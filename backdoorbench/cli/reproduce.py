@@ -33,7 +33,9 @@ def carry_out(words: Sequence[str]) -> int:
     parser.add_argument("paper", help=f"one of {', '.join(papers())}")
     parser.add_argument("--scale", default="full", help=f"one of {', '.join(catalog.names('scale'))}; full by default")
     for name in LISTS:
-        parser.add_argument(f"--{name}", metavar="LIST", help="instead of the experiment's own, separated by commas")
+        themselves = " (themselves, not how many)" if name == "seeds" else ""
+        told = f"instead of the experiment's own, separated by commas{themselves}"
+        parser.add_argument(f"--{name}", metavar="LIST", help=told)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for every run")
     chosen = parser.parse_intermixed_args(words)
     folders = chosen.config_dirs

@@ -5,6 +5,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -59,25 +60,32 @@ class Archive:
         return (root / self.folder).is_dir()
 
     def fetch(self, root: Path) -> None:
-        """Downloads into `root` unless something is there already: beside first, then renamed, under a lock."""
+        """Downloads into `root` unless something is there already: beside first, then renamed, under a lock. Where that fails,
+        nothing stays that was not there."""
         if root.exists() and (not root.is_dir() or visible(root)):
             return
-        part = root / ".download"
+        part, lock = root / ".download", root / ".download.lock"
+        missing = [folder for folder in (root, *root.parents) if not folder.exists()]
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / ".download.lock"):
-                if not self.is_below(root):
-                    log.info(f"fetching {self.url} into {root}")
-                    try:
+            with FileLock(lock):
+                try:
+                    if not self.is_below(root):
+                        log.info(f"fetching {self.url} into {root}")
                         self.torchvision()(str(part), download=True)
                         os.replace(part / self.folder, root / self.folder)
-                    finally:
-                        shutil.rmtree(part, ignore_errors=True)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
+                    lock.unlink(missing_ok=True)  # whoever waits for it looks again for what is there
         except (OSError, RuntimeError, EOFError, HTTPException, TarError) as error:
             raise DataError(
                 f"{root} is empty, and fetching {self.url} failed ({error}). Connect to the network, or unpack that "
                 f"archive there by hand, or set dataset.root to a folder that holds it."
             ) from None
+        finally:
+            with suppress(OSError):  # of the first that is not empty
+                for folder in missing:
+                    folder.rmdir()
 
     def raw(self, root: Path) -> Raw:
         folder = root / self.folder
