@@ -101,6 +101,11 @@ def join_words(words: list[str], last: str = "and") -> str:
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
+def quantity(count: int, noun: str, plural: str = "") -> str:
+    """`1 run`, `2 runs`, `1,200 runs`; `2 classes` where the plural is said."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def few(words: Iterable[str], most: int = 3) -> str:
     """`a, b, c and 5 more`."""
     listed = list(words)

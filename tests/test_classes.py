@@ -66,7 +66,7 @@ def test_a_plot_has_means_over_seeds_of_each_class_that_counts(outputs: Path) ->
 
 
 def test_nothing_by_class_is_a_paragraph(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DataError, match="1 of 1 runs finished, none with figures by class"):
+    with pytest.raises(DataError, match="1 of 1 run finished, none with figures by class"):
         by_class([run("badnets", "ft", 0, 0.5)])
 
 

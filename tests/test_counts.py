@@ -22,11 +22,12 @@ from backdoorbench.cli.main import main
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose, option
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import ConfigError, TrainingError
+from backdoorbench.errors import ConfigError, TrainingError, quantity
 from backdoorbench.metrics import Scores
 from backdoorbench.pipeline import evaluation, gates, infect, plan
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.job import Job
+from backdoorbench.reporting.plots import ink, panels
 from backdoorbench.streams import Stream
 from backdoorbench.training.recipe import Recipe
 
@@ -609,3 +610,12 @@ def test_a_data_set_of_fixed_order_has_another_remedy(run: Callable[..., Job], i
     words = [f"model.checkpoint={tmp_path / 'turned.safetensors'}", "train.epochs=0", *GIVEN]
     found = run("attack=none", "defense=none", *words).run.infection
     assert "set dataset=folder, whose setting dataset.order=[7,8,9,0,1,2,3,4,5,6] says so, or" in found.notes["order"]
+
+
+def test_a_quantity_of_one_is_in_the_singular() -> None:
+    told = [quantity(count, "run") for count in (0, 1, 2, 1200)]
+    assert told == ["0 runs", "1 run", "2 runs", "1,200 runs"]
+    assert quantity(2, "class", "classes") == "2 classes"
+    assert ink.missing(1, "map") == ["1 more map is not drawn."]
+    assert ink.missing(2, "map") == ["2 more maps are not drawn."]
+    assert panels.finished([]) == "0 of 0 runs finished"

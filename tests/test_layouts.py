@@ -302,7 +302,7 @@ def test_parquet_that_is_refused(tmp_path: Path, cache: Path) -> None:
     for columns, words in (
         ({"image": [b"x"], "mask": [1]}, "none is of labels; expected one called label"),
         ({"a": [b"x"], "label": [1]}, "none is of images; expected one called image"),
-        ({"image": [b"x", b"y"], "label": [1, None]}, "1 images without a label"),
+        ({"image": [b"x", b"y"], "label": [1, None]}, "1 image without a label"),
         ({"image": [None, b"y"] * 8, "label": [0, 1] * 8}, "16 of 16 images of folder cannot be decoded: image "),
     ):
         arrow.parquet.write_table(arrow.table(columns), file)
@@ -564,9 +564,9 @@ BAD: dict[str, tuple[Make, dict[str, Any], Sequence[str]]] = {
     "a table without a header": (csv(*ROWS), {}, ["none is of paths", "Name the columns in its first line"]),
     "a table of a header alone": (csv("path,label"), {}, ["has no lines below its header"]),
     "an empty table": (csv(""), {}, ["none is of paths"]),
-    "a table with an empty label": (csv("path,label", *ROWS, "images/1.png,"), {}, ["1 lines without a path or a label", "line 10"]),
+    "a table with an empty label": (csv("path,label", *ROWS, "images/1.png,"), {}, ["1 line without a path or a label", "line 10"]),
     "a table that names what is not there": (csv("path,label", *ROWS, "images/9.png,1"), {}, ["1 of 9 images that are not there", "images/9.png"]),
-    "a table with an image twice": (csv("path,label", *ROWS, "images/0.png,1"), {}, ["1 images twice", "as '0' and as '1'"]),
+    "a table with an image twice": (csv("path,label", *ROWS, "images/0.png,1"), {}, ["1 image twice", "as '0' and as '1'"]),
     "a table of an unknown split": (csv("path,label,split", "images/0.png,0,xyz"), {}, ["the split 'xyz'", "train, test or val"]),
     "a table that tests an untrained class": (
         csv("path,label,split", "images/0.png,a,train", "images/1.png,b,train", "images/2.png,c,test"), {}, ["test images of 'c'", "must be trained"],
@@ -593,7 +593,7 @@ BAD: dict[str, tuple[Make, dict[str, Any], Sequence[str]]] = {
     "an array alone": (lone, {}, ["is no .npz archive", "numpy.savez"]),
     "a class of one image": (few, {}, ["'bee' has fewer than 2 clean images", "dataset.test_share=0.2"]),
     "a share of no image": (lambda root: plant(root) is None, {"test_share": 0.01}, ["that is 0 images", "test_share=0.01 of 20"]),
-    "too few names": (lambda root: plant(root) is None, {"class_names": "one"}, ["names 1 classes, but the data have 2", "'ant' and 'bee'"]),
+    "too few names": (lambda root: plant(root) is None, {"class_names": "one"}, ["names 1 class, but the data have 2", "'ant' and 'bee'"]),
     "other names": (lambda root: plant(root) is None, {"class_names": "ant\nwasp"}, ["lacks 'bee', a class of the data"]),
     "a name twice": (lambda root: plant(root) is None, {"class_names": "ant\nant"}, ["has 'ant' twice"]),
     "names of numbers from 1": (lambda root: plant(root) is None, {"class_names": '{"1": "ant", "2": "bee"}'}, ["do not number their names 0 to 1"]),

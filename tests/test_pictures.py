@@ -757,7 +757,7 @@ def test_torchvision_orders_as_text(tmp_path: Path, cache: Path) -> None:
     ("order", "found"),
     [
         (["a", "c"], "names 2 classes, but train/ has 2 class folders, and 'b' and 'c' are not once in both"),
-        (["a"], "names 1 classes, but train/ has 2 class folders, and 'b' is not once in both"),
+        (["a"], "names 1 class, but train/ has 2 class folders, and 'b' is not once in both"),
         (["a", "b", "a"], "names 3 classes, but train/ has 2 class folders, and 'a' is not once in both"),
     ],
 )

@@ -298,7 +298,7 @@ def test_a_gallery_shows_each_trigger_once(drawn: dict[Path, Run]) -> None:
     figure = gallery(drawn)
     assert titles(figure) == ["standard · badnets", "standard · blended"]
     assert figure.axes[0].images[0].get_array().shape[:2] == (20, 60)  # type: ignore[union-attr]
-    assert said(gallery(drawn, 1)) == "Clean, triggered, and grey plus the difference times 10. 1 more triggers are not drawn."  # fmt: skip
+    assert said(gallery(drawn, 1)) == "Clean, triggered, and grey plus the difference times 10. 1 more trigger is not drawn."  # fmt: skip
 
 
 def test_reversed_triggers_are_titled_by_their_detector(tmp_path: Path) -> None:
@@ -447,12 +447,12 @@ def test_a_plot_says_what_print_calls_options(runs: Path) -> None:
     [
         (
             ["curves", "outputs/runs/lp", "--output", "plot.svg"],
-            "0 of 1 runs finished, none with a learning curve; expected one at least. Run a defense that trains, with "
+            "0 of 1 run finished, none with a learning curve; expected one at least. Run a defense that trains, with "
             "curve.every=1: bdx attack=badnets defense=fst.",
         ),
         (
             ["rates", "outputs/runs/lp", "--output", "plot.svg", "--metric", "ra"],
-            "0 of 1 runs finished, none with RA at a poison rate above 0; expected one at least. Run some: "
+            "0 of 1 run finished, none with RA at a poison rate above 0; expected one at least. Run some: "
             "bdx -m attack=badnets attack.poison_rate=0.01,0.1 defense=fst.",
         ),
         (
@@ -482,7 +482,7 @@ def test_a_plot_says_what_print_calls_options(runs: Path) -> None:
         ),
         (
             ["scatter", "outputs/runs/lp", "--output", "plot.svg"],
-            "0 of 1 runs finished, none with an ASR; expected one at least. Run one: bdx attack=badnets defense=fst.",
+            "0 of 1 run finished, none with an ASR; expected one at least. Run one: bdx attack=badnets defense=fst.",
         ),
         (
             ["gallery", "outputs", "--output", "plot.svg"],

@@ -165,7 +165,7 @@ def test_weak_infections_and_collapsed_runs_are_left_out_and_counted() -> None:
     found = standing([*runs, *more])
     assert [contrast.n for contrast in found.contrasts] == [6]
     assert found.notes[-2:] == [
-        "not counted in the statistics, being weak or broken: 1 infections",
+        "not counted in the statistics, being weak or broken: 1 infection",
         "collapsed, so not counted in the statistics: ft (1)",
     ]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from backdoorbench.config.acts import Acts, Either, Only, Unless
 from backdoorbench.data.images import ImageSet, spans
-from backdoorbench.errors import ConfigError, TrainingError, check_range
+from backdoorbench.errors import ConfigError, TrainingError, check_range, quantity
 from backdoorbench.models.lipschitz import even_out
 from backdoorbench.models.surgery import conv_norm_pairs
 from backdoorbench.shapes import Bytes, Images, Labels, Mask, Rows, to_bytes, to_float
@@ -269,7 +269,7 @@ class DataAttack(Attack):
             )
         if count > len(pool):
             raise ConfigError(
-                f"attack.poison_rate={self.poison_rate:g} asks for {count} rows, but only {len(pool)} of the "
+                f"attack.poison_rate={self.poison_rate:g} asks for {quantity(count, 'row')}, but only {len(pool)} of the "
                 f"{len(labels)} training images may be poisoned. The largest rate possible here is "
                 f"{self.largest_rate(labels, len(pool)):g}."
             )
@@ -301,7 +301,7 @@ class DataAttack(Attack):
         pool = pool[~torch.isin(pool, poisoned)]
         if count > len(pool):
             raise ConfigError(
-                f"attack.cover_rate={self.cover_rate:g} asks for {count} rows, but only {len(pool)} of the "
+                f"attack.cover_rate={self.cover_rate:g} asks for {quantity(count, 'row')}, but only {len(pool)} of the "
                 f"{len(labels)} training images may be triggered with their label kept. The largest rate possible here is "
                 f"{rounded_down(len(pool) / len(labels)):g}."
             )
@@ -394,8 +394,8 @@ class CleanLabelAttack(DataAttack):
         own, count = int((labels == self.target).sum()), self.count(labels)
         if self.labels == "clean" and count > own > 0:
             raise ConfigError(
-                f"attack.poison_rate={self.poison_rate:g} asks for {count} rows, but a clean-label attack alters images of "
-                f"the target only, and class {self.target} has {own} of the {len(labels)} training images. The largest "
+                f"attack.poison_rate={self.poison_rate:g} asks for {quantity(count, 'row')}, but a clean-label attack alters "
+                f"images of the target only, and class {self.target} has {own} of the {len(labels)} training images. The largest "
                 f"rate possible here is {self.largest_rate(labels, own):g}; attack.cap=true takes the whole class."
             )
         return super().choose(labels, target, stream)

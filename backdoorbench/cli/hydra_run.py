@@ -16,7 +16,7 @@ from backdoorbench.cli import flags
 from backdoorbench.cli.arguments import SWITCHES
 from backdoorbench.config import plugins
 from backdoorbench.config.compose import PRIMARY, composer, conf_dir, parsed, plain, search_path, searched, with_brought
-from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError
+from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError, quantity
 from backdoorbench.sweeps import sweep
 from backdoorbench.sweeps.compose import left_to_jobs
 from backdoorbench.sweeps.grid import GRIDS
@@ -165,7 +165,9 @@ def print_sweep(swept: Sweep, ended: str = "") -> int:
     tried = [left for left in jobs.values() if left.objective is not None]
     if tried and swept.runs is None:  # a search
         best = max(tried, key=lambda left: left.objective or 0.0)
-        out.print(f"\n  best accuracy on the holdout, {100 * (best.objective or 0):.2f} %, of {len(tried)} runs:")
+        out.print(
+            f"\n  best accuracy on the holdout, {100 * (best.objective or 0):.2f} %, of {quantity(len(tried), 'run')}:"
+        )
         out.print(f"  bdx {shlex.join([*swept.flags, *best.overrides])}", markup=False, soft_wrap=True)
     missing = {number: left for number, left in jobs.items() if left.status != "done"}
     if not missing:

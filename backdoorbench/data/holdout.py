@@ -18,7 +18,7 @@ from backdoorbench.config.build import Folder
 from backdoorbench.data.base import Reading
 from backdoorbench.data.images import ImageSet
 from backdoorbench.data.store import read_class_folders, stratified
-from backdoorbench.errors import DataError, check_range
+from backdoorbench.errors import DataError, check_range, quantity
 from backdoorbench.shapes import Labels, Mask, Rows
 from backdoorbench.streams import Stream
 
@@ -119,9 +119,9 @@ class Holdout:
         classes, count = len(images.classes), round(self.validate * len(images))
         if count < 1 or len(images) - count < classes:
             raise DataError(
-                f"holdout.validate={self.validate:g} keeps {count:,} of {len(images):,} holdout images from the defense; "
-                f"expected one at least, and one for each of the {classes} classes left to it. Change holdout.validate, or give "
-                f"a larger holdout with holdout.rate or holdout.per_class."
+                f"holdout.validate={self.validate:g} keeps {count:,} of {quantity(len(images), 'holdout image')} from the "
+                f"defense; expected one at least, and one for each of the {classes} classes left to it. "
+                f"Change holdout.validate, or give a larger holdout with holdout.rate or holdout.per_class."
             )
         rows = stratified(images.labels.cpu(), len(images) - count, stream)
         kept = torch.ones(len(images), dtype=torch.bool)
@@ -192,8 +192,8 @@ class Holdout:
             most = least - left
             remedy = f"Set holdout.per_class={most} or less" if most >= 1 else "Leave holdout.per_class out"
             raise DataError(
-                f"holdout.per_class={self.per_class} asks for {self.per_class:,} images of each class, but class {label} "
-                f"('{source.classes[label]}') has {least:,} {called} images{rest}{more}. {remedy}, say how many with "
+                f"holdout.per_class={self.per_class} asks for {quantity(self.per_class, 'image')} of each class, but class "
+                f"{label} ('{source.classes[label]}') has {least:,} {called} images{rest}{more}. {remedy}, say how many with "
                 f"holdout.rate, a share of all images, or give more images, with "
                 f"dataset.{'test' if called == 'test' else 'train'}_size."
             )

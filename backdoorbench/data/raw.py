@@ -13,7 +13,7 @@ import numpy as np
 
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.pictures import IMAGES, Background, Picture, open_image
-from backdoorbench.errors import AbsentData, DataError, first_line, join_words
+from backdoorbench.errors import AbsentData, DataError, first_line, join_words, quantity
 
 log = logging.getLogger(__name__)
 
@@ -260,8 +260,9 @@ def in_order(
         if sorted(order) != sorted(names):
             unlike = sorted(set(order) ^ set(names)) or sorted({name for name in order if order.count(name) > 1})
             raise DataError(
-                f"dataset.order names {len(order):,} classes, but {where} has {len(names):,} {called}s, and {some(unlike)} "
-                f"{'is' if len(unlike) == 1 else 'are'} not once in both. Name each {called} once, or give numeric or text."
+                f"dataset.order names {quantity(len(order), 'class', 'classes')}, but {where} has {len(names):,} {called}s, "
+                f"and {some(unlike)} {'is' if len(unlike) == 1 else 'are'} not once in both. Name each {called} once, "
+                f"or give numeric or text."
             )
         return list(order)
     if not names or not all(name.isdecimal() for name in names):

@@ -27,7 +27,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.data.pictures import Background, UnfitError
 from backdoorbench.data.raw import Pixels, Raw, Split, counted, folders, from_files, labelled, some
 from backdoorbench.data.spread import shared, spread
-from backdoorbench.errors import DataError, StorageError
+from backdoorbench.errors import DataError, StorageError, quantity
 from backdoorbench.shapes import Labels, Mask, Rows
 from backdoorbench.storage.store import key as make_key
 from backdoorbench.storage.store import obtain, reading, storage_errors, write_json
@@ -214,8 +214,8 @@ def refuse(trouble: Trouble, count: int, what: str) -> None:
     """Raises a DataError where images could not be read."""
     if trouble:
         said = (
-            f"{len(names):,} of {count:,} images of {what} {why}: {'; '.join(names[:3])}{'; …' if len(names) > 3 else ''}. "
-            f"{remedy}"
+            f"{len(names):,} of {quantity(count, 'image')} of {what} {why}: {'; '.join(names[:3])}"
+            f"{'; …' if len(names) > 3 else ''}. {remedy}"
             for (why, remedy), names in trouble.items()
         )
         raise DataError(" ".join(said))
@@ -321,7 +321,7 @@ def subset(dataset: Dataset, split: str, images: ImageSet, size: int | None) -> 
         return None
     if size > len(images):
         raise DataError(
-            f"dataset.{split}_size is {size:,}, but the {split} split of {dataset.name} holds {len(images):,} images. "
+            f"dataset.{split}_size is {size:,}, but the {split} split of {dataset.name} holds {quantity(len(images), 'image')}. "
             f"Give at most that many, or null for all."
         )
     if size < len(images.classes):

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from backdoorbench.config.compose import flat
 from backdoorbench.config.groups import NAMES
-from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_words, shown
+from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_words, quantity, shown
 
 T = TypeVar("T")
 Conditions = Mapping[str, Sequence[str]]  # dotted key, or group -> the values that are wanted, as they were typed
@@ -71,7 +71,7 @@ def choose(items: Iterable[tuple[T, Mapping[str, Any]]], wanted: Conditions) -> 
     met = {key: [_meets(settings, key, texts, own) for _, settings in every] for key, texts in wanted.items()}
     kept = [item for (item, _), *answers in zip(every, *met.values(), strict=True) if all(answers)]
     bound = [
-        f"{key} left out {len(asked) - sum(asked):,} of {len(asked):,} runs of {own[key].option}"
+        f"{key} left out {len(asked) - sum(asked):,} of {quantity(len(asked), 'run')} of {own[key].option}"
         for key in own
         if (
             asked := [is_met for is_met, (_, settings) in zip(met[key], every, strict=True) if own[key].is_of(settings)]
@@ -79,7 +79,8 @@ def choose(items: Iterable[tuple[T, Mapping[str, Any]]], wanted: Conditions) -> 
     ]
     lacking = {key: sum(key not in settings for _, settings in every) for key in wanted if key not in own}
     without = [
-        f"{count:,} of {len(every):,} runs have no {key} (of other options, or recorded by an older bdx) and are left out"
+        f"{count:,} of {quantity(len(every), 'run')} have no {key} (of other options, or recorded by an older bdx) and are "
+        "left out"
         for key, count in lacking.items()
         if count
     ]
@@ -96,7 +97,7 @@ def choose(items: Iterable[tuple[T, Mapping[str, Any]]], wanted: Conditions) -> 
             f"none of the {len(every):,} runs is chosen by {FLAG} {described}: {reason}. Choose other values."
         )
     return kept, [
-        f"chosen by {described}: {len(kept):,} of {len(every):,} runs; {len(every) - len(kept):,} left out",
+        f"chosen by {described}: {len(kept):,} of {quantity(len(every), 'run')}; {len(every) - len(kept):,} left out",
         *bound,
         *without,
         *absent,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.groups import INFECT, JUDGED, PURIFY
-from backdoorbench.errors import DataError
+from backdoorbench.errors import DataError, quantity
 from backdoorbench.reporting.rows import FIGURES, base_names, collapse, compared, differing, look_up
 
 if TYPE_CHECKING:
@@ -63,4 +63,4 @@ def as_csv(found: Mapping[Path, Run]) -> str:
 
 def nothing(runs: Iterable[Run]) -> str:
     states = [run.status for run in runs]
-    return f"{states.count('done')} of {len(states)} runs finished, none with figures by class"
+    return f"{states.count('done')} of {quantity(len(states), 'run')} finished, none with figures by class"

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from backdoorbench.config.groups import INFECT, PURIFY, content_of
-from backdoorbench.errors import ConfigError, DataError, did_you_mean, few
+from backdoorbench.errors import ConfigError, DataError, did_you_mean, few, quantity
 from backdoorbench.metrics import DER_DEFINITION
 from backdoorbench.reporting.formats import fraction
 from backdoorbench.reporting.grids import Column, Grid, Item, blocks, labels
@@ -264,14 +264,19 @@ def _unranked(
     """Why there are no ranks, or which defenses have none."""
     if ranking is None:
         return [
-            f"no ranks: {len(values)} defenses with {len(shared)} infections in common; expected 3 with {LEAST} at least"
+            f"no ranks: {quantity(len(values), 'defense')} with {quantity(len(shared), 'infection')} in common; "
+            f"expected 3 with {LEAST} at least"
         ]
     left = [name for name in values if name not in names]
     return [f"not ranked, for missing runs: {join_few(left)}"] if left else []
 
 
 def _left_out(field: _Field) -> list[str]:
-    said = [f"not counted in the statistics, being weak or broken: {field.weak} infections"] if field.weak else []
+    said = (
+        [f"not counted in the statistics, being weak or broken: {quantity(field.weak, 'infection')}"]
+        if field.weak
+        else []
+    )
     collapsed = [f"{name} ({count})" for name, count in field.collapsed.items()]
     shares = ", ".join(field.tuning)
     said += (
@@ -350,7 +355,7 @@ def said(standings: Sequence[Standing]) -> list[str]:
 
 def _counted(standing: Standing) -> str:
     where = f" ({standing.title})" if standing.title else ""
-    return f"n counts infections of {standing.attacks} settings of data and attack, {seeds_of(standing.seeds)}{where}"
+    return f"n counts infections of {quantity(standing.attacks, 'setting')} of data and attack, {seeds_of(standing.seeds)}{where}"
 
 
 def _friedman(standing: Standing) -> str:

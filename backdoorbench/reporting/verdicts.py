@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, TypeVar
 
 from backdoorbench.config.groups import INFECT, PURIFY
-from backdoorbench.errors import DataError
+from backdoorbench.errors import DataError, quantity
 from backdoorbench.metrics import DER_DEFINITION
 from backdoorbench.reporting.formats import fraction
 from backdoorbench.reporting.grids import Column, Grid, Item, blocks, labels
@@ -305,7 +305,7 @@ def _fragile(ranking: Ranking) -> list[str]:
     ended, unknown = (
         [_called(case) for case, is_fragile in ranking.fragile.items() if is_fragile is told] for told in (True, None)
     )
-    total = f"of {len(ranking.cases)} cells"
+    total = f"of {quantity(len(ranking.cases), 'cell')}"
     said = [f"{len(ended)} {total} fragile, where a defense proves nothing: {join_few(ended)}"] if ended else []
     if 0 < len(ended) < len(ranking.cases):
         others = (f"{verdict.name} {show(verdict.figures['met_not_fragile'])}" for verdict in ranking.verdicts)

@@ -11,7 +11,7 @@ from backdoorbench.data.layouts.parts import code, label_values
 from backdoorbench.data.layouts.table import split_of
 from backdoorbench.data.pictures import open_image
 from backdoorbench.data.raw import Order, Raw, Split, folders, some, stamp
-from backdoorbench.errors import DataError, first_line
+from backdoorbench.errors import DataError, first_line, quantity
 
 SAYS = "parquet files with a column of images and one of labels"
 IMAGES = ("image", "img", "images", "picture", "pixel_values", "jpg", "png")
@@ -105,7 +105,7 @@ def loaded(files: Sequence[Path]) -> Table:
         ) from None
     labels = whole.column(label)
     if labels.null_count:
-        raise DataError(f"{files[0]} has {labels.null_count:,} images without a label. Leave them out.")
+        raise DataError(f"{files[0]} has {quantity(labels.null_count, 'image')} without a label. Leave them out.")
     names = features.get(label, {}).get("names", [])
     return Table(files, whole.column(image), labels.to_pylist(), names if isinstance(names, list) else [])
 

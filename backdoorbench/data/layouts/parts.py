@@ -11,7 +11,7 @@ import torch
 
 from backdoorbench.data.raw import Order, Raw, Split, in_order, some
 from backdoorbench.data.store import stratified
-from backdoorbench.errors import DataError, first_line
+from backdoorbench.errors import DataError, first_line, quantity
 from backdoorbench.streams import Stream
 
 Values: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # (N,) labels as they were written: integers or texts
@@ -185,8 +185,8 @@ def named(raw: Raw, names: Sequence[str], file: Path) -> Raw:
         classes, *splits = raw.read()
         if len(names) != len(classes):
             raise DataError(
-                f"dataset.class_names is {file}, which names {len(names):,} classes, but the data have {len(classes):,}: "
-                f"{some(classes)}. Name as many."
+                f"dataset.class_names is {file}, which names {quantity(len(names), 'class', 'classes')}, but the data have "
+                f"{len(classes):,}: {some(classes)}. Name as many."
             )
         if sorted(names) == sorted(classes):
             place = [names.index(name) for name in classes]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.pictures import IMAGES
 from backdoorbench.data.raw import File, Order, Raw, folders, from_files, in_order, some, stamp
-from backdoorbench.errors import DataError, first_line
+from backdoorbench.errors import DataError, first_line, quantity
 
 SAYS = "a .csv or .tsv table of paths and labels"
 ENDINGS = (".csv", ".tsv")
@@ -118,7 +118,8 @@ def rows(table: Path) -> list[Row]:
     ]
     if bad := [number for number, row in enumerate(found, 2) if not (row.path and row.label)]:
         raise DataError(
-            f"{table} has {len(bad):,} lines without a path or a label, such as line {bad[0]}. Complete them, or leave them out."
+            f"{table} has {quantity(len(bad), 'line')} without a path or a label, such as line {bad[0]}. "
+            "Complete them, or leave them out."
         )
     if not found:
         raise DataError(f"{table} has no lines below its header. Expected one for each image.")
@@ -163,7 +164,7 @@ def refuse_twice(lines: Sequence[Row], table: Path) -> None:
         earlier = first[twice[0].path]
         how = f" as '{earlier.label}' and as '{twice[0].label}'" if earlier.label != twice[0].label else ""
         raise DataError(
-            f"{table} names {len(twice):,} images twice, such as {twice[0].path}{how}. Leave one of each two out."
+            f"{table} names {quantity(len(twice), 'image')} twice, such as {twice[0].path}{how}. Leave one of each two out."
         )
 
 
@@ -183,11 +184,11 @@ def files(folder: Path, base: Path, lines: Sequence[Row], table: Path) -> list[F
             found.append(File(str(place), stamp(row.path, os.stat(place))))
     if missing:
         raise DataError(
-            f"{table} names {len(missing):,} of {len(lines):,} images that are not there: {some(missing)}. Paths are those below "
-            f"{folder}, with their endings, or absolute. Correct them, or put the images there."
+            f"{table} names {len(missing):,} of {quantity(len(lines), 'image')} that are not there: {some(missing)}. "
+            f"Paths are those below {folder}, with their endings, or absolute. Correct them, or put the images there."
         )
     if unlike := [row.path for row in lines if not row.path.lower().endswith(IMAGES)]:
         raise DataError(
-            f"{table} names {len(unlike):,} files that are no images, such as '{unlike[0]}'. Leave them out."
+            f"{table} names {quantity(len(unlike), 'file')} without an image's ending, such as '{unlike[0]}'. Leave them out."
         )
     return found

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from backdoorbench.config.compose import flat
 from backdoorbench.config.groups import AFTER, PURIFY
-from backdoorbench.errors import DataError
+from backdoorbench.errors import DataError, quantity
 from backdoorbench.reporting.comebacks import CONTROLS
 from backdoorbench.reporting.plots import ink, panels
 from backdoorbench.reporting.plots.panels import Panel
@@ -78,7 +78,7 @@ def swept(settings: Sequence[Mapping[str, Any]]) -> str:
     keys = [key for key in (told[0] if told else {}) if len({str(each.get(key)) for each in told}) > 1]
     if len(names) == 1 and len(keys) == 1 and all(isinstance(each[keys[0]], int | float) for each in told):
         return keys[0]
-    found = f"{len(settings)} runs with after-attacks ({', '.join(sorted(names)) or 'none'})"
+    found = f"{quantity(len(settings), 'run')} with after-attacks ({', '.join(sorted(names)) or 'none'})"
     differ = f", which differ in {', '.join(keys)}" if keys and len(names) == 1 else ""
     raise DataError(
         f"{found}{differ}; expected those of one after-attack, which differ in one number among its settings. Run some: bdx -m "

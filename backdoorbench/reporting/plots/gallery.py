@@ -34,7 +34,7 @@ def gallery(found: Mapping[Path, Run], most: int | None = None) -> Figure:
             f"attack anew, with rerun=true, or draw a trigger without training: bdx preview attack=badnets."
         )
     kept = [(title, imread(file)) for title, file in pictures[:most]]
-    return labelled(kept, ink.missing(len(pictures) - len(kept), "triggers"))
+    return labelled(kept, ink.missing(len(pictures) - len(kept), "trigger"))
 
 
 @style.context(ink.STYLE)

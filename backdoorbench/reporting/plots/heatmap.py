@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from backdoorbench.config.groups import INFECT, PURIFY
-from backdoorbench.errors import DataError
+from backdoorbench.errors import DataError, quantity
 from backdoorbench.reporting.grids import LEFT_OUT, WEAK, Grid, pivot_grids
 from backdoorbench.reporting.plots import ink
 from backdoorbench.reporting.plots.panels import largest
@@ -34,7 +34,7 @@ def heatmap(rows: Sequence[Row], metric: str = "asr", most: int | None = None) -
     grids = pivot_grids(rows, (INFECT.group, "rate"), (PURIFY.group,), (metric,)) if rows else []
     if not grids:
         raise DataError(
-            f"{count} settings finished, none with {titled(metric)}; expected one at least. Run some: "
+            f"{quantity(count, 'setting')} finished, none with {titled(metric)}; expected one at least. Run some: "
             f"bdx -m attack=badnets,blended defense=ft,fst."
         )
     kept = largest(grids, [len(grid.lines) * len(grid.columns) for grid in grids], most)
@@ -51,7 +51,7 @@ def heatmap(rows: Sequence[Row], metric: str = "asr", most: int | None = None) -
         axes.set_title(title, loc="left")
         axes.set_xlim(-0.5, widest - 0.5)  # cells of one size
     said = [f"{titled(metric)} of the {PURIFY.model} model, %; mean over seeds."]
-    said += ink.missing(len(grids) - len(kept), "maps")
+    said += ink.missing(len(grids) - len(kept), "map")
     marks = {mark for grid in kept for line in grid.lines for item in line for mark in item.text}
     said += [f"{LEFT_OUT} collapsed runs left out."] * (LEFT_OUT in marks)
     said += [f"{WEAK} weak or broken infection."] * (WEAK in marks)

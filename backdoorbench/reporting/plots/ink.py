@@ -22,7 +22,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from backdoorbench.config.groups import INFECT
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import ConfigError, quantity
 from backdoorbench.reporting.rows import Cell, titled
 from backdoorbench.storage.store import storage_errors
 
@@ -138,8 +138,8 @@ def say(figure: Figure, said: Iterable[str]) -> None:
 
 
 def missing(count: int, what: str) -> list[str]:
-    """A sentence on what is left out, where there is any."""
-    return [f"{count:,} more {what} are not drawn."] if count else []
+    """A sentence on what is left out, where there is any; what: one of them."""
+    return [f"{quantity(count, f'more {what}')} {'is' if count == 1 else 'are'} not drawn."] if count else []
 
 
 def span(counts: Collection[int]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.groups import INFECT, PURIFY, Stage
+from backdoorbench.errors import quantity
 from backdoorbench.reporting.plots import ink
 from backdoorbench.reporting.rows import (
     DASH,
@@ -83,7 +84,7 @@ def once(runs: Iterable[Run]) -> list[Run]:
 
 def finished(runs: Sequence[Run]) -> str:
     """`2 of 3 runs finished`."""
-    return f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs finished"
+    return f"{sum(run.status == 'done' for run in runs)} of {quantity(len(runs), 'run')} finished"
 
 
 def sound(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
@@ -91,7 +92,7 @@ def sound(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     done = [run for run in runs if run.status == "done"]
     kept = [run for run in done if not collapse(run)]
     count = len(done) - len(kept)
-    return kept, [f"{count} collapsed run{'s' * (count > 1)} left out."] if count else []
+    return kept, [f"{quantity(count, 'collapsed run')} left out."] if count else []
 
 
 # ---- what goes where ------------------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def arrange(
         said = title({column: value for column, value in name.items() if column not in shared}, columns)
         panels.append(Panel(said, dict(zip(called, map(each, lines), strict=True))))
     heading = title({column: names[0][column] for column in columns if column in shared}, columns)
-    return heading, panels, ink.missing(total - len(panels), "settings")
+    return heading, panels, ink.missing(total - len(panels), "setting")
 
 
 def _grouped(runs: Iterable[Run], columns: Sequence[str]) -> list[list[list[Run]]]:

@@ -43,7 +43,7 @@ def ranks(standings: Sequence[Standing], most: int | None = None) -> Figure:
     counts = {standing.ranking.n for standing in kept if standing.ranking}
     said = [
         f"Mean ranks over n = {ink.span(counts)} infections, 1 is best; those under one bar are not apart (Nemenyi, {LEVEL:g}).",
-        *ink.missing(len(ranked) - len(kept), "diagrams"),
+        *ink.missing(len(ranked) - len(kept), "diagram"),
         *dict.fromkeys(
             f"{note[0].upper()}{note[1:]}." for standing in kept for note in standing.notes if TUNING in note
         ),
