@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol, TextIO, cast
 
+from backdoorbench.errors import paragraph
+
 log = logging.getLogger(__name__)
 
 EARLY = 10.0  # seconds after which a task says how long it will take, though it has not come a fifth of its way
@@ -102,16 +104,27 @@ def describe(key: str, value: float) -> str:
     return f"{key} {value:.3f}"
 
 
+class Unshown(logging.Handler):
+    """Warnings before work starts, or where none does: a line on standard error, as an error is told. Whatever else handles
+    them shows them better."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if logging.getLogger("backdoorbench").handlers == [self]:
+            print(f"bdx: {paragraph(record.getMessage())}", file=sys.stderr)
+
+
 @contextmanager
 def logging_on() -> Iterator[None]:
     """This package's log lines are let through; where they go is decided where work starts."""
     package = logging.getLogger("backdoorbench")
-    level, propagate = package.level, package.propagate
+    level, propagate, unshown = package.level, package.propagate, Unshown(logging.WARNING)
     package.setLevel(logging.DEBUG)
     package.propagate = False
+    package.addHandler(unshown)
     try:
         yield
     finally:
+        package.removeHandler(unshown)
         package.setLevel(level)
         package.propagate = propagate
 

@@ -567,7 +567,7 @@ def bdx(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 
 def first_of(outputs: Path) -> str:
-    return f"{len(RECORDS)} records are left out; the first: {outputs}/runs/20000101-000000_digits-badnets-none_000000000000/record.json is "
+    return f"bdx: {len(RECORDS)} records are left out; the first: {outputs}/runs/20000101-000000_digits-badnets-none_000000000000/record.json is "
 
 
 @pytest.mark.parametrize("form", ["terminal", "csv", "runs-csv", "md", "latex"])

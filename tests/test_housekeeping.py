@@ -418,7 +418,7 @@ def test_an_infection_that_describes_nothing_is_left_out(
     assert main(["cache", "--outputs", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert "  3 infections, 5.0 MB" in shown.out and four["old"] not in shown.out
-    assert shown.err.startswith(f"an infection is left out: {file.parent} (")
+    assert shown.err.startswith(f"bdx: an infection is left out: {file.parent} (")
     assert (
         shown.err.endswith("; a run that needs it sets it aside and trains it again\n") and shown.err.count("\n") == 1
     )
