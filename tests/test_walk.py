@@ -9,6 +9,7 @@ from backdoorbench.config import plugins
 from backdoorbench.config.compose import compose
 from backdoorbench.config.walk import files_below
 from backdoorbench.storage import store
+from backdoorbench.sweeps import hydra_errors
 
 
 @pytest.fixture
@@ -59,3 +60,14 @@ def test_check_judges_files_behind_a_link(linked: tuple[Path, Path], capsys: pyt
     (elsewhere / "own.yaml").write_text("defaults: [badnets]\ntarget: [\n")
     assert main(["check", str(mine)]) == 2
     assert "own.yaml is no readable yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "is_blamed"),
+    [("attack/own.yaml", True), ("on/attack/own/digits.yaml", True), ("own.yaml", True), ("outputs/own.yaml", False)],
+)
+def test_of_a_folder_of_options_only_those_are_blamed(file: str, is_blamed: bool, tmp_path: Path) -> None:
+    """A checkout holds outputs, too, of which walking takes long."""
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("target: [\n")
+    assert (hydra_errors._broken_file([str(tmp_path)], [], of_any_name=True) is not None) == is_blamed

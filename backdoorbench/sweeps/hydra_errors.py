@@ -3,11 +3,13 @@
 import re
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from backdoorbench.config import catalog, plugins
-from backdoorbench.config.compose import Plain, compose
+from backdoorbench.config.compose import Plain, compose, unresolved
 from backdoorbench.config.groups import NAMES, RENAMED, SETTING_NAMES
+from backdoorbench.config.walk import files_below
 from backdoorbench.errors import BdxError, ConfigError, did_you_mean, first_line, join_words, shown
 
 PLUGINS = {
@@ -53,85 +55,155 @@ def composed(settings: Sequence[str], folders: Sequence[str] = ()) -> Plain:
         raise explained(error, settings, folders) from None
 
 
+@dataclass(frozen=True)
+class Met:
+    """An error as Hydra raised it, and what it was raised over.
+
+    cause    what Hydra wrapped, or the error itself
+    said     its first line
+    folders  of the user's own yaml files, where the mistake may lie too"""
+
+    error: Exception
+    words: Sequence[str]
+    folders: Sequence[str]
+
+    @property
+    def cause(self) -> BaseException:
+        return self.error.__cause__ or self.error
+
+    @property
+    def said(self) -> str:
+        return next(iter(str(self.error).splitlines()), "")
+
+
 def explained(error: Exception, words: Sequence[str], folders: Sequence[str] = ()) -> Exception:
     """A mistake in the settings as one paragraph; whatever else it is, itself.
 
     folders  of the user's own yaml files, where the mistake may lie too"""
-    from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
-    from omegaconf.errors import (
-        ConfigAttributeError,
-        ConfigKeyError,
-        InterpolationResolutionError,
-        OmegaConfBaseException,
+    met = Met(error, words, folders)
+    told = next((told for tell in TOLD if (told := tell(met)) is not None), None)
+    if told is not None or not _raised_by_hydra(error):
+        return told or error
+    return _broken_file(folders, words, of_any_name=True) or _of_hydra(error, words)
+
+
+def _of_ours(met: Met) -> Exception | None:
+    """One of a launcher's settings, wrapped by Hydra."""
+    return met.cause if isinstance(met.cause, BdxError) else None
+
+
+def _unknown_option(met: Met) -> Exception | None:
+    from hydra.errors import MissingConfigException
+
+    error = met.error
+    if not isinstance(error, MissingConfigException) or not error.missing_cfg_file or error.options is None:
+        return None
+    group, _, name = error.missing_cfg_file.rpartition("/")
+    if not group.startswith("hydra/"):
+        return ConfigError(catalog.unknown_option(group, name, sorted(error.options)))
+    return _missing_plugin(name, f"{group}={name}") or ConfigError(
+        f"{group}={name} is not there. Those here: {', '.join(sorted(error.options))}."
     )
 
-    from backdoorbench.config.compose import unresolved
 
-    cause = error.__cause__ or error
-    if isinstance(cause, BdxError):  # of a launcher's settings, wrapped by Hydra
-        return cause
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        if group.startswith("hydra/"):
-            return _missing_plugin(name, f"{group}={name}") or ConfigError(
-                f"{group}={name} is not there. Those here: {', '.join(sorted(error.options))}."
-            )
-        return ConfigError(catalog.unknown_option(group, name, sorted(error.options)))
-    if isinstance(error, OverrideParseException):
-        said = first_line(error)
-        return ConfigError(
-            f"{shown(error.override)} cannot be read as a setting ({said}). Write KEY=VALUE, and quote values with "
-            "blanks, commas or brackets twice: \"key='a b'\"."
-        )
-    if (broken := _broken_file(folders, words, of_any_name=False)) is not None:
-        return broken
-    if isinstance(cause, InterpolationResolutionError):
-        return ConfigError(unresolved(cause))
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
-        parent = cause.parent_node
-        known = [str(key) for key in parent] if parent is not None else []
-        where, _, key = str(cause.full_key).rpartition(".")
-        if where.endswith(".augment") and not known:  # it is ${dataset.augment}
-            source = "dataset.augment"
-            return ConfigError(
-                f"{where} is {source} as a whole, so '{key}' cannot be set in it alone. Set {source}.{key}, which it follows, or "
-                f"give {where} whole, as '{where}={{{key}: …, …}}'; bdx --cfg job prints what it holds."
-            )
-        place = where or "the configuration"
-        if (now := RENAMED.get(str(cause.full_key))) is not None:
-            return ConfigError(f"{cause.full_key} is now called {now}. Say so.")
-        inside = f"; it knows {join_words(sorted(known))}" if where and known else ""
-        inside = inside if where else "; bdx --cfg job prints the whole configuration"
-        return ConfigError(f"{place} has no setting '{key}'.{did_you_mean(key, known)} Correct the name{inside}.")
-    text = str(error).splitlines()
-    if text and "does not support sweep type" in text[0]:
-        from backdoorbench.sweeps.grid import not_listed
+def _unreadable_word(met: Met) -> Exception | None:
+    from hydra.errors import OverrideParseException
 
-        return ConfigError(not_listed(next(word for word in words if "interval(" in word)))
-    is_plugin = bool(text) and ("plugin class" in text[0] or "Could not load 'hydra/" in text[0])
-    if is_plugin and (missing := _missing_plugin(text[0], "the sweep")):
-        return missing
-    if isinstance(error, ConfigCompositionException) and text and text[0].startswith("Could not override"):
-        key = text[0].split("'")[1]
-        from_groups = [*NAMES, *SETTING_NAMES]
+    if not isinstance(met.error, OverrideParseException):
+        return None
+    return ConfigError(
+        f"{shown(met.error.override)} cannot be read as a setting ({first_line(met.error)}). Write KEY=VALUE, and quote values "
+        "with blanks, commas or brackets twice: \"key='a b'\"."
+    )
+
+
+def _broken_choice(met: Met) -> Exception | None:
+    return _broken_file(met.folders, met.words, of_any_name=False)
+
+
+def _unresolved(met: Met) -> Exception | None:
+    from omegaconf.errors import InterpolationResolutionError
+
+    return ConfigError(unresolved(met.cause)) if isinstance(met.cause, InterpolationResolutionError) else None
+
+
+def _unknown_setting(met: Met) -> Exception | None:
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    cause = met.cause
+    if not isinstance(cause, ConfigAttributeError | ConfigKeyError) or not cause.full_key:
+        return None
+    if (now := RENAMED.get(str(cause.full_key))) is not None:
+        return ConfigError(f"{cause.full_key} is now called {now}. Say so.")
+    known = [str(key) for key in cause.parent_node] if cause.parent_node is not None else []
+    where, _, key = str(cause.full_key).rpartition(".")
+    if where.endswith(".augment") and not known:  # it is ${dataset.augment}
+        source = "dataset.augment"
         return ConfigError(
-            f"'{key}' is no group or setting.{did_you_mean(key, from_groups)} The groups are {join_words(list(NAMES))}; "
-            f"bdx --cfg job prints every setting."
+            f"{where} is {source} as a whole, so '{key}' cannot be set in it alone. Set {source}.{key}, which it follows, or "
+            f"give {where} whole, as '{where}={{{key}: …, …}}'; bdx --cfg job prints what it holds."
         )
-    if isinstance(error, ConfigCompositionException) and "Ambiguous value" in str(error):
-        word = next((word for word in words if "," in word), "")
+    inside = f"; it knows {join_words(sorted(known))}" if known else ""
+    inside = inside if where else "; bdx --cfg job prints the whole configuration"
+    return ConfigError(
+        f"{where or 'the configuration'} has no setting '{key}'.{did_you_mean(key, known)} Correct the name{inside}."
+    )
+
+
+def _interval(met: Met) -> Exception | None:
+    if "does not support sweep type" not in met.said:
+        return None
+    from backdoorbench.sweeps.grid import not_listed
+
+    return ConfigError(not_listed(next(word for word in met.words if "interval(" in word)))
+
+
+def _without_plugin(met: Met) -> Exception | None:
+    is_plugin = "plugin class" in met.said or "Could not load 'hydra/" in met.said
+    return _missing_plugin(met.said, "the sweep") if is_plugin else None
+
+
+def _no_group(met: Met) -> Exception | None:
+    from hydra.errors import ConfigCompositionException
+
+    if not isinstance(met.error, ConfigCompositionException) or not met.said.startswith("Could not override"):
+        return None
+    key = met.said.split("'")[1]
+    return ConfigError(
+        f"'{key}' is no group or setting.{did_you_mean(key, [*NAMES, *SETTING_NAMES])} The groups are "
+        f"{join_words(list(NAMES))}; bdx --cfg job prints every setting."
+    )
+
+
+def _several_values(met: Met) -> Exception | None:
+    from hydra.errors import ConfigCompositionException
+
+    if not isinstance(met.error, ConfigCompositionException) or "Ambiguous value" not in str(met.error):
+        return None
+    word = next((word for word in met.words if "," in word), "")
+    return ConfigError(
+        f"'{word}' holds several values, and this is no sweep. Give one value, or add -m to run them all."
+    )
+
+
+def _not_composed(met: Met) -> Exception | None:
+    from hydra.errors import ConfigCompositionException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(met.error, ConfigCompositionException | OmegaConfBaseException):
         return ConfigError(
-            f"'{word}' holds several values, and this is no sweep. Give one value, or add -m to run them all."
+            f"the configuration cannot be composed: {first_line(met.cause)}. bdx --cfg job with fewer settings shows what is "
+            "there."
         )
-    if isinstance(error, ConfigCompositionException | OmegaConfBaseException):
-        return ConfigError(
-            f"the configuration cannot be composed: {first_line(cause)}. bdx --cfg job with fewer settings shows what is there."
-        )
-    if isinstance(error, ValueError) and "override" in str(error).lower():
-        return ConfigError(f"the settings cannot be read: {first_line(error)}. Write KEY=VALUE for each.")
-    if not _raised_by_hydra(error):
-        return error
-    return _broken_file(folders, words, of_any_name=True) or _of_hydra(error, words)
+    if isinstance(met.error, ValueError) and "override" in str(met.error).lower():
+        return ConfigError(f"the settings cannot be read: {first_line(met.error)}. Write KEY=VALUE for each.")
+    return None
+
+
+TOLD = (
+    _of_ours, _unknown_option, _unreadable_word, _broken_choice, _unresolved, _unknown_setting, _interval, _without_plugin,
+    _no_group, _several_values, _not_composed,
+)  # the first that knows an error tells it  # fmt: skip
 
 
 def _of_hydra(error: Exception, words: Sequence[str]) -> ConfigError:
@@ -162,13 +234,20 @@ def _broken_file(folders: Sequence[str], words: Sequence[str], of_any_name: bool
 
     chosen = {word.rpartition("=")[2] for word in words}
     places = [*plugins.conf_dirs(), *map(Path, folders)]
-    files = sorted(file for place in places for file in place.rglob("*.yaml"))
+    files = [file for place in places for file in _options(place)]
     for file in files if of_any_name else [file for file in files if file.stem in chosen]:
         try:
             yamls.read(file)
         except ConfigError as error:
             return error
     return None
+
+
+def _options(place: Path) -> list[Path]:
+    """The yaml files of a folder that is laid out as conf/ is: in the folders of groups, and beside them. Whatever else the
+    folder holds, such as the outputs of a checkout, is not walked."""
+    inside = [file for name in (*NAMES, *catalog.REFINED, "hydra") for file in files_below(place / name, ".yaml")]
+    return sorted([*place.glob("*.yaml"), *inside])
 
 
 def _missing_plugin(said: str, what: str) -> ConfigError | None:
