@@ -1,6 +1,7 @@
 """bdx plot KIND DIR... --output FILE [--metric LIST]"""
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,30 @@ def marked(runs: Sequence[Any]) -> list[Any]:
 
 def carry_out(words: Sequence[str]) -> int:
     """Draws one plot to a file. Exit code."""
+    chosen, wanted = parsed(words)
+    need("matplotlib", "bdx plot", "plots")
+    from backdoorbench.reporting import display
+    from backdoorbench.reporting.classes import DETAILS
+    from backdoorbench.reporting.plots import ink
+
+    ink.check_name(output_file(chosen.output))
+    if chosen.kind == "tsne":
+        found: dict[Path, Any] = {}
+        figure = drawn_features(Path(chosen.folders[0]))
+    else:
+        found = read_runs(chosen.folders, chosen.where, DETAILS if chosen.kind == "classes" else ())
+        figure = drawn(chosen, wanted, found)
+    say(display.unknown(found.values(), chosen.names))
+    ink.rename(figure, display.chosen(found, chosen.names, True))
+    ink.write(figure, Path(chosen.output))
+    print(f"wrote {chosen.output}")
+    return 0
+
+
+def parsed(words: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """What the words ask for, and the figures among it. ConfigError where it does not go together."""
+    from backdoorbench.reporting import comebacks
+
     parser = Parser("plot", "A plot of what was run, as SVG, PDF or PNG.")
     parser.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {what}" for kind, what in KINDS.items()))
     parser.add_argument("folders", nargs="+", metavar="DIR", help="outputs, or folders of single runs")
@@ -58,46 +83,38 @@ def carry_out(words: Sequence[str]) -> int:
         parser.error(f"argument --metric: {chosen.kind} has its own; it goes with {join_words(list(FIGURES))}")
     if (chosen.kind == "sweep") != (chosen.x is not None):
         parser.error("argument --x: it goes with sweep, which needs it")
-    from backdoorbench.reporting import comebacks
-
     more = comebacks.figures() if chosen.kind == "heatmap" else ()
     wanted = figures_of(chosen.metric, (*FIGURES.get(chosen.kind, ()), *more))
     if chosen.kind == "heatmap" and len(wanted) > 1:
         parser.error("argument --metric: a heatmap shows one")
-    need("matplotlib", "bdx plot", "plots")
-    from backdoorbench.reporting import choosing, contrasts, display, rows
-    from backdoorbench.reporting.classes import DETAILS
-    from backdoorbench.reporting.plots import after, curves, gallery, heatmap, ink, ranks, rates, scatter, sweep
+    if chosen.kind == "tsne" and len(chosen.folders) > 1:
+        parser.error("argument DIR: tsne draws one run")
+    if chosen.kind == "tsne" and chosen.where:
+        parser.error("argument --where: tsne draws one run, which DIR names")
+    return chosen, wanted
+
+
+def drawn(chosen: Namespace, wanted: Sequence[str], found: Mapping[Path, Any]) -> Any:
+    """The figure of a plot over many runs.
+
+    wanted  the figures that it is to show, where some were named; found: the runs by their folders"""
+    from backdoorbench.reporting import choosing, contrasts, rows
+    from backdoorbench.reporting.plots import after, curves, gallery, heatmap, ranks, rates, scatter, sweep
     from backdoorbench.reporting.plots import classes as by_class
 
-    ink.check_name(output_file(chosen.output))
-    found: dict[Path, Any] = {}
+    runs = list(found.values())
     is_asked = contrasts.TUNING in choosing.parsed(chosen.where)  # who names it wants runs that chose settings, too
-    if chosen.kind == "tsne":
-        if len(chosen.folders) > 1:
-            parser.error("argument DIR: tsne draws one run")
-        if chosen.where:
-            parser.error("argument --where: tsne draws one run, which DIR names")
-        figure = drawn_features(Path(chosen.folders[0]))
-    else:
-        found = read_runs(chosen.folders, chosen.where, DETAILS if chosen.kind == "classes" else ())
-        runs = list(found.values())
-        figure = {
-            "curves": lambda: curves.curves(runs),
-            "rates": lambda: rates.against_rate(runs, wanted or ("asr", "ca")),
-            "sweep": lambda: sweep.against_setting(runs, chosen.x, wanted or ("ca", "asr", "ra")),
-            "scatter": lambda: scatter.scatter(runs),
-            "after": lambda: after.against_setting(runs),
-            "trials": lambda: after.by_trial(runs),
-            "heatmap": lambda: heatmap.heatmap(marked(runs), wanted[0] if wanted else "asr"),
-            "classes": lambda: by_class.by_class(runs, wanted or ("ca", "asr")),
-            "ranks": lambda: ranks.ranks(
-                contrasts.standings(rows.aggregate(runs), wanted or ["asr"], keeps_tuning=is_asked)
-            ),
-            "gallery": lambda: gallery.gallery(found),
-        }[chosen.kind]()
-    say(display.unknown(found.values(), chosen.names))
-    ink.rename(figure, display.chosen(found, chosen.names, True))
-    ink.write(figure, Path(chosen.output))
-    print(f"wrote {chosen.output}")
-    return 0
+    return {
+        "curves": lambda: curves.curves(runs),
+        "rates": lambda: rates.against_rate(runs, wanted or ("asr", "ca")),
+        "sweep": lambda: sweep.against_setting(runs, chosen.x, wanted or ("ca", "asr", "ra")),
+        "scatter": lambda: scatter.scatter(runs),
+        "after": lambda: after.against_setting(runs),
+        "trials": lambda: after.by_trial(runs),
+        "heatmap": lambda: heatmap.heatmap(marked(runs), wanted[0] if wanted else "asr"),
+        "classes": lambda: by_class.by_class(runs, wanted or ("ca", "asr")),
+        "ranks": lambda: ranks.ranks(
+            contrasts.standings(rows.aggregate(runs), wanted or ["asr"], keeps_tuning=is_asked)
+        ),
+        "gallery": lambda: gallery.gallery(found),
+    }[chosen.kind]()
