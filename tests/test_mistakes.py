@@ -350,7 +350,7 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr().err
     usage = (
         "Expected: bdx report [-h] [--config-dir DIR] [--plugin DIR] [--rows LIST] [--columns LIST] [--metric LIST] [--format "
-        "{terminal,csv,runs-csv,classes-csv,md,latex,html}] [--verdicts] [--statistics] [--against DEFENSE] [--ca-loss POINTS] [--asr-below PERCENT] [--names FILE] [--published [FILE]] [--output FILE] [--tsne DIR] [--where CHOICE] DIR [DIR ...]."
+        "{terminal,csv,runs-csv,classes-csv,md,latex,html}] [--verdicts] [--statistics] [--against DEFENSE] [--ca-loss POINTS] [--asr-below PERCENT] [--names FILE] [--published [FIGURES]] [--output FILE] [--tsne DIR] [--where CHOICE] DIR [DIR ...]."
     )
     known = {f"{group}s": ", ".join(catalog.names(group)) for group in ("attack", "defense")}
     known |= {"launchers": launchers(), "report": usage}
