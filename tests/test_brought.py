@@ -7,7 +7,7 @@ import yaml
 
 from backdoorbench.cli.main import main
 from backdoorbench.config import implied, origins
-from backdoorbench.config.compose import choices, compose, conf_dir, with_brought
+from backdoorbench.config.compose import choices, compose, conf_dir, may_be_brought_by_files, with_brought
 
 CHOSEN = [
     (["model=airbench"], "airbench"),
@@ -140,3 +140,10 @@ def test_what_is_traced_is_what_is_composed(tmp_path: Path) -> None:
 def test_every_file_of_ours_that_chooses_a_network_names_its_recipe() -> None:
     chosen = {file: dict(choices(file.read_text())) for file in conf_dir().rglob("*.yaml")}
     assert [file for file, groups in chosen.items() if "model" in groups and "train" not in groups] == []
+
+
+def test_what_composing_twice_is_for_is_told_by_the_words() -> None:
+    assert may_be_brought_by_files(["scale=cpu", "experiment=fst"], [])
+    assert may_be_brought_by_files(["attack=badnets"], ["own"])
+    assert may_be_brought_by_files(["attack=badnets"], [], "mine")
+    assert not may_be_brought_by_files(["experiment=fst", "dataset=cifar10", "seed=3", "scale=small"], [])

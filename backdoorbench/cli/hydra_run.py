@@ -15,7 +15,17 @@ from typing import Any
 from backdoorbench.cli import flags
 from backdoorbench.cli.arguments import SWITCHES
 from backdoorbench.config import plugins
-from backdoorbench.config.compose import PRIMARY, composer, conf_dir, parsed, plain, search_path, searched, with_brought
+from backdoorbench.config.compose import (
+    PRIMARY,
+    composer,
+    conf_dir,
+    may_be_brought_by_files,
+    parsed,
+    plain,
+    search_path,
+    searched,
+    with_brought,
+)
 from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError, quantity
 from backdoorbench.sweeps import sweep
 from backdoorbench.sweeps.compose import left_to_jobs
@@ -87,11 +97,18 @@ def brought_by_files(words: Sequence[str], folders: Sequence[str], primary: str,
     """The words for what a network brings that no word chose but a file. A grid says them job by job.
 
     primary  the file that the composition begins with"""
+    import yaml
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not may_be_brought_by_files(words, folders, primary):
+        return ()
+    wrong = (BdxError, HydraException, OmegaConfBaseException, yaml.YAMLError, Warning, OSError, ValueError, TypeError)
     try:
         single = [word for word in words if not parsed(word).is_sweep_override()]
         with strict_warnings():
             found = composer(single, folders, primary).chosen_by([*search_path(folders), *single])
-    except Exception:  # what is wrong is told where Hydra meets it, next
+    except wrong:  # in a word or a yaml file, which Hydra meets next, and `explained` tells
         return ()
     is_grid = (is_sweep or found.mode == "MULTIRUN") and found.sweeper in GRIDS
     return () if is_grid else found.brought

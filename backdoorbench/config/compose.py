@@ -297,6 +297,23 @@ def brought_by_files(
     return tuple(f"{group}={option}" for group, option in said.items() if group not in stay)
 
 
+def may_be_brought_by_files(words: Sequence[str], folders: Sequence[str], primary: str = PRIMARY) -> bool:
+    """Whether such a file can be among those that these words read: one of ours that they name, or anyone else's. To compose
+    them to find out takes a tenth of a second."""
+    named = (f"{override.key_or_group}/{override.value()}" for override in picks(words))
+    return bool(folders or plugins.known() or primary != PRIMARY) or any(_chooses_what_brings(name) for name in named)
+
+
+@cache
+def _chooses_what_brings(name: str) -> bool:
+    """Whether an option of ours, such as `scale/cpu`, chooses a network that brings something along, itself or by its choices."""
+    file = conf_dir() / f"{name}.yaml"
+    pairs = choices(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return any(
+        group == BRINGS and brought(option) or _chooses_what_brings(f"{group}/{option}") for group, option in pairs
+    )
+
+
 def chosen_in_files(words: Sequence[str], folders: Sequence[str], primary: str = PRIMARY) -> list[tuple[str, str]]:
     """The groups of which a file overrides the option, each with the file that has its way; what wins over others comes first."""
     from hydra.types import RunMode
