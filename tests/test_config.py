@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 import backdoorbench
 from backdoorbench.config import catalog, groups
 from backdoorbench.config.build import BESIDE, File, Folder, build, paths, settings
-from backdoorbench.config.compose import compose, conf_dir, plain, rounded, with_brought
+from backdoorbench.config.compose import compose, composer, conf_dir, plain, rounded, with_brought
 from backdoorbench.defenses.none import NoDefense
 from backdoorbench.errors import ConfigError, nearest
 from backdoorbench.pipeline import plan
@@ -118,6 +118,23 @@ def test_a_variable_of_the_environment_that_changed_is_read_again(monkeypatch: p
     for place in ("here", "there"):
         monkeypatch.setenv("BDX_DATA", place)
         assert compose(["dataset=cifar10"])["dataset"]["root"] == f"{place}/cifar10"
+    monkeypatch.delenv("BDX_DATA")
+    assert compose(["dataset=cifar10"])["dataset"]["root"] == "data/cifar10"
+
+
+@pytest.mark.parametrize("said", ["${oc.env:'HERE'}", "${oc.env:${attack.of}}", "${oc.decode:${oc.env:HERE}}"])
+def test_however_it_is_written(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "attack").mkdir()
+    (tmp_path / "attack" / "mine.yaml").write_text(f'defaults: [badnets]\nof: HERE\npattern: "{said}"\n')
+    for place in ("grid3", "white3"):
+        monkeypatch.setenv("HERE", place)
+        assert compose(["attack=mine", "attack.of=HERE"], [str(tmp_path)])["attack"]["pattern"] == place
+
+
+def test_a_variable_that_nothing_refers_to_makes_nothing_be_composed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = composer().chosen_by(["dataset=cifar10"])
+    monkeypatch.setenv("PYTHONHASHSEED", "3")
+    assert composer().chosen_by(["dataset=cifar10"]) is made
 
 
 def test_what_an_editor_leaves_beside_an_open_file_is_no_yaml_file(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ ASK_THE_DATA_SET = (
 )  # groups whose options refer to it, and to nothing else
 
 REFERENCE = r"\$\{([\w.]+)\}"  # `${dataset.target}`
+VARIABLE = r"oc\.env:\s*[\"']?([^,}\"'\s]+)"  # `${oc.env:BDX_DATA,data}`
 OmegaConf.register_new_resolver("either", lambda own, else_: else_ if own is None else own, replace=True)
 
 
@@ -83,7 +84,7 @@ def _composer(folders: tuple[Path, ...], primary: str) -> Composer:
     def is_group(name: str) -> bool:
         return any((folder / name).is_dir() for folder in folders)
 
-    return Composer(load, is_group, own, primary, lambda: (stamps(folders), frozenset(os.environ.items())))
+    return Composer(load, is_group, own, primary, lambda: stamps(folders))
 
 
 def loader(folders: Sequence[str]) -> ConfigLoaderImpl:
@@ -121,6 +122,7 @@ class Chosen:
     mentioned  names that its interpolations refer to
     brought    the words for what a network brings that a file chose
     sweeper    the option of hydra/sweeper; mode: what hydra.mode says, RUN or MULTIRUN, if anything
+    variables  of the environment that its interpolations refer to, as they stood; None: not set
     """
 
     config: DictConfig
@@ -130,6 +132,11 @@ class Chosen:
     brought: tuple[str, ...]
     sweeper: str
     mode: str | None
+    variables: Mapping[str, str | None]
+
+    def holds(self) -> bool:
+        """Whether it would be made the same again, as far as the environment is concerned."""
+        return all(os.environ.get(name) == value for name, value in self.variables.items())
 
     def takes(self, override: Override) -> bool:
         """Whether the override just sets one plain value that nothing else is computed from."""
@@ -204,11 +211,13 @@ class Composer:
         return not isinstance(override.value(), dict) and self.is_group(override.key_or_group)
 
     def chosen(self, choices: tuple[str, ...]) -> Chosen:
-        if choices not in self.known:
+        if choices not in self.known or not self.known[choices].holds():
             made = self.load(choices)
             more = brought_by_files(choices, made.hydra.runtime.choices, self.folders, self.primary)
             made = self.load([*choices, *more]) if more else made
             own = made.hydra
+            asked = re.findall(VARIABLE, " ".join(texts(OmegaConf.to_container(made, resolve=False))))
+            variables = {name: os.environ.get(name) for name in asked}
             with open_dict(made):
                 del made["hydra"]
             if len(self.known) >= REMEMBERED:
@@ -221,7 +230,7 @@ class Composer:
                 resolved = None
             mode = own.mode.name if own.mode is not None else None
             sweeper = str(own.runtime.choices["hydra/sweeper"])
-            self.known[choices] = Chosen(made, written, resolved, named or frozenset(), more, sweeper, mode)
+            self.known[choices] = Chosen(made, written, resolved, named or frozenset(), more, sweeper, mode, variables)
         return self.known[choices]
 
 
