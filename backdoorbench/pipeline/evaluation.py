@@ -1,6 +1,6 @@
 """A model against the test set, clean and triggered."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -157,19 +157,28 @@ def _is_better(meant: Labels, true: Labels, called: Labels) -> bool:
 
 def _exchanged(meant: Labels, true: Labels, called: Labels) -> Labels:
     """(K,) `meant` of those classes only that go round among themselves: most images of each are called by another's name."""
+    images = torch.bincount(true, minlength=len(meant))
+    right = torch.bincount(true[meant[called] == true], minlength=len(meant))
     kept = torch.arange(len(meant))
-    for start in range(len(meant)):
-        cycle = [start]
-        while (after := int(meant[cycle[-1]])) != start:
-            cycle.append(after)
-        rows = torch.isin(true, torch.tensor(cycle))
-        shares = [
-            metrics.share(meant[called[true == label]] == label) for label in cycle if bool((true == label).any())
-        ]
-        is_whole = len(cycle) > 1 and len(shares) == len(cycle) and int(rows.sum()) >= LEAST_A_CLASS * len(cycle)
-        if is_whole and min(shares) > 0.5 and _is_better(meant, true[rows], called[rows]):
-            kept[cycle] = meant[cycle]
+    for cycle in cycles(meant.tolist()):
+        is_whole = len(cycle) > 1 and int(images[cycle].sum()) >= LEAST_A_CLASS * len(cycle)
+        if is_whole and bool((2 * right[cycle] > images[cycle]).all()):
+            rows = torch.isin(true, torch.tensor(cycle))
+            if _is_better(meant, true[rows], called[rows]):
+                kept[cycle] = meant[cycle]
     return kept
+
+
+def cycles(after: Sequence[int]) -> Iterator[list[int]]:
+    """The rounds that a permutation of 0 to K - 1 consists of, each once: where each number leads to, until it comes back."""
+    seen: set[int] = set()
+    for start in range(len(after)):
+        if start not in seen:
+            cycle = [start]
+            while (at := after[cycle[-1]]) != start:
+                cycle.append(at)
+            seen.update(cycle)
+            yield cycle
 
 
 def evaluate(
