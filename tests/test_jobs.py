@@ -100,27 +100,30 @@ def test_a_folder_used_before_counts_for_nothing(bdx: Callable[..., Told], train
     assert code == 0 and "seeds 0, 1;" in out
 
 
+FOLDERS = (
+    ["hydra.sweep.subdir=always_the_same"],
+    ["hydra.sweep.subdir={tmp}/elsewhere/${hydra.job.num}"],
+    ["hydra.job.chdir=true", "hydra.sweep.subdir=a/${seed}"],
+    ["hydra.job.chdir=true", "runtime.outputs=here"],
+    ["hydra.sweep.dir='it\\'s, {here}'"],
+    ["hydra/sweeper=basic"],
+    ["~hydra.callbacks.sweep"],
+    ["+hydra.job.env_set.BDX_SWEEP=nonsense"],
+)
+MORE_FOLDERS = (
+    ["hydra.sweep.subdir=deep/${attack.name}/${seed}"],
+    ["hydra.sweep.subdir=${hydra.job.override_dirname}"],
+    ["hydra.sweep.subdir=1"],
+    ["hydra.job.name=mine"],
+    ["hydra.sweep.dir=of-${seed}"],
+    ["hydra.run.dir=of-${hydra.job.num}", "hydra.sweep.subdir=${hydra.job.id}"],
+    ["hydra.output_subdir=.hydra"],
+    ["hydra.sweeper.max_batch_size=1"],
+)
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        ["hydra.sweep.subdir=always_the_same"],
-        ["hydra.sweep.subdir=deep/${attack.name}/${seed}"],
-        ["hydra.sweep.subdir=${hydra.job.override_dirname}"],
-        ["hydra.sweep.subdir={tmp}/elsewhere/${hydra.job.num}"],
-        ["hydra.sweep.subdir=1"],
-        ["hydra.job.name=mine"],
-        ["hydra.job.chdir=true", "hydra.sweep.subdir=a/${seed}"],
-        ["hydra.job.chdir=true", "runtime.outputs=here"],
-        ["hydra.sweep.dir='it\\'s, {here}'"],
-        ["hydra.sweep.dir=of-${seed}"],
-        ["hydra.run.dir=of-${hydra.job.num}", "hydra.sweep.subdir=${hydra.job.id}"],
-        ["hydra.output_subdir=.hydra"],
-        ["hydra.sweeper.max_batch_size=1"],
-        ["hydra/sweeper=basic"],
-        ["~hydra.callbacks.sweep"],
-        ["+hydra.job.env_set.BDX_SWEEP=nonsense"],
-    ],
-    ids=" ".join,
+    "settings", [*FOLDERS, *(pytest.param(words, marks=pytest.mark.slow) for words in MORE_FOLDERS)], ids=" ".join
 )
 def test_no_folder_of_hydra_hides_a_job(
     settings: list[str], bdx: Callable[..., Told], trained: dict[int, BaseException], tmp_path: Path

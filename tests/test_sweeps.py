@@ -62,7 +62,9 @@ def test_one_value_is_set_in_all_options_that_are_swept(
     runs = looked(*words, "defense.epochs=3", "defense.bn_mode='eval'")
     assert [(run.config["defense"]["epochs"], run.config["defense"]["bn_mode"]) for run in runs] == [(3, "eval")] * 2
     assert "defense.epochs=3" in runs[0].overrides
-    runs = looked("experiment=fst", "dataset=digits", "defense.epochs=3", f"runtime.outputs={tmp_path}")
+    runs = looked(
+        "experiment=fst", "dataset=digits", "attack=badnets", "defense.epochs=3", f"runtime.outputs={tmp_path}"
+    )
     assert {run.config["defense"]["epochs"] for run in runs if run.error is None} == {3}
     capsys.readouterr()
     assert main(["plan", *words, "defense.epoch=3"]) == 2

@@ -151,6 +151,7 @@ def test_without_images_a_network_that_is_named_is_believed(
     assert "holds the weights of another network than module for 10 classes at 32 pixels" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_images_a_stem_of_large_ones_is_named_for_either_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,14 +29,14 @@ TOLERANCE = 1e-4  # between logits of the model and of its exported program, of 
 LOADER = '''"""{title}    python load.py IMAGE.png    (needs torch, and torchvision for an image)"""
 import sys
 from pathlib import Path
+if __name__ == "__main__" and (missing := [file for file in sys.argv[1:] or ["IMAGE.png"] if not Path(file).is_file()]):
+    sys.exit(f"usage: python load.py IMAGE.png ...    (there is no file {{missing[0]}})")
 import torch
 
 CLASSES = {classes}
 model = torch.export.load(Path(__file__).with_name("model.pt2")).module()
 # model: (N, 3, {size}, {size}) in [0, 1] -> (N, {count}) logits
 if __name__ == "__main__":
-    if missing := [file for file in sys.argv[1:] or ["IMAGE.png"] if not Path(file).is_file()]:
-        sys.exit(f"usage: python load.py IMAGE.png ...    (there is no file {{missing[0]}})")
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms.functional import resize
     images = torch.stack([resize(decode_image(file, ImageReadMode.RGB), [{size}, {size}]) for file in sys.argv[1:]]) / 255
