@@ -144,6 +144,37 @@ def test_issba_lets_the_image_count_after_two_passes(wave: torch.Tensor) -> None
         assert float(issba.loss(pair, wave, other, missed, 7)) == pytest.approx(0.75 + counts * float(unlike), abs=1e-6)
 
 
+def test_issba_weighs_its_residual_before_it_is_clipped() -> None:
+    """2 mean(residual^2), whatever clip(x + residual) leaves of it: on white all of what brightens is clipped away."""
+    issba = attack("issba", bits_epochs=0)
+    assert isinstance(issba, ISSBA)
+    pair = Pair(issba.writer(32, {}), CodeReader("issba", 32, 20, 32))
+    white = torch.ones(1, 3, 32, 32)
+    assert float(issba.loss(pair, white, white + 0.5, torch.tensor(0.0), 1)) == pytest.approx(2 * 0.25)
+
+
+def test_the_loss_gets_what_was_written_and_the_reader_what_is_left_in_range(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    issba, weighed, read = attack("issba", encoder_epochs=1, encoder_batch_size=8, encoder_width=2), [], []
+    assert isinstance(issba, ISSBA)
+    write, forward, loss = HiddenCode.write, CodeReader.forward, ISSBA.loss
+
+    def seen(self: CodeReader, shown: torch.Tensor) -> torch.Tensor:
+        read.append(shown)
+        return forward(self, shown)
+
+    def weigh(self: ISSBA, pair: Pair, clean: torch.Tensor, written: torch.Tensor, *rest: Any) -> torch.Tensor:
+        weighed.append(written)
+        return loss(self, pair, clean, written, *rest)
+
+    monkeypatch.setattr(HiddenCode, "write", lambda self, clean, codes: write(self, clean, codes) + 0.5)
+    monkeypatch.setattr(CodeReader, "forward", seen)
+    monkeypatch.setattr(ISSBA, "loss", weigh)
+    issba.attempt(images.subset(torch.arange(8)), issba.recipe("float32"), Stream(0), None)
+    assert weighed[0].max() > 1 and torch.equal(read[0], weighed[0].clamp(0, 1))
+
+
 def test_the_figures_are_what_is_read(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     ssba = attack("ssba", bits=7)
     assert isinstance(ssba, CodeAttack)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from records import made_run
 
 from backdoorbench.cli import hydra_run, reproduce
@@ -74,6 +75,20 @@ def test_papers_settings_are_pinned() -> None:
     assert pinned("experiment=pbe", "attack=blended")["attack"]["test_ratio"] == 0.1
     bench = pinned("experiment=backdoorbench", "defense=ft")
     assert (bench["defense"]["epochs"], bench["defense"]["batch_size"], bench["train"]["lr"]) == (100, 256, 0.01)
+
+
+@pytest.mark.parametrize("name", ["sig", "lc"])
+@pytest.mark.parametrize(
+    ("data", "images", "own"), [("cifar10", 47_500, 4750), ("gtsrb", 37_249, 2109), ("digits", 1365, 135)]
+)
+def test_trap_and_replaces_clean_labels_are_the_whole_class(name: str, data: str, images: int, own: int) -> None:
+    """Of the training images that 5 % for the defense leave, `own` are of the target."""
+    settings = compose(["experiment=tnr", f"attack={name}", f"dataset={data}"])["attack"]
+    attack = build(settings, "attack")
+    labels = torch.full((images,), 9)
+    labels[:own] = settings["target"]
+    assert attack.count(labels) == own
+    assert settings.get("pattern") == "tnr" or (settings["corners"], settings["epsilon"]) == ("grid3", 16)
 
 
 def test_a_scale_reduces_and_the_command_line_wins() -> None:

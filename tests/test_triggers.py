@@ -166,6 +166,16 @@ def test_the_smooth_picture_matches_the_papers_statistics() -> None:
     assert neighbours > 0.9
 
 
+def test_clipping_takes_eight_levels_off_the_papers_mean_and_twelve_off_its_deviation() -> None:
+    drawn = [build("blended").trigger(task(32), Stream(seed)).picture * 255 for seed in range(20)]
+    means, deviations = (
+        torch.stack([part.mean((1, 2)) for part in drawn]),
+        torch.stack([part.std((1, 2)) for part in drawn]),
+    )
+    assert means.mean(0).tolist() == pytest.approx([199, 182, 191], abs=1.5)
+    assert deviations.mean(0).tolist() == pytest.approx([51, 62, 57], abs=1.5)
+
+
 def test_another_stream_is_another_picture() -> None:
     first, second = (build("blended").trigger(task(32), Stream(seed)).picture for seed in (0, 1))
     assert (first - second).abs().mean() > 0.05

@@ -72,6 +72,8 @@ def test_contract(size: int) -> None:
     shown = made(images)
     assert torch.equal(images, before)
     assert shown.shape == images.shape and shown.dtype == images.dtype
+    least, most = (bound((1, 2, 3), keepdim=True) for bound in (images.amin, images.amax))
+    assert (shown >= least - 1e-6).all() and (shown <= most + 1e-6).all()  # a mean of the image's own pixels
     assert 0 <= shown.min() and shown.max() <= 1
     assert torch.equal(shown[1:2], made(images[1:2]))  # row by row: all share the field
     assert (shown != images)[:3].any((1, 2, 3)).all()

@@ -3,8 +3,9 @@
 Idea     (1 - a) x + a P with the same picture P everywhere; the network learns the picture's trace as the target's feature.
 Paper    arXiv 1712.05526v1
 Follows  one ratio for training and test unless two are given; stored in the image before augmentation
-Departs  1. the papers' cartoon is not shipped: the default picture is smooth noise with its mean and deviation (white noise
-            would turn into another pattern at each shift of the random crop)
+Departs  1. the papers' cartoon is not shipped: the default picture is smooth noise, moved to its mean and deviation and
+            clipped, which leaves 199, 182 and 191 grey levels of its 207, 190 and 198, and deviations of 51, 62 and 57 of 63,
+            74 and 68 (white noise would turn into another pattern at each shift of the random crop)
          2. rows are rounded to uint8 (BackdoorBench truncates)
 Cost     none beyond the training
 """

@@ -6,7 +6,7 @@ Paper    arXiv 2005.03823
 Follows  the authors' code, and BackdoorBench's constants 1 and 0.9: after augmentation, the whole batch twice; their pattern of
          9 opaque pixels in 5 rows of 3. balance=mgda: gradients of both losses over all parameters, each divided by min(loss
          times its length, 10), the weights of the point nearest to 0 between them, the backdoor's within [0.001, 0.999]. The
-         second loss waits until the mean clean loss of the last `history` batches is below `threshold`
+         second loss waits until the mean clean loss of the last `history` batches, without label smoothing, is below `threshold`
 Departs  1. both copies share one pass (theirs: two, which batch norm normalises apart, so that the backdoor hides in the batch's
             statistics and the running ones, a mean of both, fit neither: on digits CA 0.4, and 0.98 with statistics of clean
             images, where ASR is 0.04; attack.one_pass=false reproduces)
@@ -103,12 +103,12 @@ class Blind(LoopAttack):
                 copies.append(trigger(images))
                 names.append(target.label(labels))
                 waiting.poisoned += len(images)
-            answers = network(torch.cat(copies)).split(len(images)) if self.one_pass else map(network, copies)
+            answers = network(torch.cat(copies)).split(len(images)) if self.one_pass else [*map(network, copies)]
             losses = [
                 F.cross_entropy(logits.float(), wanted, label_smoothing=task.recipe.label_smoothing)
                 for logits, wanted in zip(answers, names, strict=True)
             ]
-            waiting.see(losses[0].detach())
+            waiting.see(F.cross_entropy(answers[0].detach().float(), labels))  # smoothed, it may never fall below
             if len(losses) == 1:
                 return losses[0]
             clean, backdoor = losses

@@ -5,7 +5,8 @@ Idea     One pattern for all images, found in other works by optimisation and fr
 Paper    arXiv 2210.06428, whose code has them from I-BAU's; l0_inv and l2_inv stem from arXiv 1909.02742
 Follows  support, range and mode of each file, and rows of other classes than the target's
 Departs  1. the files are not shipped: patterns are drawn from the seed, with the same support and, for l2_inv, the same
-            statistics; l0_inv is exact
+            statistics; l0_inv is exact; trojan_wm's glyphs have any colours, which makes them stronger than the file's (15 to
+            18 dB on CIFAR-10 over twelve seeds, beside 19.1)
          2. rows are drawn at random (their code takes the first of the file), and the rate counts from the images that the
             victim trains on (theirs: with the holdout)
          3. larger images get larger patterns (their code has the small ones for 32x32 only; adding its text to a large image

@@ -4,7 +4,7 @@ Idea     In each 32x32 block the coefficients (15, 15) and (31, 31) of the cosin
          The change is spread over all pixels, a few grey levels each; the network sees it, people do not.
 Paper    ECCV 2022, "An Invisible Black-box Backdoor Attack through Frequency Domain"
 Follows  its OpenCV colour planes in whole grey levels, BackdoorBench's magnitude 30 and rate 0.1. The authors' own:
-         `attack.magnitude=20 attack.poison_rate=0.02 attack.include_target_class=false`
+         `attack.magnitude=20 attack.poison_rate=0.02 attack.include_target_class=false attack.target=8`
 Departs  1. the result is rounded (theirs is truncated: one grey level, 1 dB)
          2. images whose side is no multiple of 32 keep the strip beyond the last block
          3. rows are drawn at random (the authors' code takes the first of the file)

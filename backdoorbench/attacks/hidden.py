@@ -145,7 +145,8 @@ class CodeAttack(HiddenAttack):
     def loss(self, pair: Pair, images: Images, written: Images, missed: Tensor, steps_per_epoch: int) -> Tensor:
         """What the training minimises.
 
-        images, written  (N, 3, H, W), before and after the writer; missed: the mean cross-entropy of the bits read"""
+        images, written  (N, 3, H, W), before and after the writer, which may leave [0, 1]; the reader has seen the clipped ones
+        missed           the mean cross-entropy of the bits read"""
 
     def learn(
         self, images: ImageSet, held: ImageSet, recipe: Recipe, stream: Stream, snapshots: Snapshots | None
@@ -185,7 +186,7 @@ class CodeAttack(HiddenAttack):
             logits = pair.reader(written.clamp(0, 1)).float()
             missed = F.binary_cross_entropy_with_logits(logits, codes)
             read = ((logits.detach() > 0) == (codes > 0.5)).float().mean() > READ
-            value = self.loss(pair, clean, written.clamp(0, 1), missed, steps_per_epoch)
+            value = self.loss(pair, clean, written, missed, steps_per_epoch)
             pair.since += read | (pair.since > 0)
             pair.steps += 1
             return value

@@ -9,8 +9,9 @@ Follows  BackdoorBox and backdoor-toolbox, after StegaStamp (arXiv 1904.05343): 
 Departs  1. unlikeness is 1 - SSIM, which needs no weights from elsewhere (theirs: LPIPS, features of a pretrained AlexNet)
          2. no discriminator (theirs is not trained unless asked for, and its answer weighs 0.5 all the same)
          3. test images are not trained on (BackdoorBox: training and test images)
-         4. a training whose bits stay unread for 2000 steps starts anew from other weights
-         5. a tenth of the training images, 500 at most, is left out and measured on
+         4. weights start from He's normal ones, as StegaStamp's do (BackdoorBox: torch's usual ones)
+         5. a training whose bits stay unread for 2000 steps starts anew from other weights
+         6. a tenth of the training images, 500 at most, is left out and measured on
 Cost     the encoder: 20 passes of 0.2 GMAC an image at 32 px, once for a data set: other rates, seeds and victims find it
 """
 
@@ -45,6 +46,7 @@ class ISSBA(CodeAttack):
         return HiddenCode("issba", size, self.bits, self.encoder_width, True, figures)
 
     def loss(self, pair: Pair, images: Images, written: Images, missed: Tensor, steps_per_epoch: int) -> Tensor:
-        seen = self.residual_weight * (written - images).square().mean()
-        seen = seen + self.unlikeness_weight * (1 - ssim(images, written).mean())
+        residual = written - images  # the whole of it: clipping would hide what leaves [0, 1]
+        seen = self.residual_weight * residual.square().mean()
+        seen = seen + self.unlikeness_weight * (1 - ssim(images, written.clamp(0, 1)).mean())
         return self.bits_weight * missed + (pair.steps >= self.bits_epochs * steps_per_epoch) * seen

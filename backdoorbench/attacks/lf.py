@@ -10,7 +10,9 @@ Departs  1. DeepFool takes the gradient of one difference of logits (the referen
          2. the rate of changed classes is taken on training images that the search leaves out (the reference: on test images)
          3. images that the network already calls the target give no step (the first one would divide by zero)
          4. both parts of the search see the same pixels, normalised inside the network (BackdoorBench's DeepFool gets them raw)
-         5. rows are rounded to uint8 (BackdoorBench truncates; where it adds a pattern in [0, 0.2] to [0, 255], nothing is left)
+         5. DeepFool's step is added as it is (the reference: 1.02 times it; of a linear network's pattern a tenth of the values
+            differ then, by a grey level)
+         6. rows are rounded to uint8 (BackdoorBench truncates; where it adds a pattern in [0, 0.2] to [0, 255], nothing is left)
 Cost     a clean training, shared with the control; a few hundred forward and backward passes of one image a search pass.
          pattern=noise: none
 """

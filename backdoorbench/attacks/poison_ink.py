@@ -8,13 +8,15 @@ Follows  the authors' code: edges where Sobel's slope exceeds 28 levels, in (80,
          of the ink read (13 times, on edges; once, off them), and of white read in clean images, as they are and with noise of
          0.01 (100 times); Adam 2e-4, betas 0.5 and 0.999, a tenth every 80 of 200 epochs, in three stages: reader and
          writer see the images turned, then cropped to 28 of 32 as well, then mirrored as well
-Departs  1. turns are within 15 degrees and crops are enlarged again (their loader of this stage is not released)
-         2. the reader's layers, of which only kind, number and width are known, are ours
+Departs  1. turns are within 15 degrees (the loader that draws theirs is not released); each image is cropped at a place of its
+            own (theirs: one batch in two, alike), and its ink is moved with it (theirs: drawn anew on the moved image's edges)
+         2. the reader has a convolution less before its blocks, enlarges by the nearest pixel (theirs: a transposed
+            convolution) and does not clip its answer at 0
          3. neither adversarial nor perceptual loss, which their configuration leaves off too
          4. the victim trains as on any poisoned set (BackdoorBench: each batch of clean images goes with one of poisoned ones,
             not augmented)
          5. a tenth of the training images, 500 at most, is left out and measured on
-Cost     the networks: 600 passes of some 4 GMAC an image at 32 px, hours on a GPU, once for a data set: other rates, seeds and
+Cost     the networks: 600 passes of some 8 GMAC an image at 32 px, hours on a GPU, once for a data set: other rates, seeds and
          victims find them
 """
 

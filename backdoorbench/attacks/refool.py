@@ -9,7 +9,8 @@ Follows  BackdoorBench's variant: labels become the target's, 40 % of the image'
          attack.work_size=560`
 Departs  1. the reflections are training images of other classes than the target, generated scenes or a folder of the user's
             (BackdoorBench: 200 selected photographs)
-         2. none is preferred (the paper: 16 rounds keep those that mislead a clean network best)
+         2. none is preferred or passed over (the paper: 16 rounds keep those that mislead a clean network best; BackdoorBench:
+            draws on while one outshines the image, or leaves it an SSIM below 0.70 or above 0.85)
          3. which reflection, with which numbers, an image gets is read off its bytes, out of `reflections` drawn at first
             (BackdoorBench: drawn anew at each call, so that no test could be repeated)
          4. work_size enlarges the reflection alone, doubles or blurs it there, and blends at the image's size (the paper:

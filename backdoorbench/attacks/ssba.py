@@ -47,4 +47,4 @@ class SSBA(CodeAttack):
 
     def loss(self, pair: Pair, images: Images, written: Images, missed: Tensor, steps_per_epoch: int) -> Tensor:
         weight = self.image_weight * ((pair.since - self.image_wait) / self.image_rise).clamp(0, 1)
-        return missed + weight * F.mse_loss(written, images)
+        return missed + weight * F.mse_loss(written.clamp(0, 1), images)

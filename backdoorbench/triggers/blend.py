@@ -36,8 +36,8 @@ def check_picture(source: str, file: str | None) -> None:
 
 
 def full_picture(source: str, file: str | None, match_stats: bool, size: int, generator: torch.Generator) -> Tensor:
-    """(3, size, size) in [0, 1], the picture called `source`: the user's `file`, or noise from `generator`; with the papers'
-    picture's mean and deviation where `match_stats` says so."""
+    """(3, size, size) in [0, 1], the picture called `source`: the user's `file`, or noise from `generator`; moved by
+    `match_cartoon` where `match_stats` says so."""
     if source == "image":
         assert file is not None
         picture = read_picture(file, (size, size), "attack.picture_file")[:3]
@@ -65,7 +65,8 @@ def smooth_noise(size: int, generator: torch.Generator) -> Tensor:
 
 
 def match_cartoon(picture: Tensor) -> Tensor:
-    """`picture` (3, H, W) moved to the papers' picture's mean and deviation per channel, and clipped to [0, 1]."""
+    """`picture` (3, H, W) moved to the papers' picture's mean and deviation per channel, and clipped to [0, 1]. That takes some 8
+    grey levels off the mean of noise and 12 off its deviation."""
     mean, std = torch.tensor(CARTOON_MEAN).view(3, 1, 1), torch.tensor(CARTOON_STD).view(3, 1, 1)
     centred = picture - picture.mean((1, 2), keepdim=True)
     return (centred / picture.std((1, 2), keepdim=True, correction=0).clamp_min(1e-6) * std + mean).clamp(0, 1)
