@@ -716,7 +716,12 @@ def test_how_a_holdout_of_its_own_is_read_is_part_of_its_key(tmp_path: Path) -> 
     before = plan.run_settings(given, "digest")
     assert plan.run_settings(given, "digest", Reading(store.stretch, "white")) == before
     assert plan.run_settings(given, "digest", Reading(store.centre, "white"))["holdout"]["fit"] == "centre"
+    reading = Reading(store.stretch, "white")
+    assert plan.run_settings(given, "digest", reading, ("a", "b")) == before
+    assert plan.run_settings(given, "digest", reading, ("9", "10")) == before  # an order by value
+    assert plan.run_settings(given, "digest", reading, ("b", "a"))["holdout"]["classes"] == ["b", "a"]
     withheld = compose(["dataset=folder", f"dataset.root={root}"])
+    assert plan.run_settings(withheld, "digest", reading, ("b", "a")) == plan.run_settings(withheld, "digest")
     assert plan.run_settings(withheld, "digest", Reading(store.centre, "black")) == plan.run_settings(
         withheld, "digest"
     )
