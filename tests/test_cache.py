@@ -144,6 +144,14 @@ def test_a_full_disk_is_no_bug_of_torchs(tmp_path: Path, legacy: bool) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_numpy_could_not_finish_is_a_full_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=f"^no space is left on the disk of {tmp_path}"),
+        store.storage_errors(tmp_path),
+    ):
+        raise OSError("100000 requested and 12484 written")
+
+
 def test_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Out of range float values"):
         store.write_json(tmp_path / "record.json", {"a": float("nan")})

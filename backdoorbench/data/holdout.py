@@ -55,9 +55,9 @@ class Parts:
 class Holdout:
     """The draw.
 
-    kind       reserved: images that the infected model never sees; seen: of those that it is trained on too, in the training
-               set's clean version, so that the clean original of a poisoned row may be among them (BackdoorBench, FST, FMP);
-               foreign: images from elsewhere, all below `root`
+    kind       reserved: images that the infected model never sees, one of each class at least being left; seen: of those that
+               it is trained on too, in the training set's clean version, so that the clean original of a poisoned row may be
+               among them (BackdoorBench, FST, FMP); foreign: images from elsewhere, all below `root`
     split      of reserved images: the split that they are taken out of, train or test
     rate       images, as a share of the training set
     per_class  images of each class, in place of a share
