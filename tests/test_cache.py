@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from backdoorbench.errors import StorageError
 from backdoorbench.storage import store
@@ -103,6 +104,52 @@ def test_storage_errors_are_said_plainly(tmp_path: Path, monkeypatch: Any, numbe
         store.write_json(tmp_path / "record.json", {"a": 1})
     assert str(caught.value).startswith(said.format(folder=tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["pickled", "legacy", "tensors", "text"])
+def test_a_limit_on_files_is_said_plainly_whoever_writes(tmp_path: Path, kind: str) -> None:
+    """torch's own writer says `unexpected pos 576 vs 534`, and nothing of the system's reason."""
+    resource = pytest.importorskip("resource")
+    large, file = {"a": torch.zeros(100_000)}, tmp_path / "state.pt"
+    writers: dict[str, Callable[[], object]] = {
+        "pickled": lambda: store.write_pickled(file, large),
+        "legacy": lambda: store.write_pickled(file, large, _use_new_zipfile_serialization=False),
+        "tensors": lambda: store.write_tensors(file, large),
+        "text": lambda: store.write_text(file, "x" * 400_000),
+    }
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(StorageError) as caught:
+            writers[kind]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(caught.value).startswith(
+        f"{tmp_path} takes no file as large as this run has to write there (File too large). Nothing finished was lost; raise "
+        f"what limits files (ulimit -f, or that disk's own limit)"
+    )
+    assert kind == "tensors" or not list(tmp_path.iterdir())  # those are written in a folder that goes away
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_full_disk_is_no_bug_of_torchs(tmp_path: Path, legacy: bool) -> None:
+    (tmp_path / ".state.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(
+        StorageError, match=rf"^no space is left on the disk of {tmp_path}\. Nothing finished was lost;"
+    ):
+        store.write_pickled(
+            tmp_path / "state.pt", {"a": torch.zeros(100_000)}, _use_new_zipfile_serialization=not legacy
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_numpy_could_not_finish_is_a_full_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match=f"^no space is left on the disk of {tmp_path}"),
+        store.storage_errors(tmp_path),
+    ):
+        raise OSError("100000 requested and 12484 written")
 
 
 def test_nan_is_refused(tmp_path: Path) -> None:

@@ -448,6 +448,14 @@ def test_stratified_shares(counts: list[int]) -> None:
             assert all(abs(took - size * count / total) < 1 for took, count in zip(taken, counts, strict=True))
 
 
+def test_a_class_without_images_takes_none_of_the_others() -> None:
+    """As a drawn test split or a uniform holdout may have: one image fewer was drawn for each such class."""
+    labels = torch.tensor([0] * 8 + [2] * 8 + [5] * 4)
+    for size in range(3, 21):
+        assert len(store.stratified(labels, size, Stream(0))) == size
+    assert labels[store.stratified(labels, 10, Stream(0))].bincount().tolist() == [4, 0, 4, 0, 0, 2]
+
+
 def test_subset_too_large_or_too_small(tmp_path: Path, cache: Path) -> None:
     root = plant(tmp_path / "raw", "abc")
     assert complaint(DataError, dataset("folder", root, train_size=10), cache) == (

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from backdoorbench.config.build import build
 from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import TrainingError
+from backdoorbench.pipeline import costs
+from backdoorbench.storage.record import Finding
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import Snapshots, fit
@@ -76,9 +79,20 @@ def test_training_leaves_the_callers_random_numbers_alone(images: ImageSet) -> N
     assert torch.equal(torch.rand(3), before)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_killed_training_resumes_from_its_last_epoch(images: ImageSet, tmp_path: Path, optimizer: str) -> None:
-    chosen = recipe(optimizer=optimizer, lr=0.01)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": "adam"},
+        {"optimizer": "adamw", "schedule": "cosine", "precision": "bf16"},
+        {"optimizer": "sgd", "schedule": "milestones", "milestones": (1, 2), "label_smoothing": 0.1, "batch_size": 7},
+    ],
+    ids=["sgd", "adam", "adamw", "milestones"],
+)
+def test_a_killed_training_resumes_from_its_last_epoch(
+    images: ImageSet, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    chosen = recipe(lr=0.01, **changes)
     whole = network()
     history = fit(whole, images, chosen, Stream(0))
     snapshots = Snapshots(tmp_path / "state.pt", every_seconds=0)
@@ -107,6 +121,37 @@ def test_a_damaged_snapshot_costs_its_epochs_only(images: ImageSet, tmp_path: Pa
     fit(whole, images, recipe(), Stream(0))
     assert len(fit(model, images, recipe(), Stream(0), snapshots=Snapshots(tmp_path / "state.pt", 1e9))) == 3
     assert torch.equal(weights(model), weights(whole))
+
+
+@pytest.mark.parametrize("lost", ["optimizer", "history", "momentum"])
+def test_of_a_snapshot_that_does_not_fit_nothing_is_kept(
+    images: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str
+) -> None:
+    """As another version may have left it: weights that fit, with a state of the optimiser that does not. They would be trained
+    once more, from the first epoch on."""
+    snapshots, whole, model = Snapshots(tmp_path / "state.pt", every_seconds=0), network(), network()
+    fit(whole, images, recipe(), Stream(0), snapshots=snapshots)
+    state = torch.load(snapshots.file, weights_only=True)
+    if lost == "momentum":
+        state["optimizer"]["param_groups"][0]["params"].pop()
+    else:
+        del state[lost]
+    torch.save(state, snapshots.file)
+    assert len(fit(model, images, recipe(), Stream(0), snapshots=Snapshots(snapshots.file, 1e9))) == 3
+    assert torch.equal(weights(model), weights(whole))
+    (said,) = caplog.messages
+    assert said.endswith("; training starts from the first epoch")
+    assert said.startswith(f"the snapshot {snapshots.file} cannot be read (") and "\n" not in said
+
+
+def test_what_a_snapshot_brings_counts_among_what_was_spent(images: ImageSet, tmp_path: Path) -> None:
+    snapshots, found = Snapshots(tmp_path / "state.pt", every_seconds=0), Finding("infect", "x")
+    first = fit(network(), images, recipe(), Stream(0), snapshots=snapshots)
+    with costs.timed(found, "infect"):
+        start = time.monotonic()
+        fit(network(), images, recipe(), Stream(0), snapshots=snapshots)
+        own = time.monotonic() - start
+    assert found.seconds["infect"] >= round(sum(epoch.seconds for epoch in first) + own, 3) - 0.002
 
 
 def test_a_non_finite_loss_stops_the_run(images: ImageSet) -> None:

@@ -274,7 +274,7 @@ def test_ink_is_what_is_nearer_to_ink() -> None:
 def test_a_killed_training_goes_on_in_its_stage(
     images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few, begun = images.subset(torch.arange(8)), []
+    few, begun, trained = images.subset(torch.arange(8)), [], []
     ink = attack("poison_ink", encoder_width=2, reader_width=2, encoder_epochs=2, encoder_batch_size=8)
     assert isinstance(ink, PoisonInkAttack)
 
@@ -282,6 +282,7 @@ def test_a_killed_training_goes_on_in_its_stage(
         begun.append(parts[3].path.rpartition("/")[2])
 
         def kill(epoch: int) -> None:
+            trained.append((begun[-1], epoch))
             if begun == ["stage0", "stage1"] and epoch == 1:
                 raise KeyboardInterrupt
 
@@ -295,7 +296,54 @@ def test_a_killed_training_goes_on_in_its_stage(
     with pytest.raises(KeyboardInterrupt):
         learn(tmp_path / "killed.pt")
     resumed = learn(tmp_path / "killed.pt")
-    assert begun == ["stage0", "stage1", "stage1", "stage2"]
+    assert begun == ["stage0", "stage1", "stage0", "stage1", "stage2"]
+    assert trained == [
+        ("stage0", 0),
+        ("stage0", 1),
+        ("stage1", 0),
+        ("stage1", 1),
+        ("stage1", 1),
+        ("stage2", 0),
+        ("stage2", 1),
+    ]
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+    (tmp_path / "killed.stage2.pt").write_bytes(b"damaged")
+    again = learn(tmp_path / "killed.pt")  # costs its own stage, and not what those before it have learned
+    assert trained[-2:] == [("stage2", 0), ("stage2", 1)] and len(trained) == 9
+    assert all(torch.equal(value, whole[name]) for name, value in again.items())
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9])
+def test_a_killed_second_try_goes_on_as_the_second(
+    every: float, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot of it would else be taken for one of the first, which draws other numbers."""
+    few = images.subset(torch.arange(8))
+    hides = attack("ssba", bits=1, image_wait=0, image_rise=1, encoder_width=2, encoder_epochs=4, encoder_batch_size=4)
+    assert isinstance(hides, CodeAttack)
+    monkeypatch.setattr(hidden, "READ", 2.0)  # no code ever counts as read,
+    monkeypatch.setattr(hidden, "PATIENCE", 4)  # so that the first try ends after two epochs
+
+    def learn(place: Path, killed: bool = False) -> dict[str, torch.Tensor]:
+        def watched(pair: Pair, *rest: Any, after_epoch: Callable[[int], None], **named: Any) -> Any:
+            is_second = rest[2].path.endswith("try1")
+
+            def watch(epoch: int) -> None:
+                pair.since.fill_(is_second or int(pair.since))  # but in the second
+                if killed and is_second and epoch == 1:
+                    raise KeyboardInterrupt
+                after_epoch(epoch)
+
+            return fit(pair, *rest, **named, after_epoch=watch)
+
+        monkeypatch.setattr(hidden, "fit", watched)
+        snapshots = Snapshots(place, every)
+        return hides.learn(few, few, hides.recipe("float32"), Stream(0), snapshots)[0].state_dict()
+
+    whole = learn(tmp_path / "whole.pt")
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "killed.pt", killed=True)
+    resumed = learn(tmp_path / "killed.pt")
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 

@@ -104,6 +104,41 @@ def test_a_class_with_too_few_images_is_named() -> None:
         holdout(per_class=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "counts", "said"),
+    [
+        (
+            {"rate": 0.1},
+            [30, 1, 12],
+            "holdout.rate=0.1 takes the only training image of class 1 ('c1'); expected one of each class at least to be left. Give "
+            "that class more images, or take holdout.kind=seen, which takes nothing away.",
+        ),
+        (
+            {"rate": 0.4, "draw": "balanced"},
+            [60, 5, 4],
+            "holdout.rate=0.4 takes all 5 training images of class 1 ('c1'), and all of 1 other class; expected one of each class "
+            "at least to be left. Lower holdout.rate, give that class more images, or take holdout.kind=seen, which takes nothing "
+            "away.",
+        ),
+        (
+            {"rate": 0.1, "split": "test"},
+            [30, 30, 40],
+            "holdout.rate=0.1 takes the only test image of class 2 ('c2'); expected one of each class at least to be left. Give "
+            "that class more images, or take holdout.split=train.",
+        ),
+    ],
+    ids=["stratified", "balanced", "test"],
+)
+def test_no_class_is_left_without_an_image(changes: dict[str, Any], counts: list[int], said: str) -> None:
+    """A victim that has never seen a class, or a test set without one, would have figures like any other."""
+    train, test = images_of(counts), images_of([20, 20, 1])
+    with pytest.raises(DataError) as caught:
+        holdout(**changes).divide(train, test, Stream(0))
+    assert str(caught.value) == said
+    if changes.get("split") != "test":
+        assert holdout(**changes, kind="seen").divide(train, test, Stream(0)).train is train
+
+
 def test_a_share_and_a_number_a_class_are_not_given_together(tmp_path: Path) -> None:
     where = f"runtime.outputs={tmp_path}"
     with pytest.raises(

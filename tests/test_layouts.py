@@ -177,6 +177,16 @@ def test_a_table_for_each_split(tmp_path: Path, cache: Path) -> None:
     assert np.array_equal(shown(splits.test.images), pixels[6:]) and len(splits.train) == 6
 
 
+def test_a_table_that_calls_its_classes_otherwise_is_read_anew(tmp_path: Path, cache: Path) -> None:
+    """Same files, same numbers: nothing but the names tells the two apart, which lie in no file's name."""
+    root = tmp_path / "raw"
+    for names in (("ant", "bee"), ("asp", "bug")):
+        table(root, ["path,label", *(f"images/{row}.png,{names[row % 2]}" for row in range(8))])
+        for row in range(8):
+            os.utime(root / "images" / f"{row}.png", (1e9, 1e9))
+        assert folder(root, test_share=0.25).load(cache).train.classes == names
+
+
 # -- arrays -----------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +374,11 @@ def test_numbered_pictures_beside_labels(tmp_path: Path, cache: Path) -> None:
     splits = folder(root, test_share=0.25).load(cache)
     label = {image.tobytes(): row % 2 for row, image in enumerate(pixels)}
     assert [label[image.tobytes()] for image in shown(splits.train.images)] == splits.train.labels.tolist()
+    torch.save(torch.arange(11) % 2, root / "clean_labels")
+    assert complaint(folder(root), cache) == (
+        f"{root / 'data'} has 11.png, but {root / 'clean_labels'} has 11 labels, of 0.png to 10.png; expected as many labels as "
+        f"images. Correct one of the two."
+    )
 
 
 def poisoned_set(root: Path) -> None:
@@ -566,6 +581,7 @@ BAD: dict[str, tuple[Make, dict[str, Any], Sequence[str]]] = {
     "an empty table": (csv(""), {}, ["none is of paths"]),
     "a table with an empty label": (csv("path,label", *ROWS, "images/1.png,"), {}, ["1 line without a path or a label", "line 10"]),
     "a table that names what is not there": (csv("path,label", *ROWS, "images/9.png,1"), {}, ["1 of 9 images that are not there", "images/9.png"]),
+    "a table with an image spelled twice": (csv("path,label", *ROWS, "./images//0.png,1"), {}, ["1 image twice, such as ./images"]),
     "a table with an image twice": (csv("path,label", *ROWS, "images/0.png,1"), {}, ["1 image twice", "as '0' and as '1'"]),
     "a table of an unknown split": (csv("path,label,split", "images/0.png,0,xyz"), {}, ["the split 'xyz'", "train, test or val"]),
     "a table that tests an untrained class": (

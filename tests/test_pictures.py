@@ -597,14 +597,39 @@ def test_links(tmp_path: Path, cache: Path) -> None:
     os.symlink(tmp_path / "elsewhere", root / "train" / "a" / "more")
     os.symlink(root / "train" / "a", root / "train" / "a" / "again")
     os.symlink(tmp_path / "elsewhere" / "0.png", root / "train" / "b" / "link.png")
+    os.symlink(root, root / "train" / "b" / "all")
     splits = folder(root).load(cache)
     assert splits.train.counts().tolist() == [5, 4]
-    assert splits.facts["left_out"] == {"links to a folder above": 1}
+    assert splits.facts["left_out"] == {"links to a folder above": 2}
     link = root / "train" / "b" / "lost.png"
     os.symlink(tmp_path / "nowhere.png", link)
     assert complaint(folder(root), cache) == (
         f"{link} is a link to {tmp_path / 'nowhere.png'}, which does not exist. Restore that file, or remove the link."
     )
+
+
+def test_a_link_to_a_folder_whose_name_begins_its_own_is_followed(tmp_path: Path, cache: Path) -> None:
+    root = plant(tmp_path / "raw")
+    fill(root / "train" / "cat", 2, 1)
+    fill(root / "test" / "cat", 1, 1)
+    fill(root / "train" / "cats" / "more", 2, 2)
+    os.symlink(root / "train" / "cat", root / "train" / "cats" / "more" / "cat")
+    fill(root / "test" / "cats", 1, 2)
+    splits = folder(root).load(cache)
+    assert splits.train.classes == ("a", "b", "cat", "cats") and splits.train.counts().tolist()[2:] == [2, 4]
+    assert "left_out" not in splits.facts
+
+
+def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path, cache: Path) -> None:
+    root = plant(tmp_path / "raw")
+    fill(tmp_path / "one", 2, 8)
+    fill(tmp_path / "two", 1, 9)
+    os.symlink(tmp_path / "two", tmp_path / "one" / "next")
+    os.symlink(tmp_path / "one", tmp_path / "two" / "back")
+    os.symlink(tmp_path / "one", root / "train" / "a" / "more")
+    splits = folder(root).load(cache)
+    assert splits.train.counts().tolist() == [6, 3]
+    assert splits.facts["left_out"] == {"links to a folder above": 1}
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path, cache: Path) -> None:
@@ -716,7 +741,12 @@ def test_how_a_holdout_of_its_own_is_read_is_part_of_its_key(tmp_path: Path) -> 
     before = plan.run_settings(given, "digest")
     assert plan.run_settings(given, "digest", Reading(store.stretch, "white")) == before
     assert plan.run_settings(given, "digest", Reading(store.centre, "white"))["holdout"]["fit"] == "centre"
+    reading = Reading(store.stretch, "white")
+    assert plan.run_settings(given, "digest", reading, ("a", "b")) == before
+    assert plan.run_settings(given, "digest", reading, ("9", "10")) == before  # an order by value
+    assert plan.run_settings(given, "digest", reading, ("b", "a"))["holdout"]["classes"] == ["b", "a"]
     withheld = compose(["dataset=folder", f"dataset.root={root}"])
+    assert plan.run_settings(withheld, "digest", reading, ("b", "a")) == plan.run_settings(withheld, "digest")
     assert plan.run_settings(withheld, "digest", Reading(store.centre, "black")) == plan.run_settings(
         withheld, "digest"
     )

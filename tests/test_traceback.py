@@ -1,5 +1,6 @@
 """No traceback for a mistake, a kind at a time: Hydra's flags, references, numbers, names, folders, verbs. Terminals that cannot print."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from PIL import Image
 from backdoorbench.cli import flags, hydra_run
 from backdoorbench.cli.main import main
 from backdoorbench.data.holdout import fitting
-from backdoorbench.errors import ConfigError, check_name, check_range, first_line, paragraph, shown
-from backdoorbench.pipeline import plan
+from backdoorbench.errors import ConfigError, StorageError, check_name, check_range, first_line, paragraph, shown
+from backdoorbench.pipeline import job, plan
 
 MISTAKES: dict[str, list[tuple[list[str], str]]] = {
     "flags": [
@@ -347,3 +348,22 @@ def test_a_full_standard_output_is_a_sentence(bdx: Callable[..., "subprocess.Com
     assert (
         done.stderr == b"bdx: standard output cannot be written (No space left on device); what was finished is kept\n"
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_on_a_full_disk_hides_no_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file := tmp_path / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="no space is left"), job.log_file(file):
+        for _ in range(3):
+            logging.getLogger("backdoorbench").warning("a line")
+        raise StorageError("no space is left")
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_line_of_a_log_that_cannot_be_made_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[BaseException | None] = []
+    monkeypatch.setattr(logging.FileHandler, "handleError", lambda *_: told.append(sys.exception()))
+    handler = job.LogFile(tmp_path / "log.txt")
+    handler.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, "%d", ("a word",), None))
+    handler.close()
+    assert [type(error) for error in told] == [TypeError]

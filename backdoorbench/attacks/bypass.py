@@ -138,11 +138,12 @@ class Judge:
         return metrics.auc(logits, poisoned)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.last = state["last"]
 
 
 def capped(logits: Tensor, poisoned: Mask) -> Tensor:

@@ -152,14 +152,15 @@ class CodeAttack(HiddenAttack):
         self, images: ImageSet, held: ImageSet, recipe: Recipe, stream: Stream, snapshots: Snapshots | None
     ) -> tuple[nn.Module, dict[str, float]]:
         for number in range(TRIES):
-            own = stream if number == 0 else stream.child(f"try{number}")
+            own, kept = stream, snapshots
+            if number:
+                own = stream.child(f"try{number}")
+                kept = snapshots.part(f"try{number}") if snapshots is not None else None
             try:
-                pair = self.attempt(images, recipe, own, snapshots)
+                pair = self.attempt(images, recipe, own, kept)
                 break
             except Stuck:
                 log.info(f"{recipe.name}: no code was read within {PATIENCE} steps; starting anew from other weights")
-                if snapshots is not None:
-                    snapshots.file.unlink(missing_ok=True)
         else:
             raise TrainingError(
                 f"the encoder of attack={self.name} learned nothing: {TRIES} times its codes of {self.bits} bits could not be "

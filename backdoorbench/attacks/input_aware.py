@@ -21,7 +21,7 @@ Cost     the mask stage, 25 epochs of a network of 0.08 GMAC an image at 32 px (
          on 2 of 10 images a batch, at the default rate
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -146,9 +146,7 @@ class InputAwareAttack(ShareAttack):
             return self.density_weight * dense + self.diversity_weight * spread
 
         recipe = self.adam("mask", self.mask_epochs, self.mask_lr, self.mask_milestones, task)
-        snapshots = task.snapshots
-        if snapshots is not None:
-            snapshots = replace(snapshots, file=snapshots.file.with_suffix(".mask.pt"))
+        snapshots = task.snapshots.part("mask") if task.snapshots is not None else None
         optimizer = make_adam(trigger.masker, recipe)
         fit(trigger.masker, task.train, recipe, stream, loss=loss, optimizer=optimizer, snapshots=snapshots)
         trigger.masker.requires_grad_(False)

@@ -21,7 +21,7 @@ Departs  1. the bound is 2.55 grey levels on every data set (the authors: 0.01 o
 Cost     stage 1: three forward and backward passes an image, 50 epochs; stage 2: two for the victim's one
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -108,9 +108,7 @@ class LIRA(LoopAttack):
             name=f"{self.name} generator", epochs=self.generator_epochs, optimizer="sgd", lr=self.classifier_lr,
             momentum=0.9, nesterov=False, weight_decay=0.0, schedule="constant", compile=False,
         )  # fmt: skip
-        snapshots = task.snapshots
-        if snapshots is not None:
-            snapshots = replace(snapshots, file=snapshots.file.with_suffix(".generator.pt"))
+        snapshots = task.snapshots.part("generator") if task.snapshots is not None else None
         fit(
             model,
             task.train,

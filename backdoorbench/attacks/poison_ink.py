@@ -83,19 +83,15 @@ class PoisonInkAttack(HiddenAttack):
         with seeded(stream.child("init")):
             couple = Couple(self.writer(images.size, {}), InkReader(self.reader_width)).to(images.device)
         recipe = replace(recipe, momentum=BETA, schedule="milestones", milestones=self.encoder_milestones, decay=0.1)
-        kept = [
-            replace(snapshots, file=snapshots.file.with_suffix(f".stage{stage}.pt")) if snapshots is not None else None
-            for stage in range(STAGES)
-        ]
-        begun = [stage for stage, place in enumerate(kept) if place is not None and place.file.exists()]
-        for stage in range(max(begun, default=0), STAGES):  # a stage's snapshot holds what those before it have learned
+        for stage in range(STAGES):
 
             def loss(_: nn.Module, clean: Images, labels: Labels, stage: int = stage) -> Tensor:
                 return self.loss(couple, clean, stage)
 
             optimizer = make_optimizer(list(couple.parameters()), recipe, images.device)
             own = stream.child(f"stage{stage}")
-            fit(couple, images, recipe, own, loss=loss, optimizer=optimizer, snapshots=kept[stage])
+            kept = snapshots.part(f"stage{stage}") if snapshots is not None else None
+            fit(couple, images, recipe, own, loss=loss, optimizer=optimizer, snapshots=kept)
         couple.to(memory_format=torch.contiguous_format)
         return couple.writer, self.measure(couple, held)
 

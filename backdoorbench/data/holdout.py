@@ -55,9 +55,9 @@ class Parts:
 class Holdout:
     """The draw.
 
-    kind       reserved: images that the infected model never sees; seen: of those that it is trained on too, in the training
-               set's clean version, so that the clean original of a poisoned row may be among them (BackdoorBench, FST, FMP);
-               foreign: images from elsewhere, all below `root`
+    kind       reserved: images that the infected model never sees, one of each class at least being left; seen: of those that
+               it is trained on too, in the training set's clean version, so that the clean original of a poisoned row may be
+               among them (BackdoorBench, FST, FMP); foreign: images from elsewhere, all below `root`
     split      of reserved images: the split that they are taken out of, train or test
     rate       images, as a share of the training set
     per_class  images of each class, in place of a share
@@ -150,11 +150,12 @@ class Holdout:
         else:
             clean = (~poisoned).nonzero()[:, 0]
             rows = clean[self.choose(clean_part(train, clean), len(train), "clean training", stream)]
+        if self.kind == "seen":
+            return Parts(train, train.subset(rows), everything, poisoned=poisoned)
         kept = torch.ones(len(source), dtype=torch.bool)
         kept[rows] = False
         rest = kept.nonzero()[:, 0]
-        if self.kind == "seen":
-            return Parts(train, train.subset(rows), everything, poisoned=poisoned)
+        self.refuse_emptied(source, rest, "test" if is_of_test else "training")
         if is_of_test:
             return Parts(train, test.subset(rows), rest, poisoned=poisoned)
         left = None if poisoned is None else poisoned[rest]
@@ -177,6 +178,23 @@ class Holdout:
                 f"{fitting(classes, most, whole)}"
             )
         return pick(labels, count, classes, self.draw, stream)
+
+    def refuse_emptied(self, source: ImageSet, rest: Rows, called: str) -> None:
+        """Raises DataError where a class of `source` has no image among the `rest` (M,) that the draw leaves: the victim would
+        not learn it, or no figure would count it."""
+        before = source.labels.cpu().bincount(minlength=len(source.classes))
+        emptied = (before > 0) & (source.labels.cpu()[rest].bincount(minlength=len(source.classes)) == 0)
+        if emptied.any():
+            label, others = int(emptied.int().argmax()), int(emptied.sum()) - 1
+            images = int(before[label])
+            taken = f"the only {called} image" if images == 1 else f"all {images:,} {called} images"
+            more = f", and all of {quantity(others, 'other class', 'other classes')}" if others else ""
+            instead = "holdout.split=train" if called == "test" else "holdout.kind=seen, which takes nothing away"
+            raise DataError(
+                f"holdout.rate={self.rate:g} takes {taken} of class {label} ('{source.classes[label]}'){more}; expected one of "
+                f"each class at least to be left. {'Lower holdout.rate, g' if images > 1 else 'G'}ive that class more images, or "
+                f"take {instead}."
+            )
 
     def refuse_small_classes(self, source: ImageSet, called: str) -> None:
         """Raises DataError where a class has too few images for `per_class`: reserved ones must leave one at least."""

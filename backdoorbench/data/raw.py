@@ -294,8 +294,11 @@ def from_files(
     return Raw(stamps, lambda: (classes, split(train), split(test)), left_out or {}, nested, is_whole)
 
 
-def image_files(root: Path, folder: Path) -> Listing:
-    """The images in `folder` and its sub-folders; none where there is no such folder."""
+def image_files(root: Path, folder: Path, above: tuple[Path, ...] = ()) -> Listing:
+    """The images in `folder` and its sub-folders; none where there is no such folder. A link to a folder that holds one of those
+    on the way to it is not followed.
+
+    above  the folders on the way, links resolved"""
     listing = Listing([], Counter(), 0)
     if not folder.is_dir():
         return listing
@@ -322,11 +325,12 @@ def image_files(root: Path, folder: Path) -> Listing:
                 listing.left_out[os.path.splitext(name)[1].lower() or "without an ending"] += 1
     except PermissionError as error:
         raise DataError(f"{error.filename} may not be read. Change its permissions, or dataset.root.") from None
+    way = (*above, folder.resolve()) if inner else above
     for path in inner:
-        if os.path.islink(path) and os.path.realpath(folder).startswith(os.path.realpath(path)):
+        if os.path.islink(path) and any(each.is_relative_to(os.path.realpath(path)) for each in way):
             listing.left_out["links to a folder above"] += 1
             continue
-        deeper = image_files(root, Path(path))
+        deeper = image_files(root, Path(path), way)
         listing.files.extend(deeper.files)
         listing.left_out.update(deeper.left_out)
         listing = listing._replace(nested=listing.nested + len(deeper.files))

@@ -333,17 +333,18 @@ def subset(dataset: Dataset, split: str, images: ImageSet, size: int | None) -> 
 
 
 def stratified(labels: Labels, size: int, stream: Stream) -> Rows:
-    """(size,) rows, ascending, in which each class keeps its share: largest remainder, at least one image a class.
+    """(size,) rows, ascending, in which each class keeps its share: largest remainder, at least one image of each class that has
+    some.
 
-    Expects `size` between the number of classes and that of labels, and labels 0 … K-1 that all occur. The draw of a
-    class does not depend on `size`, so of two sizes the larger draw holds the smaller, but for rounding.
+    Expects `size` between the number of classes and that of labels. The draw of a class does not depend on `size`, so of two
+    sizes the larger draw holds the smaller, but for rounding.
 
     >>> stratified(torch.tensor([0] * 8 + [1] * 2), 5, Stream(0)).shape
     torch.Size([5])
     """
     counts = np.bincount(labels.numpy())
     share = counts * size  # in units of 1 / len(labels) image
-    taken = np.maximum(share // len(labels), 1)
+    taken = np.maximum(share // len(labels), np.minimum(counts, 1))
     while short := size - int(taken.sum()):
         lack = share - taken * len(labels)
         if short > 0:

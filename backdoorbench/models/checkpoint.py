@@ -3,11 +3,9 @@ weights as the file that was given has them."""
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import nn
 
@@ -102,9 +100,9 @@ def save_as(fit: Fit, model: nn.Module, file: Path) -> None:
     model  the Classifier, as `fit` was made for, with other weights"""
     weights = _as_there(fit, model)
     found = fit.found
-    with store.storage_errors(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
     if found.format == "safetensors":
+        with store.storage_errors(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
         store.write_tensors(file, weights, found.metadata or None)
         return
     plain = not found.foreign and found.format != "pickle"
@@ -114,10 +112,7 @@ def save_as(fit: Fit, model: nn.Module, file: Path) -> None:
             f"state dict, under the same names."
         )
     content = _replaced(found.tree, fit.state.keys, weights) if plain else weights
-    partial = file.with_name(f".{file.name}.partial")
-    with store.storage_errors(file.parent):
-        torch.save(content, partial, _use_new_zipfile_serialization=found.format != "legacy")
-        os.replace(partial, file)
+    store.write_pickled(file, content, _use_new_zipfile_serialization=found.format != "legacy")
 
 
 def _as_there(fit: Fit, model: nn.Module) -> Weights:

@@ -47,6 +47,16 @@ def metered(finding: Finding, device: torch.device) -> Iterator[None]:
         finding.spent |= {name: value for name, value in spent.items() if value is not None}
 
 
+@contextmanager
+def timed(finding: Finding, part: str) -> Iterator[None]:
+    """Adds the wall time inside to the finding's `seconds[part]`, and that of the epochs which a killed process had trained: its
+    snapshot brings them, and what they made cost them too."""
+    before = fit.PACE.earlier
+    with finding.timed(part):
+        yield
+    finding.seconds[part] = round(finding.seconds[part] + fit.PACE.earlier - before, 3)
+
+
 def company() -> dict[str, Any]:
     """What a run, the next of this process, shares: how many jobs its launcher runs `at_once`, and whether the process is
     `fresh`. Beside others stages take longer, and after others the process holds what those left."""

@@ -34,7 +34,7 @@ from backdoorbench.storage import store
 from backdoorbench.storage.outputs import key_of
 from backdoorbench.storage.record import Finding, Run, target_note
 from backdoorbench.streams import Stream, seeded
-from backdoorbench.training.fit import Snapshots
+from backdoorbench.training.fit import PACE, Snapshots
 
 log = logging.getLogger(__name__)
 
@@ -238,18 +238,18 @@ def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Pre
     folder = made.infection_folder
 
     def surrogate() -> nn.Module:
-        with finding.timed("surrogate"):
+        with costs.timed(finding, "surrogate"):
             clean = clean_plan(made)
             return obtain(clean, test, Finding(INFECT.name, clean.attack.name))[0].model
 
     def network() -> nn.Module:
-        with finding.timed("network"):
+        with costs.timed(finding, "network"):
             return obtain_network(made)
 
     file = made.outputs.snapshot(made.infection_key)
 
     def make(partial: Path) -> None:
-        with costs.metered(finding, made.device), finding.timed("infect"):
+        with costs.metered(finding, made.device), costs.timed(finding, "infect"):
             infection = infect(made, Snapshots(file, runtime["snapshot_seconds"]), surrogate, network)
         for part in ("surrogate", "network"):  # which other infections share
             finding.seconds["infect"] = round(finding.seconds["infect"] - finding.seconds.get(part, 0.0), 3)
@@ -304,14 +304,15 @@ def obtain_network(made: Plan) -> nn.Module:
     file = made.outputs.snapshot(key)
 
     def write(partial: Path) -> None:
-        start = time.monotonic()
+        start, earlier = time.monotonic(), PACE.earlier
         with device.memory_errors("infect", batch_sizes(made, "attack")):
             images, kept = (
                 made.splits.train.to(made.device),
                 Snapshots(file, made.config["runtime"]["snapshot_seconds"]),
             )
             network = attack.train_network(images, kept, made.recipe.precision)
-        save_network(network, settings, round(time.monotonic() - start, 3), partial)
+        seconds = time.monotonic() - start + PACE.earlier - earlier
+        save_network(network, settings, round(seconds, 3), partial)
 
     waiting = f"another process trains the network of {made.attack.name}'s trigger; waiting for it"
     trained, found = store.obtain(folder, write, lambda folder: load_network(folder, made.device), waiting)
@@ -322,8 +323,9 @@ def obtain_network(made: Plan) -> nn.Module:
 
 def forget(file: Path) -> None:
     """Removes a training's snapshots, once what it made is kept: a kill before would cost the whole training."""
-    for snapshot in file.parent.glob(f"{file.stem}*.pt"):
-        snapshot.unlink(missing_ok=True)
+    for name in (f"{file.stem}*.pt", f".{file.stem}*.pt.partial"):
+        for snapshot in file.parent.glob(name):
+            snapshot.unlink(missing_ok=True)
 
 
 def find_control(made: Plan, test: ImageSet, infection: Infection, finding: Finding) -> Scores | None:
@@ -341,7 +343,7 @@ def find_control(made: Plan, test: ImageSet, infection: Infection, finding: Find
     known = store.read_answer(answers, ("control", "rows", "scores"))
     if known is not None and known["control"] == clean.infection_key and known["rows"] == rows:
         return Scores(**known["scores"])
-    with finding.timed("control"):
+    with costs.timed(finding, "control"):
         control, _ = obtain(clean, test, Finding(INFECT.name, clean.attack.name))
         calls = evaluation.predict(control.model, test, infection.trigger, made.recipe.precision)
         scores = evaluation.judge(calls, test, infection.target, test_rows)

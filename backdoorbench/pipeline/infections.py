@@ -2,7 +2,7 @@
 network of a learned trigger in another, for the infections that share it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def with_changed_rows(clean: ImageSet, stored: dict[str, Tensor]) -> tuple[Image
     if len(rows):
         images[rows.to(images.device)] = stored["images"].to(images.device)
         labels[rows.to(labels.device)] = stored["labels"].to(labels.device)
-    return ImageSet(images, labels, clean.classes), poisoned
+    return replace(clean, images=images, labels=labels), poisoned
 
 
 def describe_model(made: Plan) -> dict[str, Any]:

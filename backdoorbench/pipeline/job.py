@@ -3,9 +3,10 @@
 import copy
 import logging
 import shutil
+import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -133,11 +134,23 @@ def _done(made: Plan) -> Job | None:
     return Job(record.read(folder), folder, repeated=True) if folder is not None else None
 
 
+class LogFile(logging.FileHandler):
+    """A log that ends no run, nor hides the reason why one ends: lines that a full disk does not take are lost."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # of lines that wait to be written
+            super().close()
+
+
 @contextmanager
 def log_file(file: Path) -> Iterator[None]:
     """Whatever this package logs inside goes to `file` too, with times, debug lines included."""
     with store.storage_errors(file.parent):
-        handler = logging.FileHandler(file, encoding="utf-8")
+        handler = LogFile(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.DEBUG)
     package = logging.getLogger("backdoorbench")

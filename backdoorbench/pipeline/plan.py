@@ -222,7 +222,7 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
         say(f"the weights of model.checkpoint are of a network with model.stem={stem}, which is taken.")
         resolved["model"]["stem"], made["model"] = stem, stems.with_stem(made["model"], stem)
     named = content(resolved, splits.digest)
-    settings = with_settings(resolved, named, splits.reading)
+    settings = with_settings(resolved, named, splits.reading, splits.train.classes)
     infection = infection_settings(settings, holdout)
     made_of = Sketch(
         resolved, dataset, made["model"], made["train"], holdout, attack, defense, detector, after, said.exact, said.gates,
@@ -299,14 +299,15 @@ def content(resolved: Plain, digest: str) -> dict[str, str]:
     return found
 
 
-def run_settings(resolved: Plain, digest: str, reading: Reading | None = None) -> Plain:
+def run_settings(resolved: Plain, digest: str, reading: Reading | None = None, classes: Sequence[str] = ()) -> Plain:
     """What a run depends on: the data's digest in place of its folder, files by their content, no runtime, no switches.
 
-    reading  how the data set's files were read, and so a holdout's own, whose bytes the digest does not cover"""
-    return with_settings(resolved, content(resolved, digest), reading)
+    reading  how the data set's files were read, and so a holdout's own, whose bytes the digest does not cover
+    classes  in label order: a holdout of its own is labelled by these names, which the digest does not cover either"""
+    return with_settings(resolved, content(resolved, digest), reading, classes)
 
 
-def with_settings(resolved: Plain, named: Mapping[str, str], reading: Reading | None) -> Plain:
+def with_settings(resolved: Plain, named: Mapping[str, str], reading: Reading | None, classes: Sequence[str]) -> Plain:
     """`run_settings` of what `content` has named."""
     kept: Plain = {"format": FORMAT}
     for group in groups.GROUPS:
@@ -318,8 +319,13 @@ def with_settings(resolved: Plain, named: Mapping[str, str], reading: Reading | 
         if setting.run and (not setting.part_of or setting.part_of in kept):
             kept[setting.name] = resolved[setting.name]
     if reading is not None and kept["holdout"]["source"] == "folder":
-        how = {"fit": reading.fit.__name__, "background": reading.background}
-        usual = {"fit": "stretch", "background": "white"}  # as in keys from before they were part of one
+        how = {"fit": reading.fit.__name__, "background": reading.background, "classes": list(classes)}
+        by_value = int if all(name.isdecimal() for name in classes) else str
+        usual = {
+            "fit": "stretch",
+            "background": "white",
+            "classes": sorted(classes, key=by_value),
+        }  # of old keys
         kept["holdout"] |= {name: value for name, value in how.items() if value != usual[name]}
     own = {key: value for key, value in kept["dataset"].items() if key not in groups.UNKEYED}
     return kept | {"dataset": own | {"digest": named["dataset.root"]}}

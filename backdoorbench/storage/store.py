@@ -38,6 +38,10 @@ TIME = "%Y%m%d-%H%M%S"  # of that time
 REFUSALS = (  # what the system says of a place that cannot be written
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
 )  # fmt: skip
+CUT_OFF = (
+    "No space left",
+    "requested and",
+)  # in what libraries say of a disk that is full: safetensors and torch, numpy
 KEY_LENGTH = 12  # hexadecimal digits of a SHA-256: one in 2**48
 
 
@@ -366,6 +370,25 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: dict[st
         path.chmod(mode)
 
 
+def write_pickled(path: Path, content: Any, **how: Any) -> None:
+    """A file of torch.save, whole or not at all; how: what else torch.save is told."""
+    import torch
+
+    partial = path.with_name(f".{path.name}.partial")
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                torch.save(content, file, **how)
+            os.replace(partial, path)
+        except RuntimeError as error:  # torch's own, which does not say why a write failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def read_tensors(path: Path) -> "dict[str, Tensor]":
     """The content of a safetensors file; ValueError where it is none."""
     from safetensors import SafetensorError
@@ -399,9 +422,16 @@ def storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors wraps the system's error in its own type
-        number = getattr(error, "errno", None)
-        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        number, said = getattr(error, "errno", None), str(error)
+        cut_off = isinstance(error, OSError) and number is None and said.endswith(" written")  # as numpy says it
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in said or cut_off
         refused = number in REFUSALS
+        if number == errno.EFBIG or os.strerror(errno.EFBIG) in said:
+            raise StorageError(
+                f"{folder} takes no file as large as this run has to write there ({os.strerror(errno.EFBIG)}). Nothing finished "
+                f"was lost; raise what limits files (ulimit -f, or that disk's own limit) or set runtime.outputs to another "
+                f"disk, then repeat the command: it goes on where it stopped."
+            ) from None
         if full:
             raise StorageError(
                 f"no space is left on the disk of {folder}. Nothing finished was lost; free some space (infected models "

@@ -1,13 +1,13 @@
 """The training loop, fast and in one place: data on the device, one gather a batch, nothing read back inside an epoch."""
 
+import copy
 import logging
 import math
-import os
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,14 +19,14 @@ from torch.nn import functional as F
 from backdoorbench import progress
 from backdoorbench.data.images import Change, ImageSet, spans
 from backdoorbench.device import Crowding
-from backdoorbench.errors import TrainingError
+from backdoorbench.errors import TrainingError, first_line
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.layouts import layout_of
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.storage import store
 from backdoorbench.streams import Stream
 from backdoorbench.training.optimizers import SGD, Adam, AdamW
-from backdoorbench.training.recipe import Companion, Precision, Recipe
+from backdoorbench.training.recipe import Precision, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +46,13 @@ class Epoch:
 
 @dataclass
 class Pace:
-    """Images that all trainings of this process went over, and the seconds that took: a meter to be read before and after."""
+    """Images that all trainings of this process went over, and the seconds that took: a meter to be read before and after.
+
+    earlier  seconds of the epochs that snapshots held, which another process went through"""
 
     images: int = 0
     seconds: float = 0.0
+    earlier: float = 0.0
 
 
 PACE = Pace()
@@ -63,6 +66,10 @@ class Snapshots:
 
     file: Path
     every_seconds: float
+
+    def part(self, name: str) -> "Snapshots":
+        """Those of the part called `name`, where a training has several: a file of its own beside this one."""
+        return replace(self, file=self.file.with_suffix(f".{name}.pt"))
 
 
 class Stateful(Protocol):
@@ -119,8 +126,13 @@ def fit(
     optimizer = optimizer or make_optimizer(recipe.groups(model, moved), recipe, device)
     companion = recipe.companion(model)
     history: list[Epoch] = []
+    parts: dict[str, Stateful] = {"model": model, "optimizer": optimizer}
+    if beside is not None:
+        parts["beside"] = beside
+    if companion is not None:
+        parts["companion"] = companion
     if snapshots is not None:
-        history = _resume(snapshots.file, model, optimizer, beside, companion)
+        history = _resume(snapshots.file, parts)
     if recipe.compile:
         model.compile()
     steps = len(spans(len(train), recipe.batch_size))
@@ -178,7 +190,7 @@ def fit(
                 time.monotonic() - saved > snapshots.every_seconds
                 or (epoch + 1 == recipe.epochs and snapshots.file.is_file())
             ):
-                _save(snapshots.file, model, optimizer, beside, companion, history)
+                _save(snapshots.file, parts, history)
                 saved = time.monotonic()
             work.advance(loss=mean, images_per_second=count / seconds)
             if until is not None and until():
@@ -267,52 +279,31 @@ def _own_random_numbers(device: torch.device) -> AbstractContextManager[Any]:
     return torch.random.fork_rng(devices=devices)
 
 
-def _save(
-    file: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    beside: Stateful | None,
-    companion: Companion | None,
-    history: list[Epoch],
-) -> None:
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "beside": beside.state_dict() if beside is not None else None,
-        "companion": companion.state_dict() if companion is not None else None,
-        "history": [asdict(epoch) for epoch in history],
-    }
-    with store.storage_errors(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        torch.save(state, partial)
-        os.replace(partial, file)
+def _save(file: Path, parts: Mapping[str, Stateful], history: list[Epoch]) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    store.write_pickled(file, state | {"history": [asdict(epoch) for epoch in history]})
 
 
-def _resume(
-    file: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    beside: Stateful | None,
-    companion: Companion | None,
-) -> list[Epoch]:
-    """The history so far, with the state loaded; empty where there is no snapshot or it cannot be read."""
+def _resume(file: Path, parts: Mapping[str, Stateful]) -> list[Epoch]:
+    """The history so far, with the state of all `parts` loaded; empty, and nothing loaded, where there is no snapshot or one of
+    them cannot be had from it."""
     if not file.is_file():
         return []
+    fresh = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
     try:
-        with zipfile.ZipFile(file) as parts:  # torch writes their checksums and compares none
-            if damaged := parts.testzip():
+        with zipfile.ZipFile(file) as members:  # torch writes their checksums and compares none
+            if damaged := members.testzip():
                 raise ValueError(f"{damaged} is not as it was written")
         state = torch.load(file, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if beside is not None:
-            beside.load_state_dict(state["beside"])
-        if companion is not None:
-            companion.load_state_dict(state["companion"])
+        history = [Epoch(**epoch) for epoch in state["history"]]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
     except Exception as error:  # a damaged snapshot costs its epochs, never the run
-        log.warning(f"the snapshot {file} cannot be read ({error}); training starts from the first epoch")
+        for name, part in parts.items():
+            part.load_state_dict(fresh[name])
+        said = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        log.warning(f"the snapshot {file} cannot be read ({said}); training starts from the first epoch")
         return []
-    history = [Epoch(**epoch) for epoch in state["history"]]
     log.info(f"training resumes after epoch {len(history)}, from a snapshot of an interrupted run")
+    PACE.earlier += sum(epoch.seconds for epoch in history)
     return history

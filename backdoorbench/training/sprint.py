@@ -143,5 +143,7 @@ class SlowWeights:
         return {"slow": self.slow}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        if state["slow"] is not None:
-            self.slow = [kept.to(value.device) for kept, value in zip(state["slow"], self.fast(), strict=True)]
+        slow = state["slow"]
+        if slow is not None:
+            slow = [kept.to(value.device) for kept, value in zip(slow, self.fast(), strict=True)]
+        self.slow = slow

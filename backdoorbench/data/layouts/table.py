@@ -1,9 +1,11 @@
 """A csv or tsv table of paths and labels, or one a split: train.csv and test.csv."""
 
 import csv
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +87,8 @@ def read(dataset: Dataset, root: Path, order: Order) -> Raw:
         [(file, label_of[row.label]) for row, file in zip(part, files(folder, base, part, tables[0]), strict=True)]
         for part in (train, test)
     ]
-    return from_files(classes, located[0], located[1], left_out, is_whole=not test)
+    raw = from_files(classes, located[0], located[1], left_out, is_whole=not test)
+    return replace(raw, stamps=[*raw.stamps, f"classes {json.dumps(classes)}"])  # which no path of an image says
 
 
 def split_of(word: str) -> str:
@@ -160,8 +163,8 @@ def divided(lines: Sequence[Row], table: Path) -> tuple[list[Row], list[Row], Co
 def refuse_twice(lines: Sequence[Row], table: Path) -> None:
     """Raises DataError where an image is named twice: with two labels, or to train on and to test with."""
     first: dict[str, Row] = {}
-    if twice := [row for row in lines if first.setdefault(row.path, row) is not row]:
-        earlier = first[twice[0].path]
+    if twice := [row for row in lines if first.setdefault(os.path.normpath(row.path), row) is not row]:
+        earlier = first[os.path.normpath(twice[0].path)]
         how = f" as '{earlier.label}' and as '{twice[0].label}'" if earlier.label != twice[0].label else ""
         raise DataError(
             f"{table} names {quantity(len(twice), 'image')} twice, such as {twice[0].path}{how}. Leave one of each two out."

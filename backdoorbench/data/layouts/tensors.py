@@ -69,6 +69,11 @@ def split(folder: Path, labels: Sequence[int], poisoned: Sequence[int] = ()) -> 
     if (folder / "imgs").is_file():
         images = loaded(folder / "imgs")
         return arrays.split(str(folder / "imgs"), np.asarray(images), labels, poisoned)
+    if (beyond := folder / "data" / f"{len(labels)}.png").exists():
+        raise DataError(
+            f"{folder / 'data'} has {beyond.name}, but {labels_of(folder)} has {len(labels):,} labels, of 0.png to "
+            f"{len(labels) - 1}.png; expected as many labels as images. Correct one of the two."
+        )
     paths = [str(folder / "data" / f"{row}.png") for row in range(len(labels))]
     return Split(paths, labels, lambda row, background: open_image(paths[row], background), poisoned=poisoned)
 
