@@ -35,16 +35,23 @@ def status(
     facts: dict[str, Any],
     control: Scores | None,
     is_given: bool = False,
+    by_chance: float = 0.0,
 ) -> tuple[str, list[str]]:
     """`clean`, `took`, `weak` or `broken`, and the reasons, a sentence each.
 
-    is_given  whether the network, and so the control, started from weights of unknown origin"""
+    is_given   whether the network, and so the control, started from weights of unknown origin
+    by_chance  what CA would be of calls that know nothing of their images: more than 1/K where a class has most of them"""
     broken, weak = [], []
     share = metrics.largest_share(predictions.clean)
     if share > gates.constant_share and classes > 1:
         broken.append(f"the network calls {share:.0%} of the clean test images the same")
     if scores.ca < 1.5 / classes:
         broken.append(f"CA is {scores.ca:.3f}, near chance")
+    elif classes > 1 and scores.ca < by_chance + 0.5 * (1 - by_chance) / (classes - 1):  # the same for uneven classes
+        broken.append(
+            f"CA is {scores.ca:.3f}, near chance: classes differ in their number of test images, and calls spread as unevenly, "
+            f"whatever the images show, are right of {by_chance:.3f}"
+        )
     if facts.get("poisoned") == 0:
         broken.append("no image that it was trained on carried the trigger")
     if facts.get("share_changed") == 0:
