@@ -162,7 +162,7 @@ def purify(
         raise DataError(
             "there is neither a holdout nor a training set; expected one: a defense has nothing to work with. Give some."
         )
-    infected = own.wrapped(infection.model, place)
+    infected = own.wrapped(own.thawed(infection.model), place)
     fresh, recipe = _victim(place, settings, model if model is not None else infected)
     if model is None:
         fresh = _fresh_like(infected, place, settings)

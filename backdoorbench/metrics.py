@@ -112,6 +112,13 @@ def per_class(predicted: Labels, wanted: Labels, groups: Labels, classes: int) -
     return [int(hit) / int(count) if count else None for hit, count in zip(hits, total, strict=True)]
 
 
+def by_chance(called: Labels, true: Labels, classes: int) -> float:
+    """The share that would be right if every class were called as often, whatever an image shows: 1/K where the images are spread
+    evenly over K classes, and more where a class that has most of them is called most."""
+    shares = [labels.bincount(minlength=classes).double() / len(labels) for labels in (called, true)]
+    return float(shares[0] @ shares[1])
+
+
 def assignment(true: Labels, called: Labels, classes: int) -> list[int]:
     """For each class that a network can call, the true class that it means by it, each once: pairs are taken by how many of (N,)
     images they hold, the most first, which is the best assignment where the errors are few.

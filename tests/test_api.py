@@ -139,6 +139,47 @@ def test_a_module_that_does_not_fit_is_told() -> None:
         bb.infect(bb.build("attack/badnets"), holdout, model=lambda: 5)
 
 
+def test_layers_that_somebody_froze_are_purified_too(caplog: pytest.LogCaptureFixture) -> None:
+    """As whoever tunes the last layer alone leaves a network, or whoever loads one to use it."""
+    caplog.set_level("INFO")
+    holdout, _ = bb.load_dataset("digits", train_size=100)
+    for layers, count in ((slice(0, 1), 2), (slice(None), 6)):
+        net = small_net()
+        net[layers].requires_grad_(False)
+        purified = bb.purify(bb.build("defense/ft", epochs=1), net, holdout)
+        before, after = net.state_dict(), purified.state_dict()
+        assert not any(torch.equal(value, after[f"net.{name}"]) for name, value in before.items() if value.ndim)
+        assert f"has {count} of 6 weights frozen; a defense may train all of them" in caplog.text
+        assert sum(not weight.requires_grad for weight in net.parameters()) == count  # theirs stays as it is
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_a_module_that_cannot_be_trained_is_told() -> None:
+    holdout, _ = bb.load_dataset("digits", train_size=100)
+    ft = bb.build("defense/ft", epochs=1)
+    for precision in (torch.float16, torch.bfloat16, torch.float64):
+        with pytest.raises(ModelError, match=rf"weights in {str(precision)[6:]}; expected float32, .* model.float\(\)"):
+            bb.purify(ft, small_net().to(precision), holdout)
+    program = torch.jit.trace(small_net().eval(), torch.rand(2, 3, 32, 32))
+    for call in (
+        lambda: bb.purify(ft, program, holdout),
+        lambda: bb.infect(bb.build("attack/none"), holdout, model=program),
+    ):
+        with pytest.raises(ModelError, match="is a TorchScript program; expected the module that it was made of"):
+            call()
+    normed = small_net()
+    normed[0].register_buffer(
+        "made", torch.ones(3, requires_grad=True) * 2, persistent=False
+    )  # as weight_norm leaves its weight
+    with pytest.raises(ModelError, match="Sequential cannot be copied, which happens before anything is changed"):
+        bb.purify(ft, normed, holdout)
+    several = small_net()
+    several.register_forward_hook(lambda _, given, result: {"logits": result})
+    with pytest.raises(ModelError, match="makes dict of 2 images; .* Hand over a module that returns these alone"):
+        bb.purify(ft, several, holdout)
+
+
 class Viewing(nn.Module):
     """A network that assumes a memory layout."""
 

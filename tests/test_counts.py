@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import backdoorbench as bb
+from backdoorbench import metrics
 from backdoorbench.attacks.base import Attack, DataAttack, PoisonedSet, least_rate, rounded_down
 from backdoorbench.attacks.loop import ShareAttack
 from backdoorbench.cli.main import main
@@ -253,6 +254,31 @@ def test_a_training_that_met_no_trigger_is_broken() -> None:
         ["no image that it was trained on carried the trigger", "ASR is 0.100, below 0.5"],
     )
     assert gates.status(bounds, scores, calls, 10, {}, None)[0] == "weak"  # every batch, or nothing was trained
+
+
+@pytest.mark.parametrize(
+    ("called", "status"),
+    [
+        ([0] * 88 + [1] * 2 + [0] * 6 + [1] * 4, "clean"),  # knows four of the rare class
+        ([0] * 82 + [1] * 8 + [0] * 9 + [1], "broken"),  # as often right of either as it calls it
+        ([0] * 89 + [1] + [0] * 9 + [1], "broken"),
+    ],
+)
+def test_calls_that_know_nothing_are_at_chance_however_many_they_have_right(called: list[int], status: str) -> None:
+    """Of 100 images of which 90 are of one class, calling most of them that is right of 80 and more."""
+    true, calls = torch.tensor([0] * 90 + [1] * 10), torch.tensor(called)
+    scores = Scores(metrics.accuracy(calls, true), None, None, 100, 0)
+    chance = metrics.by_chance(calls, true, 2)
+    found, reasons = gates.status(
+        gates.Gates(0.5, 0.1, 0.99), scores, Predictions(calls, None), 2, {}, None, True, chance
+    )
+    assert found == status and scores.ca > 0.82
+    assert all(f"whatever the images show, are right of {chance:.3f}" in reason for reason in reasons)
+
+
+def test_chance_is_one_of_the_classes_where_they_have_as_many_images() -> None:
+    true = torch.arange(40) % 4
+    assert all(metrics.by_chance(calls, true, 4) == 0.25 for calls in (true, torch.zeros_like(true), true // 2))
 
 
 def test_an_attack_that_poisons_other_rows_than_asked_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

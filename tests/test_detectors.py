@@ -31,7 +31,7 @@ from backdoorbench.streams import Stream
 from backdoorbench.training import reversal
 from backdoorbench.training.fit import autocast, fit
 from backdoorbench.training.recipe import Recipe
-from backdoorbench.training.reversal import Penalties, Reversal, Stops, anomaly, reverse, squash
+from backdoorbench.training.reversal import Penalties, Reversal, Stops, anomaly, index_of, reverse, squash
 from backdoorbench.training.scenario import Scenario
 
 CONF = Path(__file__).parents[1] / "conf" / "detector"
@@ -492,6 +492,15 @@ def test_nc_index_of_equal_norms_is_zero() -> None:
     assert not anomaly(torch.tensor([3.0, 9, 9, 9, 9, 20])).any()  # MAD 0 with an outlier
     assert not anomaly(torch.full((10,), 4.0)).any()
     assert not anomaly(torch.tensor([4.0])).any()
+
+
+def test_of_two_classes_none_stands_out() -> None:
+    """Whatever they are, their indices are 1 and -1 over 1.4826: nothing of the model."""
+    for norms in (torch.tensor([1.0, 900]), torch.tensor([5.0, 6, math.inf, math.inf])):
+        assert anomaly(norms)[:2].tolist() == pytest.approx([1 / 1.4826, -1 / 1.4826])
+        assert index_of(norms) is None
+    assert index_of(torch.tensor([1.0, 5, 6])) == pytest.approx(4 / 1.4826)
+    assert index_of(torch.full((5,), 4.0)) is None and index_of(torch.full((5,), math.inf)) is None
 
 
 def test_nc_index_leaves_out_classes_without_a_mask() -> None:

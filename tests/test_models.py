@@ -4,6 +4,7 @@ pytest tests/test_models.py
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose, conf_dir, option
 from backdoorbench.errors import ConfigError, ModelError
-from backdoorbench.models import surgery
+from backdoorbench.models import checkpoint, surgery
 from backdoorbench.models.base import Classifier, GlobalAverage, ModelSpec
 from backdoorbench.models.heads import make_classifier_linear
 from backdoorbench.models.stems import shrink_stem
@@ -254,7 +255,7 @@ def test_a_classifier_that_is_no_linear_layer_becomes_the_equal_one(name: str) -
     net(images).sum().backward()
     assert all(
         parameter.grad is not None
-        for parameter in surgery.classifier_head(Classifier(net, size, (0.0,), (1.0,))).parameters()
+        for parameter in surgery.surgery.classifier_head(Classifier(net, size, (0.0,), (1.0,))).parameters()
     )
 
 
@@ -316,3 +317,42 @@ def test_weights_that_are_loaded_between_two_passes_are_all_used(name: str) -> N
         assert not torch.equal(copied(images), expected)  # its biases are its own
         assert torch.equal(first(images), expected)
     copy.deepcopy(first)
+
+
+@pytest.mark.parametrize("name", ["repvit_m0_9", "deit_tiny_distilled_patch16_224"])
+def test_two_heads_that_are_one_layer_here_are_two_in_files(name: str) -> None:
+    """Whatever is tuned here is read by timm's own network, and the other way round."""
+    import timm
+
+    size = 32 if name.startswith("repvit") else 224
+    theirs, ours = timm.create_model(name, num_classes=10).eval(), timm_net(name, size, "as_is").eval()
+    images = torch.linspace(0, 1, 3 * size * size).view(1, 3, size, size)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.add_(0.1 * torch.sin(torch.arange(weight.numel()).float()).view_as(weight))
+        whole = nn.ModuleDict({"net": copy.deepcopy(ours)})
+        whole.load_state_dict({f"net.{key}": value for key, value in theirs.state_dict().items()})
+        assert torch.allclose(whole["net"](images), expected := theirs(images), atol=1e-4)
+        classifier = surgery.classifier_head(Classifier(whole["net"], size, (0.0,) * 3, (1.0,) * 3))
+        classifier.bias.add_(1.0)
+        theirs.load_state_dict(whole["net"].state_dict())
+        assert torch.allclose(theirs(images), expected + 1, atol=1e-4)
+    again = copy.deepcopy(ours)
+    again.load_state_dict(whole["net"].state_dict())
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in whole["net"].state_dict().items())
+
+
+@pytest.mark.parametrize("has_aux", [True, False])
+def test_what_googlenet_has_for_its_training_alone_may_be_missing(has_aux: bool, tmp_path: Path) -> None:
+    from torchvision.models import googlenet
+
+    torch.save(
+        googlenet(num_classes=10, aux_logits=has_aux, init_weights=False).state_dict(), file := tmp_path / "theirs.pth"
+    )
+    spec = build(compose(["model=torchvision", "model.architecture=googlenet"])["model"], "model")
+    model = spec.classifier(10, 32, (0.0,) * 3, (1.0,) * 3)
+    fit = checkpoint.load_given(model, str(file), "googlenet")
+    assert torch.equal(model.net.fc.weight, torch.load(file)["fc.weight"])
+    checkpoint.save_as(fit, model, tmp_path / "cleaned.pth")
+    assert torch.load(tmp_path / "cleaned.pth").keys() == torch.load(file).keys()

@@ -46,6 +46,9 @@ def imagenet(pixels: Tensor) -> Tensor:
     return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
+CAFFE = "model.mean=[103.94,116.78,123.68] model.range=255 model.colours=bgr"
+
+
 @pytest.mark.parametrize(
     ("read", "settings"),
     [
@@ -53,6 +56,7 @@ def imagenet(pixels: Tensor) -> Tensor:
         (lambda pixels: pixels * 255, "model.range=255"),
         (lambda pixels: imagenet(pixels.flip(1)), "model.colours=bgr"),
         (lambda pixels: (pixels.flip(1) - 0.5) / 0.5, "model.mean=0.5 model.std=0.5 model.colours=bgr"),
+        (lambda pixels: pixels.flip(1) * 255 - torch.tensor((103.94, 116.78, 123.68)).view(3, 1, 1), CAFFE),
         (imagenet, None),
     ],
 )
@@ -66,6 +70,17 @@ def test_the_reading_under_which_a_network_is_right_is_found(read: Any, settings
         assert found is not None
         assert found.best.settings == settings and found.best.accuracy == 1 > found.now.accuracy and found.is_far
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_grey_network_may_have_been_normalised_as_digits_usually_are() -> None:
+    model = Classifier(nn.Identity(), 8, (0.5,), (0.5,), channels=1)
+    found = {settings: other.normalize for settings, _, other in readings.others(model)}
+    (words,) = readings.GREY
+    assert words in found and CAFFE.partition(" model.colours")[0] not in found
+    assert found[words](torch.full((1, 1, 1, 1), 0.1307)).abs().max() < 1e-6
+    assert words not in {
+        settings for settings, _, _ in readings.others(Classifier(nn.Identity(), 8, (0.5,) * 3, (0.5,) * 3))
+    }
 
 
 def noisy(model: Classifier, *, share: float) -> Classifier:
@@ -134,7 +149,7 @@ def test_a_stem_is_told_by_the_shapes_of_a_file(tmp_path: Path) -> None:
 
 def test_settings_say_each_reading(tmp_path: Path) -> None:
     wave = torch.arange(3 * 8 * 8).view(1, 3, 8, 8).mul(0.37).sin().add(1).div(2)
-    for settings, (mean, std) in readings.NORMALISATIONS.items():
+    for settings, (mean, std) in (readings.NORMALISATIONS | readings.GREY).items():
         spec = build(compose(["model=demo", "model.width=4", *settings.split()])["model"], "model")
         model = spec.classifier(4, 8, (0.3, 0.3, 0.3), (0.1, 0.1, 0.1))
         expected = (wave - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)

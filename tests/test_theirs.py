@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import QUICK
@@ -351,9 +352,10 @@ def test_images_that_are_scaled_are_remarked_upon(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == ""
 
 
-def flagging(run: Run, name: str, classes: list[int]) -> Run:
+def flagging(run: Run, name: str, classes: list[int], index: float | None = 2.5) -> Run:
     """The run of a detector that flags these classes."""
-    finding = replace(run.detection, name=name, details={"flagged_classes": classes})
+    figures = {"anomaly_index": index}
+    finding = replace(run.detection, name=name, details={"flagged_classes": classes}, figures=figures)
     stages = [finding if stage.kind == "detect" else stage for stage in run.stages]
     return replace(run, stages=stages, environment={"data": {"classes": ["0", "cat", "2", "3"]}})
 
@@ -373,3 +375,48 @@ def test_classes_that_several_detectors_flag_come_first_and_alone(run: Callable[
     ]
     assert said(a=[3, 2], b=[]) == ["suspicious, by one detector alone of a and b: towards class 2 (a) and class 3 (a)"]
     assert said(a=[], b=[]) == ["no sign of a backdoor, by a and b"]
+
+
+def test_detectors_that_cannot_tell_give_no_verdict(run: Callable[..., Job]) -> None:
+    done = run("attack=badnets", "detector=signature", *QUICK).run
+
+    def said(**indices: float | None) -> list[str]:
+        return inspection.verdict([flagging(done, name, [], index) for name, index in indices.items()])
+
+    assert said(a=0.9, b=None) == ["no sign of a backdoor, by a; b could tell nothing"]
+    first, why = said(a=None, b=None)
+    assert first == "none: a and b could tell nothing" and "(of two, neither ever does), backdoor or not" in why
+    assert inspection.line(flagging(done, "a", [], None), []).startswith("nothing: no class stands out in a way that")
+
+
+def test_pictures_of_several_sizes_are_scaled_as_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """None of them is judged at the data set's default without a word."""
+
+    def side(*sizes: tuple[int, int], stem: int = 3, **of_all: str) -> int:
+        save_file({"conv1.weight": torch.zeros(4, 3, stem, stem)}, file := tmp_path / "theirs.safetensors")
+        common = theirs.common_side(sizes)
+        return common or theirs.scaled_side(sizes, 32, str(file), Console(width=140))
+
+    assert side((28, 28), (28, 28)) == 28 and side((64, 64)) == 64 and capsys.readouterr().out == ""
+    assert side((60, 50), (40, 44), (20, 30)) == 32
+    said = " ".join(capsys.readouterr().out.split())
+    assert "images of 60x50, 40x44, 20x30 pixels: scaled to 32 px a side" in said and "Say dataset.size=N" in said
+    assert side((500, 375), (640, 480)) == side((1024, 1024)) == side((60, 50), stem=7) == 224
+
+
+@pytest.mark.parametrize("layout", ["tree", "arrays"])
+def test_pictures_are_measured_wherever_they_lie(layout: str, tmp_path: Path) -> None:
+    """In an archive, too, and not only the first of them."""
+    root = tmp_path / "set"
+    if layout == "arrays":
+        images, labels = np.zeros((40, 28, 28), np.uint8), np.arange(40) % 2
+        root = tmp_path / "set.npz"
+        np.savez(root, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    else:
+        for number in range(80):
+            file = root / ("train", "test")[number % 2] / str(number // 40) / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (28, 28) if number < 79 else (30, 28)).save(file)
+        (root / "train" / "0" / "odd.png").write_bytes(b"no picture")
+    sizes, usual = theirs.sizes_of(["experiment=given", "model.checkpoint=nowhere", f"dataset.root={root}"], [])
+    assert set(sizes) == {(28, 28)} and 20 <= len(sizes) <= theirs.PROBED and usual == 32

@@ -240,6 +240,8 @@ def tell(out: Console, done: "Job", left: "Left", is_new: bool) -> None:
     for warning in card.warnings(run):
         theirs.say(out, "warning", warning)
     theirs.say(out, "agreement", f"{percent(facts.agreement)} % of the test images are called as before")
+    if facts.copies:
+        theirs.say(out, "copies", f"{', '.join(facts.copies)}: the network once more, and cleaned as well")
     if facts.left_out:
         theirs.say(out, "left out", f"{', '.join(facts.left_out)}: of the weights that were read")
     if facts.beside:

@@ -13,8 +13,7 @@ from rich.text import Text
 
 from backdoorbench.cli.arguments import Parser, words_of
 from backdoorbench.config.groups import SETTINGS, STAGES
-from backdoorbench.config.walk import walked
-from backdoorbench.errors import ConfigError, ModelError, join_words, no_weights
+from backdoorbench.errors import ConfigError, ModelError, few, join_words, no_weights
 
 if TYPE_CHECKING:  # torch is imported only when work starts
     from backdoorbench.config.compose import Plain
@@ -23,7 +22,11 @@ if TYPE_CHECKING:  # torch is imported only when work starts
 
 IMAGES = 5000  # of the training split, at most, that the defender takes: more cost hours and tell nothing new
 HINTS = ("order", "input")  # notes of an infection: what a given network seems to have been trained on
-PROBED = 32  # picture files that are looked at to tell how large they are
+PROBED = 32  # pictures that are looked at to tell how large they are
+PHOTO, LARGEST = (
+    224,
+    448,
+)  # pixels a side: as photographs are shown to networks, and from where on squares are taken for some
 
 
 def add_arguments(parser: Parser) -> None:
@@ -56,15 +59,15 @@ def words(chosen: Namespace, out: Console) -> list[str]:
             f"bdx experiment=given model.checkpoint=FILE dataset.root=DIR."
         )
     found = ["experiment=given", f"model.checkpoint={quoted(chosen.model)}"]
-    side = None
     if chosen.data is not None:
         found.append(f"dataset.root={quoted(chosen.data)}")
-        side = common_side(Path(chosen.data).expanduser())
-        if named & {"dataset", "dataset.size"}:
-            tell_scaled(side, given, out)
-            side = None
-        elif side:
-            found.append(f"dataset.size={side}")
+    sizes, usual = sizes_of([*found, *without_methods(given)], chosen.config_dirs)
+    side = None
+    if "dataset.size" in named:
+        tell_scaled(common_side(sizes), given, out)
+    elif sizes:
+        side = common_side(sizes) or scaled_side(sizes, usual, chosen.model, out)
+        found.append(f"dataset.size={side}")
     if "model" not in named:
         found += network_of(chosen.model, side, out)
     return found
@@ -104,22 +107,44 @@ def quoted(path: str) -> str:
     return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def common_side(folder: Path) -> int | None:
-    """The side that the pictures below a folder have in common, where they are squares; None where there is no such side."""
-    from PIL import Image, UnidentifiedImageError
+Sizes = Sequence[tuple[int, int]]  # width and height of pictures
 
-    from backdoorbench.data.pictures import IMAGES as ENDINGS
 
-    sides: set[tuple[int, int]] = set()
-    files = (file for file in walked(folder) if file.suffix.lower() in ENDINGS)
-    for _, file in zip(range(PROBED), files, strict=False):
-        try:
-            with Image.open(file) as picture:
-                sides.add(picture.size)
-        except (UnidentifiedImageError, OSError):
-            continue  # the reader of the data set says what is wrong with it
-    width, height = sides.pop() if len(sides) == 1 else (0, 1)
-    return width if width == height else None
+def sizes_of(found: Sequence[str], folders: Sequence[str]) -> tuple[Sizes, int]:
+    """How large some pictures of a run's data set are, where it is a folder of anybody's, and how large it would make them."""
+    from backdoorbench.cli.arguments import composed
+    from backdoorbench.config.build import build
+    from backdoorbench.data.folder import Folder
+
+    resolved = composed(found, folders)
+    dataset = build(resolved["dataset"], "dataset", resolved["plugins"])
+    return dataset.sizes(PROBED) if isinstance(dataset, Folder) else [], resolved["dataset"]["size"]
+
+
+def common_side(sizes: Sizes) -> int | None:
+    """The side that pictures have in common, where they are squares of a size that networks read; None where there is none."""
+    width, height = sizes[0] if len(set(sizes)) == 1 else (0, 1)
+    return width if width == height <= LARGEST else None
+
+
+def scaled_side(sizes: Sizes, usual: int, model: str, out: Console) -> int:
+    """The side that pictures of several sizes, large ones or such as are no squares are scaled to, which is said: as photographs
+    usually are, where most of them are large or the network's first filters are. usual: that of the data set else"""
+    from backdoorbench.models import reading
+    from backdoorbench.models.base import LARGE
+    from backdoorbench.models.identify import likely_side
+
+    middle = sorted(min(size) for size in sizes)[len(sizes) // 2]
+    states = [] if middle >= LARGE else reading.read(model).states
+    side = PHOTO if middle >= LARGE or (states and likely_side(states[0]) == LARGE) else usual
+    listed = few([f"{width}x{height}" for width, height in dict.fromkeys(sizes)])
+    say(
+        out,
+        "images",
+        f"of {listed} pixels: scaled to {side} px a side, their aspect given up. Say dataset.size=N where the network was "
+        f"trained at another size: judged at a wrong one it loses accuracy",
+    )
+    return side
 
 
 def has_data(chosen: Namespace) -> bool:

@@ -4,6 +4,7 @@ What lies at the root says which (docs/data.md). Labels count class names, by de
 """
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -53,10 +54,7 @@ class Folder(Dataset):
         check_range("dataset.test_share", self.test_share, 0.001, 0.999)
 
     def load(self, cache: Path) -> Splits:
-        root = find_root(self, NEEDS, lambda root: bool(fitting(root)), may_be_file=True)
-        layout = self.layout if self.layout != "auto" else recognised(root)
-        order: Order = self.order if self.class_names is None else "numeric"
-        raw: Raw = LAYOUTS[layout].read(self, root, order)
+        root, layout, raw = self._listed()
         if layout != "tree":
             log.info(f"{self.name}: {root} is read as {LAYOUTS[layout].SAYS}")
             raw = replace(raw, facts={**raw.facts, "layout": layout})
@@ -69,6 +67,25 @@ class Folder(Dataset):
             file = Path(self.class_names).expanduser()
             raw = named(raw, read_names(file), file)
         return load(self, cache, root, raw, stretch, background=self.background)
+
+    def sizes(self, most: int) -> list[tuple[int, int]]:
+        """Width and height of pictures as they lie there: at most so many, from all over the training split; without those that
+        cannot be read, of which `load` says why."""
+        _, train, _ = self._listed()[2].read()
+        rows = range(0, len(train.labels), -(-len(train.labels) // most) or 1)
+        found = []
+        for row in rows:
+            with suppress(Exception):  # Pillow raises a dozen kinds over broken files
+                found.append(train.image(row, self.background).image.size)
+        return found
+
+    def _listed(self) -> tuple[Path, str, Raw]:
+        """The root, its layout, and what lies there."""
+        root = find_root(self, NEEDS, lambda root: bool(fitting(root)), may_be_file=True)
+        layout = self.layout if self.layout != "auto" else recognised(root)
+        order: Order = self.order if self.class_names is None else "numeric"
+        raw: Raw = LAYOUTS[layout].read(self, root, order)
+        return root, layout, raw
 
 
 def fitting(root: Path) -> list[str]:

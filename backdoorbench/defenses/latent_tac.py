@@ -27,7 +27,7 @@ from backdoorbench.shapes import Images, Labels
 from backdoorbench.training.fit import Loss, fit
 from backdoorbench.training.latent import latent_changes
 from backdoorbench.training.recipe import Tuning, TuningSchedule
-from backdoorbench.training.reversal import anomaly
+from backdoorbench.training.reversal import anomaly, index_of
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class LatentTAC(Defense):
             shifts, lengths = latent_changes(model, scenario.holdout)
         scores = anomaly(lengths)
         flagged = scores > self.threshold
-        scenario.note("anomaly_index", float(scores.max()) if scores.any() else None)
+        scenario.note("anomaly_index", index_of(lengths))
         scenario.note("flagged", flagged.nonzero()[:, 0].tolist())
         if not flagged.any():
             log.warning(f"{self.name}: no class is flagged, so the model is returned as it was")

@@ -34,7 +34,7 @@ from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
 from backdoorbench.training.recipe import Tuning, TuningSchedule
-from backdoorbench.training.reversal import Reversal, Search, anomaly, reverse
+from backdoorbench.training.reversal import Reversal, Search, anomaly, index_of, reverse
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class NC(Defense):
         )
         scores = anomaly(found.norms)
         flagged = (scores > self.threshold).nonzero()[:, 0].tolist()
-        scenario.note("anomaly_index", float(scores.max()) if scores.any() else None)
+        scenario.note("anomaly_index", index_of(found.norms))
         scenario.note("flagged", flagged)
         if not flagged:
             log.warning(f"{self.name}: no class is flagged, so the model is returned as it was")

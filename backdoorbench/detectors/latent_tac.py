@@ -18,7 +18,7 @@ from typing import ClassVar
 from backdoorbench.detectors.base import Detector, Judges, Scenario, Verdict
 from backdoorbench.errors import check_range
 from backdoorbench.training.latent import latent_changes
-from backdoorbench.training.reversal import anomaly
+from backdoorbench.training.reversal import anomaly, index_of
 
 
 @dataclass(frozen=True)
@@ -40,5 +40,4 @@ class LatentTAC(Detector):
         scores = anomaly(lengths)
         flagged = scores > self.threshold
         scenario.note("lengths", [length if math.isfinite(length) else None for length in lengths.tolist()])
-        index = float(scores.max()) if scores.any() else None
-        return Verdict(scores, flagged, {"anomaly_index": index, "flagged_classes": float(flagged.sum())})
+        return Verdict(scores, flagged, {"anomaly_index": index_of(lengths), "flagged_classes": float(flagged.sum())})

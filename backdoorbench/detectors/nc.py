@@ -35,7 +35,7 @@ from backdoorbench.data.store import stratified
 from backdoorbench.detectors.base import Detector, Judges, Reversed, Scenario, Verdict
 from backdoorbench.errors import check_range
 from backdoorbench.models.layouts import layout_of
-from backdoorbench.training.reversal import Search, anomaly, reverse
+from backdoorbench.training.reversal import Search, anomaly, index_of, reverse
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +71,18 @@ class NC(Detector):
         scores = anomaly(found.norms)
         flagged = scores > self.threshold
         without = int(found.norms.isinf().sum())
-        if not scores.any():
-            remark = (
-                f"no class is flagged, since the sizes of the {len(flagged) - without} reversed masks have a MAD of 0"
-            )
+        index = index_of(found.norms)
+        if index is None:
+            masks = f"the sizes of the {len(flagged) - without} reversed masks"
+            reason = f"{masks} lie equally far from their median" if scores.any() else f"{masks} have a MAD of 0"
+            remark = f"no class is flagged, since {reason}"
             log.warning(f"{self.name}: {remark}")
             scenario.note("remark", remark)
         scenario.note("mask_norms", [norm if math.isfinite(norm) else None for norm in found.norms.tolist()])
         scenario.note("success", found.success.tolist())
         scenario.note("classes_without_mask", without)
         figures = {
-            "anomaly_index": float(scores.max()) if scores.any() else None,
+            "anomaly_index": index,
             "flagged_classes": float(flagged.sum()),
         }
         grey = torch.full_like(found.patterns, 0.5)

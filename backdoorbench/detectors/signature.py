@@ -16,7 +16,7 @@ from typing import ClassVar
 from backdoorbench.detectors.base import Detector, Judges, Scenario, Verdict
 from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import classifier_head
-from backdoorbench.training.reversal import anomaly
+from backdoorbench.training.reversal import anomaly, index_of
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,4 @@ class Signature(Detector):
         scores = anomaly(-means)
         flagged = scores > self.threshold
         scenario.note("means", means.tolist())
-        index = float(scores.max()) if scores.any() else None
-        return Verdict(scores, flagged, {"anomaly_index": index, "flagged_classes": float(flagged.sum())})
+        return Verdict(scores, flagged, {"anomaly_index": index_of(-means), "flagged_classes": float(flagged.sum())})

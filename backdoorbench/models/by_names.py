@@ -1,21 +1,30 @@
 """A network's names among those of a file, whatever wrappers have put in front of them.
 
 `module.` and `_orig_mod.` come off wherever they stand. What else stands in front (`model.`, `net.`, `encoder.`) is the
-head under which most of the network's own names lie.
+head under which most of the network's own names lie. Under other heads it may lie once more (`ema.`, `teacher.`,
+`attacker.model.`), and beside it what its images are normalised by (`0.mean`, `normalizer.new_std`).
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from backdoorbench.models.reading import Weights
+from backdoorbench.models.reading import Weights, is_averaged
 
 COUNTER = "num_batches_tracked"  # of a batch norm; older versions of torch had none
+AUXILIARY = ("net.aux1.", "net.aux2.", "net.AuxLogits.")
+NORMALISED = {  # what those who normalise images in the network call their mean and deviation
+    "mean": "std", "mu": "sigma", "new_mean": "new_std", "_mean": "_std", "pixel_mean": "pixel_std", "image_mean": "image_std",
+}  # fmt: skip
+COLOURS = {*NORMALISED, *NORMALISED.values()}
 Shapes = Mapping[str, tuple[int, ...]]
+Places = dict[str, str]  # the network's names -> the file's
 
 
 def is_optional(name: str) -> bool:
-    """Whether a file is whole without a weight: normalisation, which the data set gives, and batch norms' counters."""
-    return name.startswith("normalize.") or name.endswith(f".{COUNTER}")
+    """Whether a file is whole without a weight: normalisation, which the data set gives, batch norms' counters, and what
+    torchvision's GoogLeNet and Inception have for their training alone."""
+    return name.startswith("normalize.") or name.endswith(f".{COUNTER}") or name.startswith(AUXILIARY)
 
 
 def fits_shape(there: tuple[int, ...], here: tuple[int, ...]) -> bool:
@@ -26,9 +35,11 @@ def fits_shape(there: tuple[int, ...], here: tuple[int, ...]) -> bool:
 class Named:
     """A network's names looked up among those of a state dict.
 
-    places  the network's name -> the file's
-    left    names under the head that have no place
-    twice   two names of the file for one weight, if there are any"""
+    places   the network's name -> the file's
+    copies   the same under each other head under which most of it lies once more, by that head
+    colours  the names of the mean and the deviation that images are normalised by, where the file has them
+    left     names under the head that have no place
+    twice    two names of the file for one weight, if there are any"""
 
     def __init__(self, own: Shapes, weights: Weights) -> None:
         self.own, self.weights = own, weights
@@ -39,15 +50,35 @@ class Named:
                 self.twice = bare[name], there
             bare[name] = there
         inner = {name.removeprefix("net."): name for name in own if name.startswith("net.")}
-        self.head = _likely_head(inner, bare)
+        heads = _heads(inner, bare)
+        self.head = min(heads, key=lambda head: (-heads[head], is_averaged(head), len(head)), default="")
         under = {name.removeprefix(self.head): there for name, there in bare.items() if name.startswith(self.head)}
         self.places = {inner[name]: there for name, there in under.items() if name in inner}
-        self.left = [there for name, there in under.items() if name not in inner]
-        if self.head.endswith("net."):  # a whole classifier brings its normalisation along
-            before = self.head.removesuffix("net.")
-            self.places |= {
-                name: bare[before + name] for name in own if before + name in bare and name not in inner.values()
-            }
+        self.copies = {head: self._copy(inner, bare, head) for head in heads if 2 * heads[head] >= len(inner)}
+        self.copies = {head: copy for head, copy in self.copies.items() if copy}
+        self.colours = normalisation(self.aside, math.prod(own.get("normalize.mean", (0,))))
+        known = {
+            *self.places.values(),
+            *(self.colours or ()),
+            *(name for copy in self.copies.values() for name in copy.values()),
+        }
+        self.left = [there for there in under.values() if there not in known]
+
+    def _copy(self, inner: Places, bare: Places, head: str) -> Places:
+        """The network's names under another head, as far as they lie there in their shapes and are not its own."""
+        taken = set(self.places.values())
+        found = {inner[name]: bare[head + name] for name in inner if head + name in bare}
+        return {
+            name: there
+            for name, there in found.items()
+            if there not in taken and fits_shape(tuple(self.weights[there].shape), self.own[name])
+        }
+
+    @property
+    def aside(self) -> Weights:
+        """The file's weights that are not the network's."""
+        taken = set(self.places.values())
+        return {there: value for there, value in self.weights.items() if there not in taken}
 
     @property
     def shown_head(self) -> str:
@@ -97,8 +128,24 @@ def unwrapped(name: str) -> str:
     return ".".join(parts)
 
 
-def _likely_head(inner: Iterable[str], bare: Iterable[str]) -> str:
-    """What the most of a file's names have in front of a name of the network; the shortest of several."""
+def normalisation(weights: Weights, channels: int) -> tuple[str, str] | None:
+    """The names of a mean and a deviation, a number each or one for each channel, by which images are normalised; those that lie
+    least deep. None where there are none.
+
+    weights  of a file, but for those of a network"""
+    found = []
+    for name, mean in weights.items():
+        module, _, last = name.rpartition(".")
+        other = ".".join(filter(None, (module, NORMALISED.get(last, ""))))
+        std = weights.get(other) if last in NORMALISED else None
+        is_pair = std is not None and mean.shape == std.shape and mean.numel() in (1, channels)
+        if is_pair and std is not None and bool((std > 0).all() and mean.isfinite().all() and std.isfinite().all()):
+            found.append((name, other))
+    return min(found, key=lambda pair: pair[0].count("."), default=None)
+
+
+def _heads(inner: Iterable[str], bare: Iterable[str]) -> Counter[str]:
+    """How many names of the network lie behind each head in a file."""
     wanted = set(inner)
     heads: Counter[str] = Counter()
     for name in bare:
@@ -106,4 +153,4 @@ def _likely_head(inner: Iterable[str], bare: Iterable[str]) -> str:
         heads.update(
             ".".join([*parts[:cut], ""]) if cut else "" for cut in range(len(parts)) if ".".join(parts[cut:]) in wanted
         )
-    return min(heads, key=lambda head: (-heads[head], len(head)), default="")
+    return heads

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from backdoorbench.errors import ModelError, few
 from backdoorbench.models.base import evaluating
-from backdoorbench.models.by_names import COUNTER, Shapes
+from backdoorbench.models.by_names import COLOURS, COUNTER, Shapes
 from backdoorbench.models.reading import Weights
 
 SHORTCUTS = (
@@ -28,7 +28,6 @@ SHORTCUTS = (
     "identity",
     "residual",
 )  # in names of the path that adds its input
-COLOURS = {"mean", "std"}  # of a layer that normalises
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from backdoorbench.storage import store
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "bdx"  # the entry of metadata
+BYTES = 255  # what white is where a mean or a deviation is above 1
 
 
 def save(model: nn.Module, file: Path, description: dict[str, Any] | None = None) -> None:
@@ -54,15 +55,18 @@ def description(file: Path) -> dict[str, Any] | None:
     return parts if "model" in parts else None
 
 
-def load_given(model: nn.Module, path: str, described: str) -> Fit:
+def load_given(model: nn.Module, path: str, described: str, normalised: bool = False) -> Fit:
     """Loads a user's file of weights into a Classifier, and says where they lay, so that `save_as` can put others there.
 
-    described  the network in a few words, for messages
+    described   the network in a few words, for messages
+    normalised  whether somebody said how its images are normalised: what the file says of that does not count then
 
     Raises ModelError where the file is missing, is of no format that is read, has no weights of this network, or values that are
     no numbers. Names are quoted as the file has them."""
     fit = matching.fit(model, reading.read(path, f"model.checkpoint={path}"), described)
     load(model, fit)
+    if fit.colours is not None:
+        _normalise(model, fit, fit.colours, normalised)
     return fit
 
 
@@ -79,6 +83,27 @@ def load(model: nn.Module, fit: Fit) -> None:
     weights = {name: value.to(own[name].dtype).reshape(own[name].shape) for name, value in weights.items()}
     _refuse_no_numbers({fit.places[name]: value for name, value in weights.items()}, fit.found.named)
     model.load_state_dict(own | weights)
+
+
+def _normalise(model: nn.Module, fit: Fit, colours: tuple[str, str], is_said: bool) -> None:
+    """Has a Classifier normalise its images as the file says that its network does, unless somebody said how; where that differs
+    from what it does, it is told."""
+    mean, std = (fit.state.weights[name].float().cpu().flatten() for name in colours)
+    white = BYTES if max(float(mean.max()), float(std.max())) > 1 else 1
+    own = {name: value for name, value in model.state_dict().items() if name in ("normalize.mean", "normalize.std")}
+    theirs = [
+        (value / white).view(-1, 1, 1).expand_as(own[name])
+        for name, value in zip(sorted(own), (mean, std), strict=True)
+    ]
+    if all(torch.allclose(own[name].cpu(), value) for name, value in zip(sorted(own), theirs, strict=True)):
+        return
+    named = f"{fit.found.file.name} says what images are normalised by, in {' and '.join(colours)}"
+    if is_said:
+        log.warning(f"{named}, and so do the settings, which are followed.")
+        return
+    for name, value in zip(sorted(own), theirs, strict=True):
+        own[name].copy_(value)
+    log.info(f"{named}, which is followed; model.mean and model.std change it.")
 
 
 def _refuse_no_numbers(weights: Weights, named: str) -> None:
@@ -123,10 +148,17 @@ def _as_there(fit: Fit, model: nn.Module) -> Weights:
             f"the network has no {lost[0]} any more, so its weights cannot be written under the names of {fit.found.named}. Save "
             f"them under its own: purified.safetensors in the run's folder has them."
         )
-    changed = {
-        there: own[name].detach().cpu().to(fit.state.weights[there].dtype).reshape(fit.state.weights[there].shape)
-        for name, there in fit.places.items()
-    }
+    changed: Weights = {}
+    for places in (fit.places, *fit.copies.values()):  # under every name that a loader may take them from
+        for name, there in places.items():
+            before = fit.state.weights[there]
+            changed[there] = own[name].detach().cpu().to(before.dtype).reshape(before.shape)
+    if beyond := [there for there, value in changed.items() if not value.isfinite().all()]:
+        kind = str(fit.state.weights[beyond[0]].dtype).removeprefix("torch.")
+        raise ModelError(
+            f"{fit.found.named} has {beyond[0]} in {kind}, which does not reach as far as the numbers that the network has there "
+            f"now. Save it in float32 and start from that file; the weights of this run are in its folder, purified.safetensors."
+        )
     return {there: changed.get(there, value).contiguous().clone() for there, value in fit.state.weights.items()}
 
 

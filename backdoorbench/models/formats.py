@@ -6,6 +6,7 @@ Refused  formats of other libraries and torch's programs, each with what to do i
 
 import io
 import json
+import re
 import struct
 import sys
 import zipfile
@@ -59,6 +60,12 @@ ONNX = (
     "an ONNX file, in which batch norms are folded into convolutions and layers have lost their names",
     f"Take the weights from before the export. {AGAIN}",
 )
+PART = re.compile(r"-\d{5}-of-(\d{5})\.(safetensors|bin)$")  # how one of several files of a network's weights is called
+SEVERAL = 2
+JOINED = {  # the ending of such a file -> what reads one, and what writes all of them in one
+    "safetensors": ("safetensors.torch.load_file(file)", "safetensors.torch.save_file({}, 'whole.safetensors')"),
+    "bin": ("torch.load(file, weights_only=True)", "torch.save({}, 'whole.bin')"),
+}
 PROGRAMS = {  # the end of a record's name in a zip file -> what that is, what to do
     "constants.pkl": (
         "a TorchScript program, whose code bdx does not run",
@@ -101,6 +108,7 @@ def read(file: Path, named: str) -> Content:
             f"{named} cannot be read ({error.strerror}); expected a file of weights. Name another."
         ) from None
     refuse_others(data, named)
+    refuse_parts(data, file, named)
     try:
         if data[:4] == b"PK\x03\x04":
             return _zip(data, named)
@@ -138,6 +146,26 @@ def refuse_others(data: bytes, named: str) -> None:
         data[0] == 0x08 and 3 <= data[1] <= 20 and data[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42")
     ):  # its fields
         raise ModelError(f"{named} is {ONNX[0]}; expected weights of PyTorch. {ONNX[1]}")
+
+
+def refuse_parts(data: bytes, file: Path, named: str) -> None:
+    """Raises ModelError for a network whose weights lie in several files: for one of these, and for the index of all."""
+    part = PART.search(file.name)
+    is_index = data[:1] == b"{" and b'"weight_map"' in data
+    if not is_index and (part is None or int(part[1]) < SEVERAL):
+        return
+    what = (
+        "the index of several files of a network's weights"
+        if part is None
+        else "one of several files of a network's weights"
+    )
+    ending = "safetensors" if b".safetensors" in (data if is_index else file.name.encode()) else "bin"
+    load, save = JOINED[ending]
+    whole = f"{{name: value for file in glob.glob('*-of-*.{ending}') for name, value in {load}.items()}}"
+    raise ModelError(
+        f'{named} is {what}; expected all of them in one. Join them, in their folder: python -c "import glob, torch, '
+        f'safetensors.torch; {save.format(whole)}"'
+    )
 
 
 def is_text(data: bytes) -> bool:

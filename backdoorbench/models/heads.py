@@ -1,10 +1,12 @@
 """Classifiers of timm that are no linear layer, made the linear layer that computes the same, since defenses work on that.
 
 A 1x1 convolution on the pooled map (ResNetV2, DLA, DPN) becomes the layer of its weights. Two heads whose logits are averaged
-(RepViT, SwiftFormer, EfficientFormer, LeViT, distilled DeiT) become one layer that reads the features of both side by side.
+(RepViT, SwiftFormer, EfficientFormer, LeViT, distilled DeiT) become one layer that reads the features of both side by side. In
+state dicts they stay two, under timm's names, so that files of timm's are read and written.
 """
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -75,15 +77,15 @@ def _like(linear: nn.Linear, conv: nn.Conv2d) -> nn.Linear:
 # --- two heads -------------------------------------------------------------------------------------------------------
 
 
-class Half(nn.Module):
-    """What one head reads, after its norm, beside zeros in place of what the other reads."""
+class Half(nn.Sequential):
+    """What one head reads, after its norm, beside zeros in place of what the other reads. before: a head's parts but the last."""
 
-    def __init__(self, before: nn.Module, is_first: bool) -> None:
-        super().__init__()
-        self.before, self.is_first = before, is_first
+    def __init__(self, before: dict[str, nn.Module], is_first: bool) -> None:
+        super().__init__(OrderedDict(before))
+        self.is_first = is_first
 
     def forward(self, features: Tensor) -> Tensor:  # (N, D) -> (N, 2 D)
-        own = self.before(features)
+        own = super().forward(features)
         none = torch.zeros_like(own)
         return torch.cat([own, none] if self.is_first else [none, own], 1)
 
@@ -103,13 +105,14 @@ def _join(module: Any, method: str) -> None:
     """One linear layer in place of two heads whose mean `method` returns: of their halves that is all features, halved."""
     heads = (module.head, module.head_dist)
     first, second = (_linear(head) for head in heads)
+    places = [_place(head, name) for head, name in zip(heads, ("head", "head_dist"), strict=True)]
     assert first is not None and second is not None
     joined = _fresh(2 * first.in_features, first.out_features, True, first.weight.device)
     with torch.no_grad():
         joined.weight.copy_(torch.cat([first.weight, second.weight], 1) / 2)
         joined.bias.copy_((first.bias + second.bias) / 2)
     module.head, module.head_dist = (
-        Half(nn.Sequential(*[part for part in head.children() if part is not _linear(head)]), head is heads[0])
+        Half({name: part for name, part in head.named_children() if part is not _linear(head)}, head is heads[0])
         for head in heads
     )
     module.joined = joined
@@ -118,4 +121,32 @@ def _join(module: Any, method: str) -> None:
     def forward(self: Any, x: Tensor, *rest: Any, **named: Any) -> Any:
         return self.joined(2 * getattr(kind, method)(self, x, *rest, **named))
 
-    module.__class__ = type(kind.__name__, (kind,), {method: forward})  # a class, so that copies keep to themselves
+    own = {method: forward, "state_dict": _apart, "_load_from_state_dict": _together, "_apart": (kind, places)}
+    module.__class__ = type(kind.__name__, (kind,), own)  # a class, so that copies keep to themselves
+
+
+def _place(head: nn.Module, name: str) -> str:
+    """Where a head's last layer stands: `head`, or `head.linear`."""
+    inner = [child for child, part in head.named_children() if part is _linear(head)]
+    return ".".join([name, *inner])
+
+
+def _apart(self: Any, *given: Any, prefix: str = "", **named: Any) -> dict[str, Any]:
+    """The state dict of a module with joined heads, in which they are two: what each adds to the mean of both."""
+    kind, places = self._apart
+    found: dict[str, Any] = kind.state_dict(self, *given, prefix=prefix, **named)
+    weights = found.pop(f"{prefix}joined.weight").chunk(2, 1)
+    bias = found.pop(f"{prefix}joined.bias")
+    for place, weight in zip(places, weights, strict=True):
+        found[f"{prefix}{place}.weight"], found[f"{prefix}{place}.bias"] = 2 * weight, bias.clone()
+    return found
+
+
+def _together(self: Any, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Loads a state dict in which the heads are two."""
+    kind, places = self._apart
+    weights, biases = ([state.pop(f"{prefix}{place}.{part}", None) for place in places] for part in ("weight", "bias"))
+    if not any(part is None for part in (*weights, *biases)):
+        state[f"{prefix}joined.weight"] = torch.cat(weights, 1) / 2
+        state[f"{prefix}joined.bias"] = sum(biases) / 2
+    kind._load_from_state_dict(self, state, prefix, *rest)

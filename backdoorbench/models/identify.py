@@ -25,7 +25,7 @@ from backdoorbench.config.compose import option
 from backdoorbench.errors import BdxError
 from backdoorbench.models import matching
 from backdoorbench.models.base import LARGE, Classifier, ModelSpec
-from backdoorbench.models.by_names import unwrapped
+from backdoorbench.models.by_names import COLOURS
 from backdoorbench.models.matching import Fit
 from backdoorbench.models.reading import Found, State
 
@@ -72,7 +72,7 @@ class Candidate:
     @property
     def how(self) -> str:
         """How it fits, in words."""
-        count = len(self.fit.places)
+        count = len(self.fit.places) + len(self.fit.colours or ())
         return (
             f"{count} weights by names" if self.fit.by == "names" else f"{count} weights by execution order and shapes"
         )
@@ -167,7 +167,7 @@ def _node(name: str) -> dict[str, Any]:
 
 def _stem(state: State) -> Tensor | None:
     """The first convolution of a file; of its weights only."""
-    return next((value for value in state.weights.values() if value.ndim == 4), None)
+    return next((value for name, value in state.weights.items() if value.ndim == 4 and not _is_colour(name)), None)
 
 
 def _stem_side(state: State) -> int:
@@ -200,7 +200,7 @@ def _fit(guess: Guess, found: Found, state: State, classes: int, size: int) -> F
         with torch.device("meta"):
             net = spec.net(classes, size)
             spec.reads.narrow(net, guess.option)
-        if _kinds(net.state_dict()) != _kinds(state.weights):
+        if _kinds(net.state_dict()) - _kinds(state.weights):  # which may have others beside it
             return None
         channels = spec.reads.channels  # ours say how they are normalised, by as many numbers
         model = Classifier(net, size, (0.0,) * channels, (1.0,) * channels, channels).to("meta")
@@ -212,7 +212,10 @@ def _fit(guess: Guess, found: Found, state: State, classes: int, size: int) -> F
 
 def _kinds(weights: dict[str, Tensor]) -> Counter[tuple[int, ...]]:
     """How many weights there are of each shape; a 1x1 convolution counts as the equal linear layer, counters not at all."""
-    usual = {
-        name: value for name, value in weights.items() if value.ndim and not unwrapped(name).startswith("normalize.")
-    }
-    return Counter(tuple(value.shape[:2]) if _is_linear(value) else tuple(value.shape) for value in usual.values())
+    usual = [value for name, value in weights.items() if value.ndim and not _is_colour(name)]
+    return Counter(tuple(value.shape[:2]) if _is_linear(value) else tuple(value.shape) for value in usual)
+
+
+def _is_colour(name: str) -> bool:
+    """Whether a weight is what images are normalised by."""
+    return name.rpartition(".")[2] in COLOURS

@@ -62,6 +62,11 @@ class Reads:
                     f"model.std is {number:g}, and pixels are divided by it; expected numbers above 0. Change model.std."
                 )
 
+    @property
+    def normalises(self) -> bool:
+        """Whether it says by what images are normalised, or leaves that to others."""
+        return self.mean is not None or self.std is not None or self.range != 1
+
     def normalisation(self, mean: Numbers, std: Numbers) -> tuple[Numbers, Numbers]:
         """Mean and deviation for pixels in [0, 1], of which this makes what the network reads; one number for grey images.
 

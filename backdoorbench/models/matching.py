@@ -4,14 +4,17 @@ By names (`by_names`) wherever they fit, else by the order in which layers run a
 """
 
 import logging
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import nn
 
 from backdoorbench.errors import ModelError, few
 from backdoorbench.models import by_order
-from backdoorbench.models.by_names import Named, Shapes, is_optional
+from backdoorbench.models.by_names import Named, Places, Shapes, is_optional, normalisation
 from backdoorbench.models.by_order import counts, shapes_in
 from backdoorbench.models.reading import Found, State
 
@@ -22,15 +25,19 @@ log = logging.getLogger(__name__)
 class Fit:
     """Where the weights of a network lie in a file.
 
-    places  the network's names -> the file's; of those it has
-    by      whether they were found by names or by order
-    head    what the file's names have before the network's, where they were found by names"""
+    places   the network's names -> the file's; of those it has
+    by       whether they were found by names or by order
+    head     what the file's names have before the network's, where they were found by names
+    copies   where the network lies once more in the same state, by the head of the names there
+    colours  the file's names of the mean and the deviation that its images are normalised by, where it has them"""
 
     found: Found
     state: State
-    places: dict[str, str]
+    places: Places
     by: Literal["names", "order"]
     head: str = ""
+    copies: Mapping[str, Places] = field(default_factory=dict)
+    colours: tuple[str, str] | None = None
 
     def table(self) -> str:
         """Every pair, a line each, as `net.layer1.0.conv1.weight <- block1.layer.0.conv1.weight`."""
@@ -59,12 +66,14 @@ def find(model: nn.Module, found: Found, described: str) -> list[Fit]:
     for state in found.states:
         named = Named(own, state.weights)
         if named.fits:
-            fits.append(Fit(found, state, named.places, "names", named.shown_head))
+            fits.append(Fit(found, state, named.places, "names", named.shown_head, named.copies, named.colours))
     if not fits and found.is_ordered:
         alike = [state for state in found.states if counts(own) == counts(shapes_in(state.weights))]
         for state in alike[:1]:
             places = by_order.match(model, state.weights, found.named, described)
-            fits.append(Fit(found, state, places, "order"))
+            aside = {name: value for name, value in state.weights.items() if name not in places.values()}
+            colours = normalisation(aside, math.prod(own["normalize.mean"]))
+            fits.append(Fit(found, state, places, "order", colours=colours))
     return fits
 
 
@@ -130,6 +139,13 @@ def _class_counts(named: Named) -> tuple[int, int] | None:
     return there, here
 
 
+def _differs(chosen: Fit, copy: Places) -> bool:
+    """Whether a copy of the network in a state has other weights than those that are read."""
+    weights = chosen.state.weights
+    pairs = ((weights[there], weights[chosen.places[name]]) for name, there in copy.items())
+    return any(not torch.equal(other, read) for other, read in pairs)
+
+
 def _say(chosen: Fit, others: list[Fit], described: str) -> None:
     found, state, file = chosen.found, chosen.state, chosen.found.file.name
     name = state.name or "the file itself"
@@ -147,7 +163,14 @@ def _say(chosen: Fit, others: list[Fit], described: str) -> None:
         log.info(f"{file}: the weights are those under '{name}'.")
     if chosen.head not in ("", "net."):
         log.info(f"{file}: '{chosen.head}' was taken off the names of the weights.")
-    if left := len(state.weights) - len(chosen.places):
+    if elsewhere := [head for head, copy in chosen.copies.items() if _differs(chosen, copy)]:
+        log.warning(
+            f"{file} holds the network under {few(elsewhere)}, too, with other weights than those that are read, under "
+            f"{chosen.head or 'no head'}. To have them, save them alone, without that head."
+        )
+    copied = [name for copy in chosen.copies.values() for name in copy.values()]
+    known = {*chosen.places.values(), *(chosen.colours or ()), *copied}
+    if left := len(state.weights) - len(known):
         log.info(f"{file}: {left} tensors beside the network's are left out.")
     if found.foreign:
         log.info(f"{file}: {few(found.foreign)} in it are left unread; nothing of the file was run.")

@@ -56,7 +56,12 @@ class State:
     @property
     def is_averaged(self) -> bool:
         """Whether its name says that it is a mean of weights over training."""
-        return any(word in self.name.lower().replace(".", "_").split("_") for word in AVERAGED)
+        return is_averaged(self.name)
+
+
+def is_averaged(name: str) -> bool:
+    """Whether a name says that what it names is a mean of weights over training."""
+    return any(word in name.lower().replace(".", "_").split("_") for word in AVERAGED)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def write(done: Job, config: Plain, file: Path) -> Left:
         metrics.share(calls["infected_clean"] == calls["purified_clean"]),
         kept_beside(fit),
         left_out,
+        list(fit.copies),
     )
     place = file.with_name(CARD) if file.parent == folder else card_of(file)
     store.write_text(place, card.text(run, folder, facts))

@@ -8,6 +8,8 @@ from backdoorbench.errors import check_range
 from backdoorbench.metrics import Scores
 from backdoorbench.pipeline.evaluation import Predictions
 
+KNOWS = 0.2  # of what chance leaves to be known: less is near chance; from four classes on 1.5 / K is stricter
+
 
 @dataclass(frozen=True)
 class Gates:
@@ -35,16 +37,23 @@ def status(
     facts: dict[str, Any],
     control: Scores | None,
     is_given: bool = False,
+    by_chance: float = 0.0,
 ) -> tuple[str, list[str]]:
     """`clean`, `took`, `weak` or `broken`, and the reasons, a sentence each.
 
-    is_given  whether the network, and so the control, started from weights of unknown origin"""
+    is_given   whether the network, and so the control, started from weights of unknown origin
+    by_chance  what CA would be of calls that know nothing of their images: more than 1/K where a class has most of them"""
     broken, weak = [], []
     share = metrics.largest_share(predictions.clean)
     if share > gates.constant_share and classes > 1:
         broken.append(f"the network calls {share:.0%} of the clean test images the same")
     if scores.ca < 1.5 / classes:
         broken.append(f"CA is {scores.ca:.3f}, near chance")
+    elif classes > 1 and scores.ca < by_chance + (1 - by_chance) * min(0.5 / (classes - 1), KNOWS):
+        broken.append(
+            f"CA is {scores.ca:.3f}, near chance: classes differ in their number of test images, and calls spread as unevenly, "
+            f"whatever the images show, are right of {by_chance:.3f}"
+        )
     if facts.get("poisoned") == 0:
         broken.append("no image that it was trained on carried the trigger")
     if facts.get("share_changed") == 0:

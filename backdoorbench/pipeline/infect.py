@@ -55,8 +55,9 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
     finding.details = evaluation.details(before, test, infection.target, rows)
     finding.control = find_control(made, test, infection, finding)
     is_given = made.spec.checkpoint is not None
+    by_chance = metrics.by_chance(before.clean[rows], test.labels.cpu()[rows], len(test.classes))
     finding.status, finding.reasons = gates.status(
-        made.gates, scores, before, len(test.classes), infection.facts, finding.control, is_given
+        made.gates, scores, before, len(test.classes), infection.facts, finding.control, is_given, by_chance
     )
     training = made.attack.training
     if is_given and not made.recipe.epochs and infection.trigger is None:
@@ -206,7 +207,7 @@ def build_network(made: Plan, stream: Stream) -> nn.Module:
     if made.spec.checkpoint is not None:
         size = made.dataset.crop or made.dataset.size
         described = f"{made.spec.name} for {len(made.splits.train.classes)} classes at {size} pixels"
-        checkpoint.load_given(model, made.spec.checkpoint, described)
+        checkpoint.load_given(model, made.spec.checkpoint, described, made.spec.reads.normalises)
     return model
 
 

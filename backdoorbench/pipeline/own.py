@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +24,8 @@ from backdoorbench.shapes import to_bytes
 from backdoorbench.storage import store
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 Network: TypeAlias = (
     nn.Module | Callable[[], nn.Module]
@@ -77,6 +80,7 @@ def maker(model: Network, images: ImageSet) -> Callable[[Stream], nn.Module]:
 
     def build_network(stream: Stream) -> nn.Module:
         if isinstance(model, nn.Module):
+            refuse_program(model)
             net = copy.deepcopy(model)
         else:
             with seeded(stream):
@@ -102,18 +106,65 @@ def wrapped(net: nn.Module, images: ImageSet) -> nn.Module:
         with torch.no_grad(), evaluating(model):
             logits = model(batch)
     except RuntimeError as error:
-        raise ModelError(
-            f"{type(net).__name__} cannot read these images of {images.size} pixels ({' '.join(str(error).split())}). Give "
-            f"it images of its size, or another network."
-        ) from None
+        raise _unreadable(net, images, error) from None
     wanted = (len(batch), len(images.classes))
     if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        is_tensor = isinstance(logits, Tensor)
+        remedy = (
+            "Change its last layer, or the classes." if is_tensor else "Hand over a module that returns these alone."
+        )
         raise ModelError(
-            f"{type(net).__name__} makes {found} of {len(batch)} images; expected logits {wanted}, one a class. Change its last "
-            f"layer, or the classes."
+            f"{type(net).__name__} makes {tuple(logits.shape) if is_tensor else type(logits).__name__} of {len(batch)} images; "
+            f"expected logits {wanted}, one a class. {remedy}"
         )
     return model
+
+
+def _unreadable(net: nn.Module, images: ImageSet, error: RuntimeError) -> ModelError:
+    """Why a module fails on images: for the precision of its weights, since it cannot be copied, or else for their size."""
+    said, name = " ".join(str(error).split()), type(net).__name__
+    kinds = {weight.dtype for weight in net.parameters() if weight.is_floating_point()} - {torch.float32}
+    if kinds:
+        kind = str(kinds.pop()).removeprefix("torch.")
+        return ModelError(
+            f"{name} has weights in {kind}; expected float32, as images arrive. Convert it: model.float()."
+        )
+    if "deepcopy" in said:
+        return ModelError(
+            f"{name} cannot be copied, which happens before anything is changed ({said[:200]}). Take out what its layers compute "
+            f"their weights by, such as torch.nn.utils.remove_weight_norm(layer)."
+        )
+    return ModelError(
+        f"{name} cannot read these images of {images.size} pixels ({said}). Give it images of its size, or another network."
+    )
+
+
+def thawed(net: nn.Module) -> nn.Module:
+    """A module of somebody else whose weights may all be trained: itself, or a copy where some were frozen, which is said.
+
+    Whoever tuned its last layers alone froze the others, and the backdoor may be in those. A Classifier of ours keeps what it
+    freezes."""
+    refuse_program(net)
+    weights = (
+        [weight for weight in net.parameters() if weight.is_floating_point()] if isinstance(net, nn.Module) else []
+    )
+    frozen = sum(not weight.requires_grad for weight in weights)
+    if isinstance(net, Classifier) or not frozen:
+        return net
+    log.info(f"{type(net).__name__} has {frozen} of {len(weights)} weights frozen; a defense may train all of them")
+    free = copy.deepcopy(net)
+    for weight in free.parameters():
+        weight.requires_grad_(weight.is_floating_point())
+    return free
+
+
+def refuse_program(net: Any) -> None:
+    """Raises ModelError for a module that is compiled code, whose layers nobody can change or listen to."""
+    if isinstance(net, torch.jit.ScriptModule):
+        raise ModelError(
+            "the model is a TorchScript program; expected the module that it was made of, whose layers can be changed. Build "
+            "that one, and load its weights: module.load_state_dict(program.state_dict())."
+        )
 
 
 def renewed(model: nn.Module) -> Callable[[Stream], nn.Module]:

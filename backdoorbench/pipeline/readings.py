@@ -38,7 +38,12 @@ NORMALISATIONS: dict[str, tuple[Numbers, Numbers]] = {  # settings -> mean and d
         (0.247, 0.2435, 0.2616),
     ),
     "model.range=255": ((0.0,), (1 / 255,)),
+    "model.mean=[103.94,116.78,123.68] model.range=255": (  # Caffe's, which has blue first
+        (103.94 / 255, 116.78 / 255, 123.68 / 255),
+        (1 / 255,),
+    ),
 }
+GREY: dict[str, tuple[Numbers, Numbers]] = {"model.mean=0.1307 model.std=0.3081": ((0.1307,), (0.3081,))}  # MNIST's
 
 
 @dataclass(frozen=True)
@@ -128,8 +133,9 @@ def others(model: Classifier, as_it_is: bool = False) -> list[tuple[str, int, Cl
     found: list[tuple[str, int, Classifier]] = [("", 0, model)] if as_it_is else []
     own = (tuple(model.normalize.mean.flatten().tolist()), tuple(model.normalize.std.flatten().tolist()))
     swaps = model.channels == 3 and not _is_swapped(model)
-    for settings, (mean, std) in {"": own, **NORMALISATIONS}.items():
-        if len(mean) not in (1, model.channels) or (settings and _is_same(own, mean, std)):
+    usual = NORMALISATIONS | (GREY if model.channels == 1 else {})
+    for settings, (mean, std) in {"": own, **usual}.items():
+        if not {len(mean), len(std)} <= {1, model.channels} or (settings and _is_same(own, mean, std)):
             continue
         for swapped in (False, True)[: 1 + swaps]:
             if settings or swapped:

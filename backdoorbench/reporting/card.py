@@ -36,7 +36,8 @@ class Facts:
     file       that was written; digest: SHA-256 of it
     mean, std  of pixels in [0, 1], by which the network normalises
     agreement  share of the test images that both models call the same
-    beside     plain values that were kept beside the weights; left_out: what the file that was read held and this one does not"""
+    beside     plain values that were kept beside the weights; left_out: what the file that was read held and this one does not
+    copies     heads of names under which the file holds the network once more"""
 
     config: Plain
     file: Path
@@ -46,6 +47,7 @@ class Facts:
     agreement: float
     beside: Mapping[str, Any]
     left_out: Sequence[str]
+    copies: Sequence[str]
 
 
 def text(run: Run, folder: Path, facts: Facts) -> str:
@@ -102,6 +104,8 @@ def model_lines(run: Run, facts: Facts) -> list[str]:
     if facts.beside:
         kept = few([f"{name} {value}" for name, value in facts.beside.items()], 8)
         lines.append(f"- kept beside the weights, of the model that was read, and no longer true of this one: {kept}")
+    if facts.copies:
+        lines.append(f"- cleaned as well, since the file holds the network there once more: {', '.join(facts.copies)}")
     if facts.left_out:
         lines.append(f"- left out, since it was of the weights that were read: {', '.join(facts.left_out)}")
     return lines

@@ -23,6 +23,10 @@ ALONE = (
     "No figure of a clean model of this network stands beside: outputs/ has none. A clean model that you trained, inspected "
     "the same way, says how much of this is usual."
 )
+UNTOLD = (
+    "They tell a class that stands out among others, and here none can (of two, neither ever does), backdoor or not. Look at the "
+    "triggers that Neural Cleanse reversed: a small one that moves nearly all images is suspicious."
+)
 FEW = 5  # clean models from which on their spread says something
 
 
@@ -111,9 +115,14 @@ def verdict(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         for label in run.detection.details.get("flagged_classes", []):
             votes.setdefault(label, []).append(run.detection.name)
-    asked = join_words([run.detection.name for run in runs])
+    asked, silent = (
+        join_words([run.detection.name for run in runs if (index_of(run.detection) is None) == is_silent])
+        for is_silent in (False, True)
+    )
+    if not votes and not asked:
+        return [f"none: {silent} could tell nothing", UNTOLD]
     if not votes:
-        return [f"no sign of a backdoor, by {asked}"]
+        return [f"no sign of a backdoor, by {asked}{f'; {silent} could tell nothing' if silent else ''}"]
     names = classes_of(runs[0])
 
     def named(labels: Iterable[int]) -> str:

@@ -193,6 +193,9 @@ class Stops:
         return self.idle >= self.patience
 
 
+TWO = 2
+
+
 def anomaly(norms: Tensor) -> Tensor:
     """(K,) float32: (median - norm) / (1.4826 MAD), so positive below the median; all 0 where MAD is 0.
 
@@ -206,6 +209,13 @@ def anomaly(norms: Tensor) -> Tensor:
         return torch.zeros(len(norms))
     index = (median - norms.double()) / spread
     return index.maximum(index[norms.isfinite()].min()).float()
+
+
+def index_of(norms: Tensor) -> float | None:
+    """The largest of `anomaly`, a model's score; None where none can stand out: where MAD is 0, and of two, which always lie
+    equally far from their median."""
+    scores = anomaly(norms)
+    return float(scores.max()) if scores.any() and int(norms.isfinite().sum()) > TWO else None
 
 
 def squash(v: Tensor) -> Tensor:
