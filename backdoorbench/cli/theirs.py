@@ -23,10 +23,8 @@ if TYPE_CHECKING:  # torch is imported only when work starts
 IMAGES = 5000  # of the training split, at most, that the defender takes: more cost hours and tell nothing new
 HINTS = ("order", "input")  # notes of an infection: what a given network seems to have been trained on
 PROBED = 32  # pictures that are looked at to tell how large they are
-PHOTO, LARGEST = (
-    224,
-    448,
-)  # pixels a side: as photographs are shown to networks, and from where on squares are taken for some
+PHOTO = 224  # pixels a side, as photographs are shown to networks
+LARGEST = 448  # pixels a side of the largest squares that are not taken for photographs
 
 
 def add_arguments(parser: Parser) -> None:

@@ -85,7 +85,7 @@ class Half(nn.Sequential):
         self.is_first = is_first
 
     def forward(self, features: Tensor) -> Tensor:  # (N, D) -> (N, 2 D)
-        own = super().forward(features)
+        own: Tensor = super().forward(features)  # type: ignore[no-untyped-call]
         none = torch.zeros_like(own)
         return torch.cat([own, none] if self.is_first else [none, own], 1)
 
