@@ -83,6 +83,47 @@ def test_a_grey_network_may_have_been_normalised_as_digits_usually_are() -> None
     }
 
 
+class Striped(nn.Module):
+    """Calls an image by how far apart its stripes lie, in pixels, as it learnt it."""
+
+    def __init__(self, side: int, stride: int) -> None:
+        super().__init__()
+        self.first, self.side = nn.Conv2d(3, 1, 1, stride), side
+
+    def forward(self, images: Tensor) -> Tensor:
+        period = images.shape[-1] / ((images[:, 0, 0, 1:] > 0.5) != (images[:, 0, 0, :-1] > 0.5)).sum(1).add(1).div(2)
+        return -(period[:, None] - torch.tensor([0.5, 0.25, 0.125, 0.0625]) * self.side).abs()
+
+
+@pytest.mark.parametrize(("there", "side", "stride"), [(48, 32, 1), (128, 64, 1), (128, 64, 2), (128, 224, 2)])
+def test_the_size_at_which_a_network_was_trained_is_found(there: int, side: int, stride: int) -> None:
+    labels = torch.arange(80) % 4
+    columns = torch.arange(there)
+    waves = torch.stack([(columns * 2**label * 4 // there % 2 == 0) for label in range(4)])
+    images = waves.to(torch.uint8)[labels].mul(255).view(80, 1, 1, there).expand(-1, 3, there, -1).contiguous()
+    model = Classifier(Striped(side, stride), there, (0.0,) * 3, (1.0,) * 3).eval()
+    test = ImageSet(images, labels, CLASSES)
+    found = readings.better(model, test, torch.arange(80), "float32", is_sized=True)
+    assert (
+        found is not None and found.best.settings == f"dataset.size={side}" and found.best.changed == 1 and found.is_far
+    )
+    unsized = readings.better(model, test, torch.arange(80), "float32")
+    assert unsized is None or "dataset.size" not in unsized.best.settings
+    assert (
+        readings.better(
+            Classifier(Striped(there, stride), there, (0.0,) * 3, (1.0,) * 3), test, torch.arange(80), "float32"
+        )
+        is None
+    )
+
+
+def test_a_network_that_reads_one_size_alone_is_tried_at_no_other() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 46 * 46, 4))
+    model, images = Classifier(net, 48, (0.0,) * 3, (1.0,) * 3), torch.zeros(8, 3, 48, 48, dtype=torch.uint8)
+    test = ImageSet(images, torch.arange(8) % 4, CLASSES)
+    assert readings.best_side(model, test, torch.zeros(8, dtype=torch.bool), "float32") is None
+
+
 def noisy(model: Classifier, *, share: float) -> Classifier:
     """One that answers this share of images by chance, as their pixels draw."""
     net = model.net

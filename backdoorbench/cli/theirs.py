@@ -258,8 +258,8 @@ def judge(subject: Subject, alone: Asked, then: Sequence[Asked], out: Console) -
     if finding.status == "broken":
         raise ConfigError(
             f"{name} cannot be judged on these images: {'; '.join(finding.reasons)}, and no usual way of reading them "
-            f"(normalisation, range, colours, stem, order of the classes) mends that. Nothing that is said of it, or done to it, "
-            f"would mean anything. Give images that it was trained on, at their size (dataset.size), check the network "
+            f"(normalisation, range, colours, size, stem, order of the classes) mends that. Nothing that is said of it, or done "
+            f"to it, would mean anything. Give images that it was trained on, at their size (dataset.size), check the network "
             f"(model=...) and its normalisation (model.mean, model.std; docs/your-model.md), or add force=true to go on as it is."
         )
     return done, planned

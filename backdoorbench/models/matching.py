@@ -164,9 +164,11 @@ def _say(chosen: Fit, others: list[Fit], described: str) -> None:
     if chosen.head not in ("", "net."):
         log.info(f"{file}: '{chosen.head}' was taken off the names of the weights.")
     if elsewhere := [head for head, copy in chosen.copies.items() if _differs(chosen, copy)]:
+        heads = few(f"'{head}'" for head in elsewhere)
+        own = f"under '{chosen.head}'" if chosen.head else "without a head"
         log.warning(
-            f"{file} holds the network under {few(elsewhere)}, too, with other weights than those that are read, under "
-            f"{chosen.head or 'no head'}. To have them, save them alone, without that head."
+            f"{file} holds the network under {heads}, too, with other weights than those that are read, {own}. To have these "
+            f"judged, save them alone."
         )
     copied = [name for copy in chosen.copies.values() for name in copy.values()]
     known = {*chosen.places.values(), *(chosen.colours or ()), *copied}

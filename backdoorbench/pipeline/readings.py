@@ -1,5 +1,5 @@
 """Whether a network that was given is shown what it was trained on: other normalisations, pixels up to 255, blue first, another
-stem, other classes at its outputs.
+size, another stem, other classes at its outputs.
 
 A network that reads its images wrongly loses accuracy and says nothing. Each usual way of reading is tried on a few test images.
 Of those that are as good as the best, as far as so few images tell, the one that changes the least is taken.
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from backdoorbench import metrics
 from backdoorbench.data.images import ImageSet
@@ -20,12 +21,17 @@ from backdoorbench.models.by_order import shapes_in
 from backdoorbench.models.inputs import Swapped
 from backdoorbench.models.stems import STEMS, with_stem
 from backdoorbench.pipeline.evaluation import Order, Predictions, in_order, other_order, predict
-from backdoorbench.shapes import Rows
+from backdoorbench.shapes import Images, Rows
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.recipe import Precision
 
 IMAGES = 400  # test images, at most, that each reading is tried on
 GAIN = 0.1  # in accuracy, at least, from which on another reading stops what goes on; of few images more
+FEW = 100  # of them, at most, that are shown at each other size, which may cost fifty times as much
+SIDES = {
+    False: (28, 32, 64),
+    True: (32, 64, 128, 224),
+}  # pixels, by whether the first convolution halves the image at once
 SURE = 3  # deviations of a difference between two readings: the best of many is better by two often enough
 Numbers = tuple[float, ...]
 
@@ -51,7 +57,7 @@ class Reading:
     """A way of reading images and outputs, and what the network knows so.
 
     settings  that choose it, but for those of the order; none: as it is
-    changed   how many things it changes: normalisation, colours, stem, order
+    changed   how many things it changes: normalisation, colours, size, stem, order
     order     of the classes at the outputs, where it is another
     right     (N,) which of the images are called right"""
 
@@ -92,12 +98,14 @@ def better(
     precision: Precision,
     calls: Predictions | None = None,
     stems: Sequence[tuple[str, Classifier]] = (),
+    is_sized: bool = False,
 ) -> Better | None:
     """The reading under which the network knows more than as it is; None where there is none.
 
     rows   of the test images that count
     calls  the network's own on all test images, which tell an order better than few
-    stems  the same weights behind other stems, by the settings that choose them"""
+    stems  the same weights behind other stems, by the settings that choose them
+    is_sized  whether the images may be made larger or smaller"""
     few = test.subset(rows[torch.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).long()])
     true, every = few.labels.cpu(), torch.arange(len(few))
 
@@ -115,6 +123,8 @@ def better(
     for stem, network in [("", model), *stems]:
         for settings, changed, reread in others(network, bool(stem)):
             tried += read(" ".join(filter(None, (stem, settings))), changed + bool(stem), reread)
+    if is_sized and (side := best_side(model, few, now.right, precision)) is not None:
+        tried += read(f"dataset.size={side}", 1, resized(model, side))
     best = max(tried, key=lambda reading: reading.accuracy)
     if not best.beats(now):
         return None
@@ -124,6 +134,54 @@ def better(
         (reading for reading in alike if reading.changed == simplest), key=lambda reading: -reading.accuracy
     )
     return Better(first, ties, now)
+
+
+def best_side(model: Classifier, few: ImageSet, right: Tensor, precision: Precision) -> int | None:
+    """The usual size at which a network knows more of these images than at theirs, as far as some of them tell.
+
+    right  (N,) which of them it calls right as they are"""
+    rows = torch.linspace(0, len(few) - 1, min(FEW, len(few))).long()
+    some, found = few.subset(rows), []
+    for side in SIDES[_halves(model)]:
+        if side != few.size == model.size:
+            try:
+                called = predict(resized(model, side), some, None, precision)
+            except Exception:  # of a network that reads one size alone; what it raises is its own
+                continue
+            found.append((side, Reading("", 1, None, called.clean == some.labels.cpu())))
+    side, best = max(found, key=lambda pair: pair[1].accuracy, default=(0, None))
+    return side if best is not None and best.beats(Reading("", 0, None, right[rows])) else None
+
+
+def _halves(model: Classifier) -> bool:
+    """Whether a network's first convolution leaves out every second pixel, as those of large images do."""
+    first = next((part for part in model.net.modules() if isinstance(part, nn.Conv2d)), None)
+    return first is not None and first.stride[0] > 1
+
+
+class Resized(nn.Module):
+    """Images as large as a network was perhaps trained on."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, images: Images) -> Images:
+        return interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+
+
+def resized(model: Classifier, side: int) -> Classifier:
+    """The same network on images of another size."""
+    changed = _shared(model)
+    changed.crop = nn.Sequential(model.crop, Resized(side))
+    return changed
+
+
+def _shared(model: Classifier) -> Classifier:
+    """A model around the same network, of which other parts can be replaced."""
+    changed = copy.copy(model)
+    changed._modules = dict(model._modules)
+    return changed
 
 
 def others(model: Classifier, as_it_is: bool = False) -> list[tuple[str, int, Classifier]]:
@@ -186,10 +244,9 @@ def _is_swapped(model: Classifier) -> bool:
 
 def with_reading(model: Classifier, mean: Numbers, std: Numbers, swapped: bool) -> Classifier:
     """The same network behind another normalisation, and with blue first where `swapped`."""
-    changed = copy.copy(model)  # the network itself is shared
-    changed._modules = dict(model._modules)
+    changed = _shared(model)
     device = model.normalize.mean.device
     changed.normalize = Normalize(mean, std).to(device)
     if swapped:
-        changed.crop = torch.nn.Sequential(model.crop, Swapped())
+        changed.crop = nn.Sequential(model.crop, Swapped())
     return changed
