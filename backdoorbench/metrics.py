@@ -35,10 +35,20 @@ class Scores:
     n_triggered: int
 
 
+def printed(share: float) -> float:
+    """A share as tables print it: percent, to a hundredth of a point. Whatever says `the same`, `best` or `at most` of what is
+    printed compares these.
+
+    >>> printed(0.00125), printed(0.99995), printed(-0.00001)
+    (0.12, 100.0, 0.0)
+    """
+    return round(100 * share, 2) + 0.0  # which makes -0.0 a 0.0
+
+
 @dataclass(frozen=True)
 class Limits:
     """When a defense has done its work: it costs at most `ca_loss` of CA and leaves an ASR below `asr`. Fractions; figures are
-    compared as tables print them, to a hundredth of a point.
+    compared as tables print them.
 
     >>> Limits().met(0.94 - 0.91, 0.0999), Limits().met(0, 0.1)
     (True, False)
@@ -48,7 +58,11 @@ class Limits:
     asr: float = 0.1
 
     def met(self, loss: float, asr: float) -> bool:
-        return round(loss, 4) <= round(self.ca_loss, 6) and round(asr, 4) < round(self.asr, 6)
+        return printed(loss) <= round(100 * self.ca_loss, 4) and self.is_ended(asr)
+
+    def is_ended(self, asr: float) -> bool:
+        """Whether a backdoor of this ASR counts as gone."""
+        return printed(asr) < round(100 * self.asr, 4)
 
     def __str__(self) -> str:
         return f"an ASR below {100 * self.asr:g} % at a loss of at most {100 * self.ca_loss:g} points of CA"

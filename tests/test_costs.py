@@ -64,7 +64,7 @@ def test_costs_are_figures_of_tables() -> None:
     )
     text = [" ".join(line.split()) for line in terminal.as_text(found).splitlines()]
     assert "attack defense n ASR ASR after seconds memory, MiB energy, J" in text
-    assert "badnets ft 2 100.00 ± 0.00 10.00 ± 0.00 2.00 ± 1.41 600.00 ± 141.42 8.00" in text
+    assert "badnets ft 2 100.00 ± 0.00 10.00 ± 0.00 2.00 ± 1.41 600.00 ± 141.42 8.00 (n 1)" in text
     assert "seconds: of the defense, its learning curve apart." in " ".join(text)
     assert r"seconds $\downarrow$ & memory, MiB" in report.latex(found)
     header, line = formats.as_csv(found.rows).splitlines()

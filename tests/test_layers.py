@@ -51,7 +51,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "after": ("base", "retune"),  # what query imitates, and exact joins
     "trackers": ("base",),
     "reporting": (
-        "choosing", "picture", "typeset", "rows", "fragile", "comebacks", "content", "grids", "display", "holdouts", "notes", "published", "formats", "frame", "classes", "ledger", "verdicts", "significance", "contrasts", "report", "features", "plots", "cached",
+        "choosing", "picture", "typeset", "separated", "rows", "fragile", "comebacks", "content", "grids", "display", "holdouts", "notes", "published", "formats", "frame", "classes", "ledger", "verdicts", "significance", "contrasts", "report", "features", "plots", "cached",
         "terminal",
     ),
     "pipeline": (

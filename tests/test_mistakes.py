@@ -267,7 +267,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "verdicts, a line a run": (
         ["report", "empty", "--verdicts", "--format", "runs-csv"],
-        "bdx report: argument --verdicts: runs-csv holds one line a run. {report}",
+        "bdx report: argument --verdicts: runs-csv holds one line a run, on which it does not bear. {report}",
     ),
     "limit that is no number": (["report", "empty", "--ca-loss", "3%"], "--ca-loss is '3%'; expected a number. Change --ca-loss."),
     "limit below nothing": (
@@ -285,7 +285,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "report by rows alone": (["report", "empty", "--rows", "attack"], "bdx report: argument --rows: it goes with --columns. {report}"),
     "report by rows as csv": (
         ["report", "empty", "--rows", "attack", "--columns", "defense", "--format", "runs-csv"],
-        "bdx report: argument --rows: runs-csv holds one line a run. {report}",
+        "bdx report: argument --rows: runs-csv holds one line a run, on which it does not bear. {report}",
     ),
     "page without a file": (["report", "empty", "--format", "html"], "bdx report: argument --format: html needs --output FILE. {report}"),
     "features without a page": (

@@ -82,9 +82,9 @@ def test_on_a_terminal(outputs: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert [line.rstrip() for line in shown.splitlines()] == [
         "",
         " dataset digits · model demo · rate 10 %",
-        " attack   defense                 n            CA           ASR           RA      CA after     ASR after     RA after",
-        " badnets  ft                      2  94.00 ± 0.00  99.00 ± 0.00  1.00 ± 0.00  93.00 ± 0.00  85.00 ± 7.07  5.00 ± 7.07",
-        " badnets  fst (1 of 2 collapsed)  1  94.00 ± 0.00  99.00 ± 0.00  1.00 ± 0.00         93.00          2.00        88.00",
+        " attack   defense                 n                  CA                 ASR                 RA      CA after     ASR after     RA after",
+        " badnets  ft                      2        94.00 ± 0.00        99.00 ± 0.00        1.00 ± 0.00  93.00 ± 0.00  85.00 ± 7.07  5.00 ± 7.07",
+        " badnets  fst (1 of 2 collapsed)  1  94.00 ± 0.00 (n 2)  99.00 ± 0.00 (n 2)  1.00 ± 0.00 (n 2)         93.00          2.00        88.00",
         "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
         "  holdout: 5 %, reserved (the infected model never saw it)",
         "  collapsed and left out of the means: 1 run: fst on badnets (constant predictor, seed 1)",
@@ -99,7 +99,7 @@ def test_rows_by_columns(outputs: Path, capsys: pytest.CaptureFixture[str]) -> N
     shown = said(capsys, "--rows", "attack", "--columns", "defense", "--metric", "asr")
     assert [line.rstrip() for line in shown.splitlines()[:5]] == [
         "",
-        " dataset digits · model demo · rate 10 % · ASR, %",
+        " dataset digits · model demo · rate 10 % · ASR, % · n 2",
         " attack       infected            ft           fst",
         " badnets  99.00 ± 0.00  85.00 ± 7.07  2.00 (n 1) †",
         "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
@@ -141,10 +141,10 @@ def test_as_markdown(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "| attack | defense | n | ASR | ASR after |\n"
         "| --- | --- | ---: | ---: | ---: |\n"
         "| badnets | ft | 2 | 99.00 ± 0.00 | 85.00 ± 7.07 |\n"
-        "| badnets | fst (1 of 2 collapsed) | 1 | 99.00 ± 0.00 | 2.00 |\n"
+        "| badnets | fst (1 of 2 collapsed) | 1 | 99.00 ± 0.00 (n 2) | 2.00 |\n"
         "\n" + "".join(f"- {line}\n" for line in NOTES.replace("†", "").splitlines()) + "\n"
         "failed: 1\n\n"
-        f"- digits · demo · badnets → pbe · seed 0: RuntimeError: <b>{LONG[:282]}… (outputs/runs/4_pbe0/log.txt)\n"
+        f"- digits · demo · badnets → pbe · seed 0: RuntimeError: \\<b>{LONG[:282]}… (outputs/runs/4_pbe0/log.txt)\n"
     )
 
 
@@ -280,7 +280,7 @@ def test_tables_of_detectors_follow() -> None:
 
 def test_detectors_laid_out_by_a_figure() -> None:
     made = report.make(inspected(), ("auroc",), ("attack",), ("detector",))
-    assert formats.markdown(made.grids[0]).splitlines()[0] == "dataset digits · model demo · rate 10 % · AUROC, %"
+    assert formats.markdown(made.grids[0]).splitlines()[0] == "dataset digits · model demo · rate 10 % · AUROC, % · n 1"
     assert formats.markdown(made.grids[0]).splitlines()[2:] == [
         "| attack | strip | nc |", "| --- | ---: | ---: |", "| badnets | 90.00 | – |"
     ]  # fmt: skip

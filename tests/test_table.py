@@ -196,7 +196,7 @@ def test_attacks_by_defenses() -> None:
     assert [column.name for column in grid.columns] == ["attack", "infected", "ft", "fst"]
     assert lines(grid) == [
         ["badnets", "95.00 ± 0.00", "85.00 ± 7.07", "2.00 ± 1.41*"],
-        ["blended", "95.00", "50.00 (n 1)", "–"],
+        ["blended", "95.00 (n 1)", "50.00 (n 1)", "–"],
     ]
 
 
@@ -341,7 +341,7 @@ def test_a_list_of_detectors() -> None:
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| badnets | 5 % | ac | 1 | 90.00 | 30.00 | 50.00 | 70.00 | 60.00 | 5.00 | 90.00 | – |",
         "| badnets | 10 % | strip | 2 | 80.00 ± 14.14 | 30.00 ± 0.00 | 50.00 ± 0.00 | 70.00 ± 0.00 | 60.00 ± 0.00 | 5.00 ± 0.00 "
-        "| 90.00 | 4.00 ± 0.00 |",
+        "| 90.00 (n 1) | 4.00 ± 0.00 |",
     ]
     assert formats.markdown(of_models).splitlines()[2:] == [
         "| attack | detector | n | index | flagged | target | index clean | flagged clean |",
@@ -405,10 +405,10 @@ def test_markdown() -> None:
 def test_csv_holds_fractions() -> None:
     lines = formats.as_csv(aggregate(RUNS[:1])).splitlines()
     assert lines == [
-        "dataset,model,attack,rate,defense,n,collapsed,seeds,status,fragile,infected_ca,infected_ca_std,infected_asr,infected_asr_std,"
+        "dataset,model,attack,rate,defense,n,infected_n,collapsed,seeds,status,fragile,infected_ca,infected_ca_std,infected_asr,infected_asr_std,"
         "infected_ra,infected_ra_std,purified_ca,purified_ca_std,purified_asr,purified_asr_std,purified_ra,purified_ra_std,"
         "der,der_std,seconds,memory,device_memory,energy,images_per_second,published_ca,published_asr,published_ra,certainty,source",
-        "digits,demo,badnets,10 %,ft,1,0,0,took,,0.970000,,0.950000,,0.050000,,0.960000,,0.900000,,0.100000,,0.520000,,,,,,,,,,,",
+        "digits,demo,badnets,10 %,ft,1,1,0,0,took,,0.970000,,0.950000,,0.050000,,0.960000,,0.900000,,0.100000,,0.520000,,,,,,,,,,,",
     ]
 
 

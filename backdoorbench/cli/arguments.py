@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from backdoorbench.cli import flags
 from backdoorbench.config import plugins
-from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_words
+from backdoorbench.errors import ConfigError, DataError, did_you_mean, join_words, shown
 from backdoorbench.sweeps.hydra_errors import composed as composed
 
 SWITCHES = ("-m", "--multirun")
@@ -37,14 +37,17 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}. Expected: {' '.join(self.format_usage().split()[1:])}.")
 
 
-def words_of(text: str | None) -> list[str]:
-    """The words of a list that is separated by commas."""
-    return text.split(",") if text else []
+def words_of(flag: str, text: str | None) -> list[str]:
+    """The words of a list that is separated by commas. ConfigError where nothing stands between two of them."""
+    words = [word.strip() for word in text.split(",")] if text else []
+    if "" in words:
+        raise ConfigError(f"{flag} is {shown(text)}; expected words with a comma between each two. Correct it.")
+    return words
 
 
 def figures_of(text: str | None, known: Sequence[str]) -> list[str]:
     """The figures of `--metric`, each once."""
-    wanted = list(dict.fromkeys(words_of(text)))
+    wanted = list(dict.fromkeys(words_of("--metric", text)))
     for name in wanted:
         if name not in known:
             told = list(known) if len(known) <= LISTED else [*known[:LISTED], f"{len(known) - LISTED} of after-attacks"]
@@ -68,12 +71,18 @@ def outputs_folder(folder: str) -> Path:
 
 
 def output_file(named: str, read: Sequence[Path] = ()) -> Path:
-    """The file that `--output` names; ConfigError where that is a folder, a run's file, or of `read`, what the verb reads."""
+    """The file that `--output` names; ConfigError where that is a folder, a device, a run's file, or of `read`, what the verb
+    reads."""
     from backdoorbench.storage import record
 
     file = Path(named)
     if file.is_dir():
         raise ConfigError(f"--output is '{named}', a folder; expected the file that is to be written. Name one in it.")
+    if file.exists() and not file.is_file():  # to be replaced by a file would be its end
+        raise ConfigError(
+            f"--output is '{named}', a device or a pipe; expected a file that is to be written. Name one, or leave --output out "
+            f"where the verb prints."
+        )
     is_read = any(file.exists() and other.exists() and file.samefile(other) for other in read)
     is_of_run = file.exists() and file.suffix not in WRITTEN and (file.parent / record.FILE).is_file()
     if is_read or is_of_run:

@@ -54,7 +54,9 @@ def carry_out(words: Sequence[str]) -> int:
         found = read_runs(chosen.folders, chosen.where, DETAILS if chosen.kind == "classes" else ())
         figure = drawn(chosen, wanted, found)
     say(display.unknown(found.values(), chosen.names))
-    ink.rename(figure, display.chosen(found, chosen.names, True))
+    named = display.chosen(found, chosen.names, True)
+    say(display.confused(found.values(), named))
+    ink.rename(figure, named)
     ink.write(figure, Path(chosen.output))
     print(f"wrote {chosen.output}")
     return 0
@@ -81,8 +83,10 @@ def parsed(words: Sequence[str]) -> tuple[Namespace, list[str]]:
     chosen = parser.parse_args(words)
     if chosen.kind not in FIGURES and chosen.metric is not None:
         parser.error(f"argument --metric: {chosen.kind} has its own; it goes with {join_words(list(FIGURES))}")
-    if (chosen.kind == "sweep") != (chosen.x is not None):
-        parser.error("argument --x: it goes with sweep, which needs it")
+    if chosen.kind != "sweep" and chosen.x is not None:
+        parser.error(f"argument --x: it goes with sweep, not with {chosen.kind}")
+    if chosen.kind == "sweep" and chosen.x is None:
+        parser.error("argument KIND: sweep needs --x SETTING, such as --x defense.alpha")
     more = comebacks.figures() if chosen.kind == "heatmap" else ()
     wanted = figures_of(chosen.metric, (*FIGURES.get(chosen.kind, ()), *more))
     if chosen.kind == "heatmap" and len(wanted) > 1:

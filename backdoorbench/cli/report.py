@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,20 @@ if TYPE_CHECKING:
 FORMATS = ("terminal", "csv", "runs-csv", "classes-csv", "md", "latex", "html")
 
 LINES = {"csv": "setting", "runs-csv": "run", "classes-csv": "class of a run"}  # what a line of a format is
+OF_VERDICTS, OF_STATISTICS = "csv of --verdicts", "csv of --statistics"
+OF_ALL = (
+    "--rows", "--columns", "--metric", "--verdicts", "--statistics", "--ca-loss", "--asr-below", "--names", "--published",
+)  # fmt: skip
+IN_VAIN = {  # what bears on nothing that a format holds
+    "csv": ("--rows", "--columns", "--names"),
+    OF_VERDICTS: ("--rows", "--columns", "--names", "--metric", "--published"),
+    OF_STATISTICS: ("--rows", "--columns", "--names", "--published", "--ca-loss", "--asr-below"),
+    "runs-csv": OF_ALL,
+    "classes-csv": OF_ALL,
+}
+ENDS = {  # of files -> the formats they hold
+    ".csv": tuple(LINES), ".md": ("md",), ".tex": ("latex",), ".html": ("html",),
+}  # fmt: skip
 IN_PRINT = ("latex", "html")  # which call options by their names in print
 
 
@@ -35,7 +51,7 @@ def carry_out(words: Sequence[str]) -> int:
     """Prints or writes the tables of what was run. Exit code."""
     parser = _parser()
     chosen = parser.parse_args(words)
-    lines, columns = words_of(chosen.rows), words_of(chosen.columns)
+    lines, columns = words_of("--rows", chosen.rows), words_of("--columns", chosen.columns)
     from backdoorbench.reporting import choosing, classes, comebacks, contrasts, display, published, report
 
     figures = figures_of(chosen.metric, (*report.METRICS, *comebacks.figures())) or ["ca", "asr", "ra"]
@@ -79,6 +95,7 @@ def write(made: Report, chosen: argparse.Namespace, figures: Sequence[str]) -> N
     from backdoorbench.storage import store
 
     named = display.chosen(made.found, chosen.names, chosen.format in IN_PRINT)
+    say(display.confused(made.found.values(), named))
     if chosen.format == "terminal" and chosen.output is None:
         terminal.print_tables(screen.make_console(), made, named)
         return
@@ -86,9 +103,15 @@ def write(made: Report, chosen: argparse.Namespace, figures: Sequence[str]) -> N
         from backdoorbench.reporting import page
 
         drawn = [drawn_features(Path(folder)) for folder in chosen.tsne]
-        text = page.render(made, chosen.folders, Path(chosen.output), figures, drawn, named)
+        words = [word for text in chosen.where for word in ("--where", text)]
+        words += ["--names", chosen.names] if chosen.names else []
+        text = page.render(made, chosen.folders, Path(chosen.output), figures, drawn, named, words)
     elif chosen.format in LINES:
-        lines = {"csv": report.csv, "runs-csv": report.runs_csv, "classes-csv": report.classes_csv}
+        lines: dict[str, Callable[[Report], str]] = {
+            "csv": partial(report.csv, figures=figures),
+            "runs-csv": report.runs_csv,
+            "classes-csv": report.classes_csv,
+        }
         text = lines[chosen.format](made)
     else:
         prints = {"terminal": terminal.as_text, "md": report.markdown, "latex": report.latex}
@@ -96,9 +119,10 @@ def write(made: Report, chosen: argparse.Namespace, figures: Sequence[str]) -> N
     if chosen.output is None:
         print(text, end="")
         return
-    with store.storage_errors(Path(chosen.output).parent):
-        Path(chosen.output).parent.mkdir(parents=True, exist_ok=True)
-    store.write_text(Path(chosen.output), text)
+    file = Path(os.path.realpath(chosen.output))  # a link stays one
+    with store.storage_errors(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    store.write_text(file, text)
     print(f"wrote {chosen.output}")
 
 
@@ -168,15 +192,12 @@ def _refuse_contradictions(parser: Parser, chosen: argparse.Namespace, figures: 
     """Ends the command where flags do not go together."""
     from backdoorbench.reporting import contrasts
 
-    if bool(chosen.rows) != bool(chosen.columns):
-        parser.error("argument --rows: it goes with --columns")
-    if chosen.rows and chosen.format in LINES:
-        parser.error(f"argument --rows: {chosen.format} holds one line a {LINES[chosen.format]}")
-    for flag, is_given in (("--verdicts", chosen.verdicts), ("--statistics", chosen.statistics)):
-        if is_given and chosen.format in ("runs-csv", "classes-csv"):
-            parser.error(f"argument {flag}: {chosen.format} holds one line a {LINES[chosen.format]}")
+    for flag, other, is_there in (("--rows", "--columns", chosen.columns), ("--columns", "--rows", chosen.rows)):
+        if _is_given(chosen, flag) and not is_there:
+            parser.error(f"argument {flag}: it goes with {other}")
     if chosen.statistics and chosen.verdicts and chosen.format == "csv":
         parser.error("argument --statistics: a csv holds them or the verdicts")
+    _refuse_vain(parser, chosen, figures)
     if chosen.statistics and not set(figures) & set(contrasts.COMPARED):
         parser.error(
             f"argument --statistics: it compares {', '.join(contrasts.COMPARED)}, of which --metric names none"
@@ -185,8 +206,37 @@ def _refuse_contradictions(parser: Parser, chosen: argparse.Namespace, figures: 
         parser.error("argument --against: it goes with --statistics")
     if chosen.format == "html" and chosen.output is None:
         parser.error("argument --format: html needs --output FILE")
+    end = Path(chosen.output or "").suffix.lower()
+    if chosen.format not in ENDS.get(end, (chosen.format,)):
+        parser.error(
+            f"argument --output: '{chosen.output}' ends as a file of --format {' or '.join(ENDS[end])} does, and the format is "
+            f"{chosen.format}"
+        )
     if chosen.tsne and chosen.format != "html":
         parser.error("argument --tsne: it goes with --format html; alone, bdx plot tsne DIR draws it")
+
+
+def _refuse_vain(parser: Parser, chosen: argparse.Namespace, figures: Sequence[str]) -> None:
+    """Ends the command where a flag bears on nothing of what is asked for."""
+    from backdoorbench.reporting import report
+
+    held = chosen.format
+    if held == "csv":
+        held = OF_VERDICTS if chosen.verdicts else OF_STATISTICS if chosen.statistics else held
+    for flag in IN_VAIN.get(held, ()):
+        if _is_given(chosen, flag) and not (flag == "--names" and chosen.names == "ids"):  # which a csv has
+            what = {OF_VERDICTS: "defense", OF_STATISTICS: "pair of defenses"}.get(held) or LINES[held]
+            parser.error(f"argument {flag}: {held} holds one line a {what}, on which it does not bear")
+    strange = [name for name in figures if name in (*report.OF_DETECTORS, *report.OF_AFTER)]
+    if held == "csv" and strange:
+        parser.error(
+            f"argument --metric: csv holds one line a setting of a model, and {strange[0]} is of a detector or an after-attack; "
+            f"runs-csv has it"
+        )
+
+
+def _is_given(chosen: argparse.Namespace, flag: str) -> bool:
+    return getattr(chosen, flag.lstrip("-").replace("-", "_")) not in (None, False, [])
 
 
 def _share(flag: str, text: str | None, usual: float, least: float) -> float:

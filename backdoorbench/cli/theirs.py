@@ -277,7 +277,7 @@ def detectors_of(text: str | None) -> list[str]:
     }
     fit = [name for name, kind in kinds.items() if getattr(kind, "judges", "") == "model"]
     quickest = sorted(fit, key=lambda name: (len(kinds[name].needs), kinds[name].draws))
-    wanted = words_of(text) or quickest
+    wanted = words_of("--detectors", text) or quickest
     for name in wanted:
         if name not in fit:
             raise ConfigError(

@@ -85,7 +85,7 @@ def choose(items: Iterable[tuple[T, Mapping[str, Any]]], wanted: Conditions) -> 
         if count
     ]
     absent = [
-        f"no run has {key}={text}; there {'is' if len(values[key]) == 1 else 'are'} {_listed(list(values[key]))}"
+        f"no run has {key}={text}; {_there(list(values[key]))}"
         for key, texts in wanted.items()
         for text in texts
         if not any(key in settings and _is(settings[key], text) for _, settings in every)
@@ -186,6 +186,11 @@ def _said(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_said, value))}]"
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _there(values: list[str]) -> str:
+    """`there are ft and fst`; of a single one, which may be called none: `all have none`."""
+    return f"all that have one have {values[0]}" if len(values) == 1 else f"there are {_listed(values)}"
 
 
 def _listed(values: list[str]) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.groups import INFECT, JUDGED, PURIFY
 from backdoorbench.errors import DataError, quantity
+from backdoorbench.reporting import separated
 from backdoorbench.reporting.rows import FIGURES, base_names, collapse, compared, differing, look_up
 
 if TYPE_CHECKING:
@@ -54,11 +53,7 @@ def as_csv(found: Mapping[Path, Run]) -> str:
     made = rows(found)
     if not made:
         raise DataError(f"{nothing(found.values())}; expected one at least. Run one: bdx attack=badnets defense=fst.")
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(made[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(made)
-    return buffer.getvalue()
+    return separated.as_csv(list(made[0]), (list(line.values()) for line in made))
 
 
 def nothing(runs: Iterable[Run]) -> str:

@@ -9,13 +9,15 @@ purification. Where there is no control nobody knows. A diagnosis along a line o
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from backdoorbench.config import catalog
 from backdoorbench.config.groups import AFTER, PURIFY
 from backdoorbench.config.implied import beyond
-from backdoorbench.reporting.rows import Cell, Row, identifier
+from backdoorbench.metrics import printed
+from backdoorbench.reporting.rows import Row, after_figures, identifier
 
 if TYPE_CHECKING:
     from backdoorbench.metrics import Limits
@@ -52,8 +54,8 @@ def _with(row: Row, found: Mapping[str, Sequence[Row]], limits: Limits) -> Row:
     told = [above for one in chosen if (above := _above(one)) is not None]
     asr = row.figures["asr"].mean
     superficial = None
-    if told and row.names[PURIFY.group] != "none" and asr is not None and round(asr, 4) < round(limits.asr, 6):
-        superficial = max(told) >= MARGIN
+    if told and row.names[PURIFY.group] != "none" and asr is not None and limits.is_ended(asr):
+        superficial = printed(max(told)) >= printed(MARGIN)
     return dataclasses.replace(row, figures=row.figures | cells, superficial=superficial)
 
 
@@ -73,7 +75,13 @@ def _above(row: Row) -> float | None:
     """How far the ASR lies above that of every control; None without one, and of a diagnosis."""
     if any(run.after.details.get("counts") == DIAGNOSIS for run in row.runs):
         return None
-    asr = row.figures.get("asr_after", Cell(())).mean
-    controls = [row.figures.get(f"asr_after_{control}", Cell(())).mean for control in CONTROLS]
-    known = [value for value in controls if value is not None]
-    return asr - max(known) if known and asr is not None else None
+    found = [after_figures(run) for run in row.runs if run.config["seed"] not in row.collapsed]
+    told = [above for control in CONTROLS if (above := _mean_above(found, f"asr_after_{control}")) is not None]
+    return min(told) if told else None
+
+
+def _mean_above(found: Sequence[Mapping[str, float | None]], control: str) -> float | None:
+    """By how much the ASR lies above that of a control on average, over the runs that have both."""
+    pairs = [(figures.get("asr_after"), figures.get(control)) for figures in found]
+    apart = [asr - other for asr, other in pairs if asr is not None and other is not None]
+    return statistics.fmean(apart) if apart else None

@@ -7,18 +7,17 @@ twice: one that was met with several holdouts has statistics for each; runs that
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.groups import INFECT, PURIFY, content_of
 from backdoorbench.errors import ConfigError, DataError, did_you_mean, few, quantity
-from backdoorbench.metrics import DER_DEFINITION
+from backdoorbench.metrics import DER_DEFINITION, printed
+from backdoorbench.reporting import separated
 from backdoorbench.reporting.formats import fraction
 from backdoorbench.reporting.grids import Column, Grid, Item, blocks, labels
 from backdoorbench.reporting.notes import MOST, join_called, join_few, seeds_of
@@ -113,8 +112,8 @@ def standings(
     names = list(dict.fromkeys(name for field in fields for name in field.runs))
     if against and against not in names:
         raise ConfigError(
-            f"--against is '{against}'; expected a defense that was run.{did_you_mean(against, names)} There are: "
-            f"{join_called(names)}."
+            f"--against is '{against}'; expected a defense that was run.{did_you_mean(against, names)} There "
+            f"{f'are: {join_called(names)}' if names else 'is none on infections that took'}."
         )
     most = max((_shared(field, *pair) for field in fields for pair in _pairs(field, against)), default=0)
     if most < LEAST:
@@ -376,7 +375,7 @@ def _friedman(standing: Standing) -> str:
 
 def points(value: float) -> str:
     """`+1.20`, in points."""
-    return f"{100 * value:+.2f}".replace("-", "−")
+    return f"{printed(value):+.2f}".replace("-", "−")
 
 
 def probability(value: float | None) -> str:
@@ -388,8 +387,6 @@ def probability(value: float | None) -> str:
 
 def as_csv(standings: Sequence[Standing]) -> str:
     """A line a contrast, fractions; empty where n carries no test."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     head = [
         "setting",
         "figure",
@@ -404,7 +401,7 @@ def as_csv(standings: Sequence[Standing]) -> str:
         "p",
         "p_holm",
     ]
-    writer.writerow([*head, "rank", "rank_against", "rank_n", "friedman_p", "critical_difference"])
+    lines: list[list[Any]] = []
     for standing in standings:
         ranking = standing.ranking
         means = dict(zip(standing.ranked, ranking.means, strict=True)) if ranking else {}
@@ -417,5 +414,5 @@ def as_csv(standings: Sequence[Standing]) -> str:
                 measured += [fraction(found.p), fraction(contrast.corrected)]
             ranks = [fraction(means.get(name)) for name in (contrast.one, contrast.other)]
             line = [standing.title, standing.figure, contrast.one, contrast.other, contrast.n]
-            writer.writerow([*line, *measured, *ranks, *shared])
-    return buffer.getvalue()
+            lines.append([*line, *measured, *ranks, *shared])
+    return separated.as_csv([*head, "rank", "rank_against", "rank_n", "friedman_p", "critical_difference"], lines)

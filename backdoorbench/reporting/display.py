@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config import catalog
 from backdoorbench.config.groups import STAGES
-from backdoorbench.errors import ConfigError, did_you_mean
+from backdoorbench.errors import ConfigError, did_you_mean, join_words
 from backdoorbench.reporting.grids import Grid, Item
 
 if TYPE_CHECKING:
@@ -89,6 +89,17 @@ def unknown(runs: Iterable[Run], asked: str | None) -> list[str]:
     own = read_names(Path(asked))
     strange = [f"{name}.{did_you_mean(name, known)}" for name in own if name not in known]
     return [f"{asked}: {len(strange)} of {len(own)} names stand for no option: {' '.join(strange)}"] if strange else []
+
+
+def confused(runs: Iterable[Run], named: Names) -> list[str]:
+    """A sentence on options of one group that these runs chose and that have one name, so that tables tell them apart no more."""
+    alike: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        for group in (group for group in NAMED if group in run.config):
+            option = run.config[group]["name"]
+            alike.setdefault((group, named.known.get(option, option)), set()).add(option)
+    said = [f"{join_words(sorted(options))} ({name})" for (_, name), options in alike.items() if len(options) > 1]
+    return [f"tables do not tell apart what has one name: {'; '.join(said)}"] if said else []
 
 
 def called(group: str, name: str) -> str:

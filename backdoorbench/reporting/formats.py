@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, zip_longest
+from typing import Any
 
 from backdoorbench.config.groups import JUDGED
-from backdoorbench.reporting import typeset
+from backdoorbench.reporting import separated, typeset
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.published import Comparison
 from backdoorbench.reporting.rows import COSTS, FIGURES, Cell, Row, rises, titled
@@ -34,15 +33,29 @@ LATIN = 0x17F  # the last letter that LaTeX's standard fonts are sure to have
 
 def markdown(grid: Grid) -> str:
     """A pipe table under its title; names to the left, figures to the right, the best in bold."""
-    cells = [[f"**{item.text}**" if item.best else item.text for item in line] for line in grid.lines]
-    body = pipes([column.flat for column in grid.columns], cells, grid.names)
-    return f"{grid.title}\n\n{body}" if grid.title else body
+    texts = [[plain(item.text) for item in line] for line in grid.lines]
+    cells = [
+        [f"**{text}**" if item.best else text for text, item in zip(told, line, strict=True)]
+        for told, line in zip(texts, grid.lines, strict=True)
+    ]
+    body = _piped([plain(column.flat) for column in grid.columns], cells, grid.names)
+    return f"{plain(grid.head)}\n\n{body}" if grid.head else body
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is: nothing of a name becomes emphasis, an element, or another cell."""
+    return re.sub(r"([\\`*|]|<(?=[A-Za-z/!?])|(?<!\w)_|_(?!\w))", r"\\\1", text)
 
 
 def pipes(header: Sequence[str], cells: Sequence[Sequence[str]], names: int) -> str:
     """Header and cells as a Markdown table, its first `names` columns to the left."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, *cells)]
+    return _piped(lines[0], lines[1:], names)
+
+
+def _piped(header: Sequence[str], cells: Sequence[Sequence[str]], names: int) -> str:
     lines = [header, ["---"] * names + ["---:"] * (len(header) - names), *cells]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 # ---- LaTeX ----------------------------------------------------------------------------------------------------------
@@ -70,7 +83,8 @@ def latex_table(grid: Grid, said: Sequence[str] = (), label: str = "") -> str:
         line[place].text for place, column in enumerate(grid.columns) if column.name == "n" for line in grid.lines
     }
     kept = [place for place, column in enumerate(grid.columns) if not (column.name == "n" and len(counts) == 1)]
-    head = ", ".join(filter(None, (grid.title, f"n = {counts.pop()}" if len(counts) == 1 else "")))
+    shared = counts.pop() if len(counts) == 1 else str(grid.n or "")
+    head = ", ".join(filter(None, (grid.title, f"n = {shared}" if shared else "")))
     sentences = (_sentence(text.rstrip(".")) for text in (head, *said) if text)
     caption = rf"\caption{{{latex('. '.join(sentences))}.}}" + (rf"\label{{{label}}}" if label else "")
     sheet = _Sheet(grid)
@@ -129,7 +143,7 @@ class _Sheet:
         self.widths = [0.0] * grid.names + [self._width(place) for place in figures]
         widest = max((sum(self._widths_of(unit)) + GAP * len(unit) for unit in self._units(figures)), default=0.0)
         room = max(LEAST_NAMES * typeset.TEXT, min(MOST_NAMES * typeset.TEXT, typeset.TEXT - widest - GAP * grid.names))
-        self.rooms[: grid.names] = _shared_out([self._natural(place) for place in range(grid.names)], room)
+        self.rooms[: grid.names] = shared_out([self._natural(place) for place in range(grid.names)], room)
         self.widths[: grid.names] = [self._width(place) for place in range(grid.names)]
 
     def _units(self, places: Iterable[int]) -> list[list[int]]:
@@ -234,7 +248,7 @@ class _Sheet:
         return [" & ".join(heads) + r" \\", " ".join(rules)]
 
 
-def _shared_out(wanted: Sequence[float], room: float) -> list[float]:
+def shared_out(wanted: Sequence[float], room: float) -> list[float]:
     """The room for each of several columns: what it wants, and where that is too much in all, an equal part of what those that
     want less leave."""
     given = [0.0] * len(wanted)
@@ -282,29 +296,37 @@ def _latex_item(item: Item) -> str:
 
 
 def latex(text: str) -> str:
-    """Text with LaTeX's own characters escaped; letters that its fonts lack are question marks."""
-    return "".join(LATEX.get(mark, mark if ord(mark) <= LATIN else "?") for mark in text)
+    """Text with LaTeX's own characters escaped; letters that its fonts lack are question marks. It may stand behind `\\\\`, which
+    takes a bracket or a star after it for its own."""
+    escaped = "".join(LATEX.get(mark, mark if ord(mark) <= LATIN else "?") for mark in text)
+    return "{}" + escaped if text.startswith(("[", "*")) else escaped
 
 
 # ---- CSV ------------------------------------------------------------------------------------------------------------
 
 
-def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None) -> str:
+def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None, asked: Sequence[str] = ()) -> str:
     """Fractions, not percent: one line a row, mean and spread of each figure, empty where not measured; then what was
-    published for it, how sure that reading is, and its source. `fragile` is empty where no plain fine-tuning tells.
+    published for it, how sure that reading is, and its source. `fragile` is empty where no plain fine-tuning tells; `infected_n`
+    counts the runs of the infected model's means, since a defense that collapsed on one has fewer.
 
-    beside  place of a row -> its comparison"""
+    beside  place of a row -> its comparison
+    asked   figures, of which those that stand in no column have their own, beside their n: records may lack them"""
     columns = list(rows[0].names) if rows else []
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     figures = [*(f"{stage.model}_{name}" for stage in JUDGED for name in FIGURES), "der"]
     published = [*(f"published_{name}" for name in FIGURES), "certainty", "source"]
     measured = [f"{figure}{part}" for figure in figures for part in ("", "_std")]
-    writer.writerow([*columns, "n", "collapsed", "seeds", "status", "fragile", *measured, *COSTS, *published])
+    further = [name for name in asked if name not in (*FIGURES, "der", *COSTS)]
+    counts = ["n", "infected_n", "collapsed"]
+    head = [*columns, *counts, "seeds", "status", "fragile", *measured, *COSTS]
+    head += [f"{name}{part}" for name in further for part in ("", "_std", "_n")]
+    lines: list[list[Any]] = []
     for place, row in enumerate(rows):
         cells = [*(row.before[name] for name in FIGURES), *(row.figures[name] for name in (*FIGURES, "der"))]
         shown = [fraction(value) for cell in cells for value in (cell.mean, cell.spread)]
         shown += [fraction(row.figures.get(name, Cell(())).mean) for name in COSTS]
+        for cell in (row.figures.get(name, Cell(())) for name in further):
+            shown += [fraction(cell.mean), fraction(cell.spread), str(len(cell.values))]
         found = beside.get(place) if beside else None
         theirs = found.published if found else None
         shown += [fraction(theirs.scores.get(name)) if theirs else "" for name in FIGURES]
@@ -312,8 +334,9 @@ def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None) 
         seeds = " ".join(str(seed) for seed in row.seeds)
         state = " ".join(row.marks) or "took"
         known = "" if row.fragile is None else "yes" if row.fragile else "no"
-        writer.writerow([*(row.names[c] for c in columns), row.n, len(row.collapsed), seeds, state, known, *shown])
-    return buffer.getvalue()
+        met = [row.n, len(row.before["ca"].values), len(row.collapsed)]
+        lines.append([*(row.names[c] for c in columns), *met, seeds, state, known, *shown])
+    return separated.as_csv([*head, *published], lines)
 
 
 def fraction(value: float | None) -> str:

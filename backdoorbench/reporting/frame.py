@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.groups import AFTER, DETECT, INFECT, JUDGED, PURIFY
+from backdoorbench.reporting import separated
 from backdoorbench.reporting.rows import (
     CHOICES,
     FIGURES,
@@ -80,8 +79,4 @@ def _row(folder: Path, run: Run, asked: Collection[str], after: Sequence[str]) -
 def as_csv(found: Mapping[Path, Run]) -> str:
     """The rows as CSV, empty where there is nothing: `pandas.read_csv(file)`."""
     made = rows(found)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(made[0]) if made else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(made)
-    return buffer.getvalue()
+    return separated.as_csv(list(made[0]) if made else [], (list(line.values()) for line in made))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -80,12 +81,20 @@ class Item:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table without a format: its first `names` columns name the line."""
+    """A table without a format: its first `names` columns name the line.
+
+    n  over how many runs its figures are that do not say it, where no column does; 0 where one does"""
 
     title: str
     columns: tuple[Column, ...]
     names: int
     lines: list[list[Item]]
+    n: int = 0
+
+    @property
+    def head(self) -> str:
+        """What stands above it."""
+        return " · ".join(filter(None, (self.title, f"n {self.n}" if self.n else "")))
 
 
 Told = Mapping[tuple[int, str], Mapping[str, str]]  # (id of a row, model) -> figure -> what was published: `0.20 a`
@@ -96,7 +105,7 @@ NOTHING_TOLD: Told = {}
 
 def list_grids(rows: Sequence[Row], figures: Sequence[str] = FIGURES, told: Told = NOTHING_TOLD) -> list[Grid]:
     """A line a row: attack, rate where it differs, defense, n, figures before and after, and what was published for it, where
-    something was. What else differs is another grid."""
+    something was; for an infected model in brackets, once. What else differs is another grid."""
     grids = []
     measured = [name for name in figures if name in FIGURES]
     for title, named, lines in _listed(rows, PURIFY):
@@ -108,8 +117,9 @@ def list_grids(rows: Sequence[Row], figures: Sequence[str] = FIGURES, told: Told
         shown = []
         for names, row in lines:
             items = [Item(text) for text in (*names, str(row.n))]
-            items += [_figure(row.before, name) for name in measured]
-            items += [_figure(row.figures, name, name in row.best) for name in figures]
+            before = [_figure(row.before, name, row.n) for name in measured]
+            items += _with_told(before, measured, told.get((id(row), INFECT.model), {}))
+            items += [_figure(row.figures, name, row.n, name in row.best) for name in figures]
             items += [Item(told.get((id(row), PURIFY.model), {}).get(name, DASH)) for name in theirs]
             shown.append(items)
         grids.append(Grid(title, tuple(columns), len(named), shown))
@@ -136,8 +146,8 @@ def detection_grids(rows: Sequence[Row]) -> list[Grid]:
             shown = []
             for names, row in lines:
                 items = [Item(text) for text in (*names, str(row.n))]
-                items += [_figure(row.figures, name) for name in figures]
-                items += [_figure(row.beside, name) for name in asked]
+                items += [_figure(row.figures, name, row.n) for name in figures]
+                items += [_figure(row.beside, name, row.n) for name in asked]
                 shown.append(items)
             grids.append(Grid(title, tuple(columns), len(named), shown))
     return grids
@@ -154,7 +164,7 @@ def after_grids(rows: Sequence[Row]) -> list[Grid]:
         shown = []
         for names, row in lines:
             items = [Item(text) for text in (*names, str(row.n))]
-            shown.append(items + [_figure(row.figures, name) for _, name, _, _ in asked])
+            shown.append(items + [_figure(row.figures, name, row.n) for _, name, _, _ in asked])
         grids.append(Grid(title, tuple(columns), len(named), shown))
     return grids
 
@@ -193,9 +203,14 @@ def _warnings(row: Row) -> dict[str, tuple[str, ...]]:
     return {mark: words for mark, words in said.items() if words}
 
 
-def _figure(cells: Mapping[str, Cell], name: str, best: bool = False) -> Item:
+def _figure(cells: Mapping[str, Cell], name: str, n: int, best: bool = False) -> Item:
     cell = cells.get(name, Cell(()))
-    return Item(show(cell, name), best, cell.mean)
+    return Item(show(cell, name) + _another(cell, n), best, cell.mean)
+
+
+def _another(cell: Cell, n: int) -> str:
+    """` (n 2)` for a figure over another number of runs than n, such as one that the records of some do not have."""
+    return f" (n {len(cell.values)})" if len(cell.values) not in (0, n) else ""
 
 
 # ---- rows by columns ------------------------------------------------------------------------------------------------
@@ -242,12 +257,18 @@ def _pivot(
     assert len(placed) == len(rows), "two settings have one place"
     clean: dict[Place, Row] = {}
     before: dict[Place, Row] = {}
+    of_infected: dict[Place, Mapping[str, str]] = {}  # what was published, whichever of its rows has it
     if PURIFY.group in (*lines, *columns) and set(figures) & set(FIGURES):
         clean = _upon(CLEAN, {place: row for place, row in placed.items() if row.beside["ca"].values}, lines, columns)
         before = _upon(INFECT.model, placed, lines, columns)
+        of_infected = {
+            _on(INFECT.model, place, lines, columns): known
+            for place, row in placed.items()
+            if (known := told.get((id(row), INFECT.model)))
+        }
         placed = {place: row for place, row in placed.items() if row.names[PURIFY.group] != "none"}
     left_labels, heads = (_in_order(_with_own(clean, (*before, *placed), at)) for at in (0, 1))
-    usual = statistics.multimode(row.n for row in placed.values())[:1]
+    usual = _usual(figures, placed.values(), before.values(), clean.values())
     shown: list[list[Item]] = []
     for line in left_labels:
         members = [row for place, row in (*before.items(), *placed.items()) if place[0] == line]
@@ -257,21 +278,31 @@ def _pivot(
         for column in heads:
             if (line, column) in clean:
                 judged = clean[line, column].beside
-                items += [_of_clean(judged.get(name, Cell(()))) for name in figures]
+                items += [_of_clean(judged.get(name, Cell(())), usual) for name in figures]
             elif (line, column) in before:
                 row = before[line, column]
-                found = [_item(row, row.before, name, False, shared, None) for name in figures]
-                items += _with_told(found, figures, told.get((id(row), INFECT.model), {}))
+                found = [_item(row, row.before, name, False, shared, usual) for name in figures]
+                items += _with_told(found, figures, of_infected.get((line, column), {}))
             elif (line, column) in placed:
                 row = placed[line, column]
-                found = [_item(row, row.figures, name, name in row.best, shared, usual[0]) for name in figures]
+                found = [_item(row, row.figures, name, name in row.best, shared, usual) for name in figures]
                 items += _with_told(found, figures, told.get((id(row), PURIFY.model), {}))
             else:
                 items += [Item(DASH)] * len(figures)
         shown.append(items)
     names = [Column(axis, axis, "", "") for axis in lines]
     cells = [_pivot_column(", ".join(column), name, len(figures) == 1) for column in heads for name in figures]
-    return Grid(_with_figure(title, figures), (*names, *cells), len(lines), shown)
+    return Grid(_with_figure(title, figures), (*names, *cells), len(lines), shown, usual)
+
+
+def _usual(figures: Sequence[str], placed: Iterable[Row], before: Iterable[Row], clean: Iterable[Row]) -> int:
+    """The n of most cells of the methods, or where there are none of the models that they start from; 0 where nothing is."""
+    parts = ([row.figures for row in placed], [row.before for row in before], [row.beside for row in clean])
+    for part in parts:
+        counts = [len(cells[name].values) for cells in part for name in figures if name in cells and cells[name].values]
+        if counts:
+            return statistics.multimode(counts)[0]
+    return 0
 
 
 def _with_told(items: Sequence[Item], figures: Sequence[str], told: Mapping[str, str]) -> list[Item]:
@@ -285,8 +316,8 @@ def _with_told(items: Sequence[Item], figures: Sequence[str], told: Mapping[str,
 def _upon(model: str, placed: Mapping[Place, Row], lines: Sequence[str], columns: Sequence[str]) -> dict[Place, Row]:
     """Where the figures of a model stand that defenses start from, and the row with most seeds that has them."""
     found: dict[Place, Row] = {}
-    for (line, column), row in placed.items():
-        place = _in_place_of_defense(model, line, lines), _in_place_of_defense(model, column, columns)
+    for at, row in placed.items():
+        place = _on(model, at, lines, columns)
         if place not in found or len(found[place].seeds) < len(row.seeds):
             found[place] = row
     return found
@@ -309,20 +340,19 @@ def _shared(warnings: Sequence[Mapping[str, Sequence[str]]]) -> tuple[set[str], 
     ]
 
 
-def _item(row: Row, cells: Mapping[str, Cell], figure: str, best: bool, known: Set[str], usual: int | None) -> Item:
+def _item(row: Row, cells: Mapping[str, Cell], figure: str, best: bool, known: Set[str], usual: int) -> Item:
     """A cell of a pivot, with its marks but for those `known` of its line; its n where it is another than most cells have."""
     if figure not in cells:
         return Item(DASH)
-    after = usual is not None
-    left_out = LEFT_OUT if row.collapsed and after else ""
+    left_out = LEFT_OUT if row.collapsed and cells is row.figures else ""
     doubts = "" if figure in COSTS else "".join(mark for mark in _warnings(row) if mark not in known)
     marks = left_out + doubts
-    count = f" (n {row.n})" if after and row.n != usual and row.n else ""
-    return Item(show(cells[figure], figure) + count + (f" {marks}" if marks else ""), best, cells[figure].mean)
+    found = _figure(cells, figure, usual, best)
+    return dataclasses.replace(found, text=found.text + (f" {marks}" if marks else ""))
 
 
-def _of_clean(cell: Cell) -> Item:
-    return Item(show(cell), False, cell.mean) if cell.values else Item(DASH)
+def _of_clean(cell: Cell, usual: int) -> Item:
+    return Item(show(cell) + _another(cell, usual), False, cell.mean) if cell.values else Item(DASH)
 
 
 def _pivot_column(text: str, figure: str, alone: bool) -> Column:
@@ -335,27 +365,35 @@ def _with_figure(title: str, figures: Sequence[str]) -> str:
     return " · ".join(filter(None, (title, said)))
 
 
+def _on(model: str, place: Place, lines: Sequence[str], columns: Sequence[str]) -> Place:
+    """Where a model's figures stand, of a defense's."""
+    return _in_place_of_defense(model, place[0], lines), _in_place_of_defense(model, place[1], columns)
+
+
 def _in_place_of_defense(model: str, text: tuple[str, ...], axes: Sequence[str]) -> tuple[str, ...]:
     return tuple(model if axis == PURIFY.group else part for axis, part in zip(axes, text, strict=True))
 
 
 def _in_order(texts: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Each label once, in order of appearance; poison rates ascend, since they are numbers."""
+    """Each label once, in order of appearance; numbers such as poison rates ascend, what is none stands behind them."""
     distinct = list(dict.fromkeys(texts))
 
-    def order(text: tuple[str, ...]) -> list[Any]:
+    def order(text: tuple[str, ...]) -> list[tuple[bool, float]]:
         firsts = [next(i for i, other in enumerate(distinct) if other[at] == part) for at, part in enumerate(text)]
         numbers = [_number(part) for part in text]
-        return [number if number is not None else first for number, first in zip(numbers, firsts, strict=True)]
+        return [
+            (number is None, first if number is None else number) for number, first in zip(numbers, firsts, strict=True)
+        ]
 
     return sorted(distinct, key=order)
 
 
 def _number(text: str) -> float | None:
     try:
-        return float(text.removesuffix(" %"))
+        number = float(text.removesuffix(" %"))
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _check_axes(rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str]) -> None:
@@ -367,8 +405,11 @@ def _check_axes(rows: Sequence[Row], lines: Sequence[str], columns: Sequence[str
             raise ConfigError(
                 f"'{axis}' is nothing to lay a table out by.{did_you_mean(axis, known)} There are {join_words(known)}."
             )
-    if twice := [axis for axis in lines if axis in columns]:
-        raise ConfigError(f"'{twice[0]}' is given for rows and for columns; expected one of the two. Drop one.")
+    if both := [axis for axis in lines if axis in columns]:
+        raise ConfigError(f"'{both[0]}' is given for rows and for columns; expected one of the two. Drop one.")
+    for flag, axes in (("--rows", lines), ("--columns", columns)):
+        if twice := [axis for axis in axes if axes.count(axis) > 1]:
+            raise ConfigError(f"{flag} names '{twice[0]}' twice; expected it once. Drop one.")
 
 
 # ---- blocks and labels ----------------------------------------------------------------------------------------------

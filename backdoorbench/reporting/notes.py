@@ -87,7 +87,7 @@ def below(
     if any(item.best for item in items):
         said.append(f"best: {BEST}")
     is_marked = any(LEFT_OUT in item.text for item in items)
-    said += collapsed(rows, f"{LEFT_OUT} " if is_marked else "")
+    said += collapsed(rows or found, f"{LEFT_OUT} " if is_marked else "")
     said += rebuilt(runs)
     if own := [*unusual(rows), *unusual(found)]:
         said.append(f"not as their names imply: {join_few(list(dict.fromkeys(own)))}")

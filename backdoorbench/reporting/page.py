@@ -11,6 +11,7 @@ import base64
 import functools
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from backdoorbench.reporting.report import OF_AFTER, OF_DETECTORS, Report, Secti
 from backdoorbench.reporting.rows import (
     ANSWERS,
     CHOICES,
+    COSTS,
     FIGURES,
     RISES,
     SILENT,
@@ -76,12 +78,14 @@ def render(
     figures: Sequence[str],
     features: Sequence[Figure],
     named: Names = TYPED,
+    chosen_by: Sequence[str] = (),
 ) -> str:
     """The page that is going to lie at `file`, from where its links start.
 
-    folders   what the command line named, to print commands that draw a plot in full
-    features  t-SNE figures
-    named     what options are called; the list of runs has what is typed"""
+    folders    what the command line named, to print commands that draw a plot in full
+    features   t-SNE figures
+    named      what options are called; the list of runs has what is typed
+    chosen_by  the words of the command line that a plot of these runs needs too, such as `--where`"""
     runs = list(report.found.values())
     loader = jinja2.PackageLoader("backdoorbench", "reporting")
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -90,7 +94,7 @@ def render(
         span=_span(runs),
         counts=_counts(report),
         parts=_parts([*sections(report, named), *filter(None, [costs(report, named)])]),
-        plots=_plots(report, " ".join(folders), figures, features, named),
+        plots=_plots(report, shlex.join([*folders, *chosen_by]), figures, features, named),
         triggers=_triggers(report),
         failures=[
             {"failure": failure, "link": _link(failure.log, os.path.realpath(file.parent))}
@@ -152,11 +156,13 @@ def _groups(grid: Grid) -> list[tuple[str, int]]:
 
 
 def _plots(
-    report: Report, folders: str, figures: Sequence[str], features: Sequence[Figure], named: Names
+    report: Report, words: str, figures: Sequence[str], features: Sequence[Figure], named: Names
 ) -> list[dict[str, Any]]:
-    """Name, element and the command that draws it in full, of each plot that the runs allow."""
+    """Name, element and the command that draws it in full, of each plot that the runs allow.
+
+    words  of that command, which name its runs"""
     runs = list(report.found.values())
-    unfit = (*OF_DETECTORS, *OF_AFTER)  # which no defense is drawn by
+    unfit = (*OF_DETECTORS, *OF_AFTER, *COSTS)  # which are no shares of a defense
     metric = next((name for name in ("asr", *figures) if name in figures and name not in unfit), "asr")
     settings: dict[str, set[str]] = {}
     for row in report.rows:
@@ -185,9 +191,10 @@ def _plots(
             figure = make()
         except DataError:  # nothing to draw
             continue
-        option = f" --metric {metric}" if kind == "heatmap" else ""
+        shown = {"heatmap": [metric], "ranks": [standing.figure for standing in report.standings]}.get(kind, [])
+        option = f" --metric {','.join(dict.fromkeys(shown))}" if shown else ""
         ink.rename(figure, named)
-        found.append(_plot(title, figure, f"bdx plot {kind} {folders}{option} --output {kind}.svg"))
+        found.append(_plot(title, figure, f"bdx plot {kind} {words}{option} --output {kind}.svg"))
     return found + [_plot("Features before and after", figure, "") for figure in features]
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from backdoorbench.config.compose import choices, compose, conf_dir, flat
 from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.errors import ConfigError, did_you_mean, few, join_words
+from backdoorbench.metrics import printed
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.holdouts import share
 from backdoorbench.reporting.rows import (
@@ -122,9 +123,14 @@ class Comparison:
             return "no published figure"
         for name, value in self.published.scores.items():
             mean, spread = self.ours[name].mean, self.ours[name].spread or 0.0
-            if mean is None or abs(mean - value) > max(TOLERANCE, 2 * spread):
+            if mean is None or not _is_near(mean, value, spread):
                 return "off"
         return "within"
+
+
+def _is_near(mean: float, value: float, spread: float) -> bool:
+    """Whether two figures, as printed, are so near that a comparison calls them the same."""
+    return round(abs(printed(mean) - printed(value)), 2) <= max(printed(TOLERANCE), printed(2 * spread))
 
 
 def figures(experiment: str) -> list[Figure]:
@@ -188,7 +194,7 @@ def _read_csv(file: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(
             f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); expected a csv of published figures, or one "
-            f"of {', '.join(experiments())}. Name another after --published."
+            f"of {', '.join(experiments())}.{did_you_mean(str(file), experiments())} Name another after --published."
         ) from None
     if not {"attack", "defense"} <= set(columns):
         raise ConfigError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backdoorbench.config.groups import AFTER, DETECT, PURIFY
-from backdoorbench.errors import DataError
+from backdoorbench.errors import DataError, join_words, paragraph
 from backdoorbench.metrics import LIMITS, Limits
 from backdoorbench.reporting import (
     classes,
@@ -115,6 +115,7 @@ def make(
     told = published.told(beside, models) if asked else {}
     of_models = [name for name in figures if name not in (*OF_DETECTORS, *OF_AFTER)]
     laid_out = _of_models(models, lines, columns, of_models, told) if of_models else []
+    absent: list[str] = []
     for found_rows, known, listed, group in (
         (detectors, OF_DETECTORS, grids.detection_grids, DETECT.group),
         (after, OF_AFTER, grids.after_grids, AFTER.group),
@@ -125,13 +126,16 @@ def make(
                 f"{sum(run.status == 'done' for run in runs)} of {len(runs)} runs finished, none with {WHAT[group]}; expected "
                 f"one at least. bdx list {group} shows what there is to ask."
             )
+        absent += [f"no finished run has {WHAT[group]}, so none shows {join_words(wanted)}"] * bool(
+            wanted and not found_rows
+        )
         if found_rows and wanted and (lines or columns):
             laid_out += grids.pivot_grids(found_rows, lines, columns, wanted)
         elif found_rows:
             laid_out += listed(found_rows)
     said = notes.below(models if of_models else [], [*detectors, *after], runs, laid_out, figures, limits)
     interrupted, unended = (sum(run.status == status for run in runs) for status in ("interrupted", "running"))
-    said += _without_end(interrupted, unended)
+    said += [*absent, *_without_end(interrupted, unended)]
     said += published.explained(beside.values()) if asked else []
     compared = [name for name in figures if name in contrasts.COMPARED]
     return Report(
@@ -238,10 +242,11 @@ def markdown(report: Report, named: Names = TYPED) -> str:
     parts = []
     for section in sections(report, named):
         parts += [formats.markdown(grid) for grid, _ in section.tables]
-        parts.append("".join(f"- {note}\n" for note in section.notes))
+        parts.append("".join(f"- {formats.plain(note)}\n" for note in section.notes))
     if report.failures:
         parts.append(
-            f"failed: {len(report.failures)}\n\n" + "".join(f"- {say(failure)}\n" for failure in report.failures)
+            f"failed: {len(report.failures)}\n\n"
+            + "".join(f"- {formats.plain(say(failure))}\n" for failure in report.failures)
         )
     return "\n".join(filter(None, parts))
 
@@ -267,14 +272,16 @@ def latex(report: Report, named: Names = TYPED) -> str:
     )
 
 
-def csv(report: Report) -> str:
-    """A line a setting; of rankings a line a defense instead, of statistics a line a pair of defenses."""
+def csv(report: Report, figures: Sequence[str] = ()) -> str:
+    """A line a setting; of rankings a line a defense instead, of statistics a line a pair of defenses.
+
+    figures  of models, that lines of settings have in any case"""
     if report.standings:
         return contrasts.as_csv(report.standings)
     if report.rankings:
         return verdicts.as_csv(report.rankings)
     beside = {place: item for (place, model), item in report.beside.items() if model == PURIFY.model}
-    return formats.as_csv(report.rows, beside)
+    return formats.as_csv(report.rows, beside, figures)
 
 
 def runs_csv(report: Report) -> str:
@@ -289,5 +296,5 @@ def classes_csv(report: Report) -> str:
 
 def say(failure: Failure) -> str:
     """A failure in one line, its error cut after 300 characters."""
-    error = " ".join(failure.error.split())
+    error = paragraph(" ".join(failure.error.split()))
     return f"{failure.heading}: {error if len(error) <= 300 else error[:299] + '…'} ({failure.log})"

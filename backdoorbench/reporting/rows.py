@@ -11,9 +11,9 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from backdoorbench.config.compose import flat
 from backdoorbench.config.groups import (
     AFTER,
     DETECT,
@@ -30,11 +30,14 @@ from backdoorbench.config.groups import (
     told_by,
     without_later,
 )
-from backdoorbench.metrics import defense_effectiveness
+from backdoorbench.errors import paragraph
+from backdoorbench.metrics import defense_effectiveness, printed
 
 if TYPE_CHECKING:
     from backdoorbench.metrics import Scores
     from backdoorbench.storage.record import Run
+
+K = TypeVar("K")
 
 DASH = "–"  # what was not measured, never 0
 FIGURES = ("ca", "asr", "ra")  # of one model
@@ -153,7 +156,7 @@ def chosen(config: Mapping[str, Any], group: str) -> str:
 
 def percent(value: float | None) -> str:
     """`97.31`, or a dash."""
-    return DASH if value is None else f"{100 * value:.2f}"
+    return DASH if value is None else f"{printed(value):.2f}"
 
 
 def show(cell: Cell, figure: str = "") -> str:
@@ -163,7 +166,8 @@ def show(cell: Cell, figure: str = "") -> str:
     if cell.mean is None:
         return DASH
     spread = None if figure in ANSWERS else cell.spread
-    return f"{scale * cell.mean:.2f}" + ("" if spread is None else f" ± {scale * spread:.2f}")
+    mean = round(scale * cell.mean, 2) + 0.0  # never -0.00
+    return f"{mean:.2f}" + ("" if spread is None else f" ± {scale * spread:.2f}")
 
 
 def titled(figure: str) -> str:
@@ -205,12 +209,23 @@ def afters(runs: Iterable[Run]) -> list[Row]:
 
 def _by_setting(runs: Iterable[Run], told: Collection[str]) -> list[list[Run]]:
     """Finished runs, those together that differ in nothing told but the seed: one run a seed, the latest, by seed."""
-    groups: dict[str, dict[int, Run]] = {}
+    groups: dict[str, list[Run]] = {}
     identify = identifier(told)
     for run in runs:
         if run.status == "done":
-            groups.setdefault(identify(run.config), {})[run.config["seed"]] = run
-    return [[seeds[seed] for seed in sorted(seeds)] for seeds in groups.values()]
+            groups.setdefault(identify(run.config), []).append(run)
+    found = (latest(members, lambda run: int(run.config["seed"])) for members in groups.values())
+    return [[seeds[seed] for seed in sorted(seeds)] for seeds in found]
+
+
+def latest(runs: Iterable[Run], key: Callable[[Run], K]) -> dict[K, Run]:
+    """Of the runs that have one key the one that started last, whatever folder it lies in."""
+    found: dict[K, Run] = {}
+    for run in runs:
+        held = found.setdefault(key(run), run)
+        if run.started >= held.started:
+            found[key(run)] = run
+    return found
 
 
 def _row(members: Sequence[Run], extra: Sequence[str]) -> Row:
@@ -401,7 +416,7 @@ def _with_best(rows: Sequence[Row]) -> list[Row]:
         fit = [r for r in members if r.names[PURIFY.group] != "none" and not r.collapsed and not r.marks]
         fit = [row for row in fit if set(row.seeds) == seeds]
         for name in (*FIGURES, "der"):
-            means = {id(row): round(mean, 4) for row in fit if (mean := row.figures[name].mean) is not None}
+            means = {id(row): printed(mean) for row in fit if (mean := row.figures[name].mean) is not None}
             if len(means) > 1:
                 top = (max if RISES[name] else min)(means.values())
                 for key, mean in means.items():
@@ -462,9 +477,16 @@ def bases(stage: Stage) -> tuple[str, ...]:
 
 def base_names(config: Mapping[str, Any], stage: Stage = PURIFY) -> dict[str, str]:
     """What a configuration says in those columns."""
-    rate = config[INFECT.group].get("poison_rate")
-    said = DASH if rate is None else f"{100 * rate:g} %"
+    said = rate_said(config[INFECT.group].get("poison_rate"))
     return {base: said if base == "rate" else config[base]["name"] for base in bases(stage)}
+
+
+def rate_said(rate: float | None) -> str:
+    """`10 %`; in full where that would be another rate, so that no two rates are called the same."""
+    if rate is None:
+        return DASH
+    short = f"{100 * rate:g}"
+    return f"{short if Decimal(short) / 100 == Decimal(repr(rate)) else repr(100 * rate)} %"
 
 
 def rate_of(config: Mapping[str, Any]) -> float:
@@ -484,16 +506,27 @@ def differing(settings: Sequence[Mapping[str, Any]], named: Collection[str] = NA
         for value in (config.get(group, DASH) for config in settings):
             is_option = group in CHOICES and isinstance(value, dict)
             option = (str(value.get("name")), str(value.get("version"))) if is_option else ("", "")
-            choices.setdefault(option, {}).setdefault(json.dumps(value, sort_keys=True), flat({group: value}))
+            choices.setdefault(option, {}).setdefault(json.dumps(value, sort_keys=True), _flat({group: value}))
         options = {name for name, _ in choices}
         if len(options) < len(choices):
             found.append(f"{group}.version")
-        for key in dict.fromkeys(key for distinct in choices.values() for parts in distinct.values() for key in parts):
+        keys = dict.fromkeys(key for distinct in choices.values() for parts in distinct.values() for key in parts)
+        inner = {key.rpartition(".")[0] for key in keys}
+        for key in (key for key in keys if key not in inner):
             values = ({json.dumps(v.get(key, DASH), sort_keys=True) for v in d.values()} for d in choices.values())
             if any(len(different) > 1 for different in values) and key != f"{INFECT.group}.poison_rate":
                 found.append(key)
         if group in PLACES and group not in named and len(options) > 1:
             found.append(f"{group}.name")
+    return found
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted keys, as `flat`, which drops an empty mapping: here it differs from one that is not there."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inside = _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {}
+        found |= inside or {f"{prefix}{name}": value}
     return found
 
 
@@ -505,7 +538,19 @@ def look_up(config: Mapping[str, Any], column: str) -> str:
     group, _, key = column.partition(".")
     if value == DASH and group in SHARED and group in config:
         value = LATER[group].get(key, DASH)
-    return "null" if value is None else DASH if isinstance(value, Mapping) else str(value)
+    if isinstance(value, Mapping):
+        return DASH if value else "{}"
+    is_text = isinstance(value, str) and value != DASH and not group.startswith(content_of(""))
+    return "null" if value is None else _quoted(value) if is_text else str(value)
+
+
+def _quoted(text: str) -> str:
+    """A text as a table prints it, on one line; in quotes where it would look like a number, a truth or nothing."""
+    try:
+        float(text or "0")
+    except ValueError:
+        return repr(text) if text in ("null", "None", "True", "False") else paragraph(text)
+    return repr(text)
 
 
 def _in_full(config: Mapping[str, Any], column: str, others: Iterable[Mapping[str, Any]]) -> str:

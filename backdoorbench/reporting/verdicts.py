@@ -6,16 +6,15 @@ seeds, so that nothing but the defense differs between two lines. Infections tha
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.errors import DataError, quantity
-from backdoorbench.metrics import DER_DEFINITION
+from backdoorbench.metrics import DER_DEFINITION, printed
+from backdoorbench.reporting import separated
 from backdoorbench.reporting.formats import fraction
 from backdoorbench.reporting.grids import Column, Grid, Item, blocks, labels
 from backdoorbench.reporting.notes import join_called, join_few, seeds_of
@@ -56,7 +55,7 @@ class Verdict:
     @property
     def place(self) -> tuple[float, ...]:
         """What verdicts are sorted by; the same where all that counts is printed the same."""
-        met, *others = (round(self.figures[name].mean or 0, 4) for name in ORDER)
+        met, *others = (printed(self.figures[name].mean or 0) for name in ORDER)
         return (-met, *others)
 
 
@@ -204,7 +203,7 @@ def _weak(contest: _Contest) -> list[str]:
 
 def front(runs: Mapping[str, Outcome]) -> frozenset[str]:
     """The defenses on the Pareto front of (CA, ASR) of one infection, as printed; equals share it, a collapsed run is on none."""
-    points = {name: (round(run.ca, 4), round(run.asr, 4)) for name, run in runs.items() if not run.collapsed}
+    points = {name: (printed(run.ca), printed(run.asr)) for name, run in runs.items() if not run.collapsed}
     return frozenset(name for name, point in points.items() if not any(_beats(o, point) for o in points.values()))
 
 
@@ -261,7 +260,7 @@ def _worst(asr: Mapping[Unit, float]) -> Case:
     found: dict[Case, list[float]] = {}
     for (case, _), value in asr.items():
         found.setdefault(case, []).append(value)
-    return max(found, key=lambda case: round(fmean(found[case]), 4))
+    return max(found, key=lambda case: printed(fmean(found[case])))
 
 
 # ---- as a table -----------------------------------------------------------------------------------------------------
@@ -317,12 +316,10 @@ def _fragile(ranking: Ranking) -> list[str]:
 
 def as_csv(rankings: Sequence[Ranking]) -> str:
     """Fractions: a line a defense, mean and spread of each figure, beside the limits that they hold for."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     measured = [f"{figure}{part}" for figure in MEASURED for part in ("", "_std")]
     limits = ["limit_ca_loss", "limit_asr"]
     head = ["setting", "rank", PURIFY.group, "cells", "fragile_cells", "n", "seeds", "collapsed"]
-    writer.writerow([*head, *measured, "worst_attack", "worst_rate", *limits])
+    lines: list[list[Any]] = []
     for ranking in rankings:
         for verdict in (*ranking.verdicts, ranking.infected):
             counts = len(ranking.cases), sum(map(bool, ranking.fragile.values())), len(ranking.seeds)
@@ -331,8 +328,8 @@ def as_csv(rankings: Sequence[Ranking]) -> str:
             ends = [f"{value:g}" for value in (ranking.limits.ca_loss, ranking.limits.asr)]
             seeds = " ".join(map(str, ranking.seeds))
             line = [ranking.title, _place(verdict, ranking), verdict.name, *counts, seeds, verdict.collapsed]
-            writer.writerow([*line, *shown, *verdict.worst, *ends])
-    return buffer.getvalue()
+            lines.append([*line, *shown, *verdict.worst, *ends])
+    return separated.as_csv([*head, *measured, "worst_attack", "worst_rate", *limits], lines)
 
 
 def _place(verdict: Verdict, ranking: Ranking) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -266,6 +267,8 @@ def _check_stage(stage: dict[str, Any]) -> None:
             if not stage[name].keys() >= {"ca", "asr", "ra"}:
                 raise ValueError(f"its {name} are no scores")
             _check_numbers(name, [stage[name]["ca"]], none=False)
+            if not all(0 <= (stage[name][figure] or 0) <= 1 for figure in ("ca", "asr", "ra")):
+                raise ValueError(f"its {name} are no shares")
     for name in ("figures", "beside", "seconds", "cost", "spent"):
         _check_numbers(name, stage.get(name, {}).values(), none=name in ("figures", "beside"))
     details = stage.get("details", {})
@@ -309,7 +312,7 @@ def _check_fields(content: Mapping[str, Any], kinds: Mapping[str, Any], known: S
 def _check_numbers(name: str, values: Iterable[Any], none: bool = True) -> None:
     """Raises TypeError where a value is no number; none: whether None will do."""
     for value in values:
-        if not (value is None and none) and type(value) not in NUMBERS:
+        if not (value is None and none) and (type(value) not in NUMBERS or not math.isfinite(value)):
             raise TypeError(f"its {name} are no numbers")
 
 

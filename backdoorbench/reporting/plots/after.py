@@ -14,7 +14,7 @@ from backdoorbench.errors import DataError, quantity
 from backdoorbench.reporting.comebacks import CONTROLS
 from backdoorbench.reporting.plots import ink, panels
 from backdoorbench.reporting.plots.panels import Panel
-from backdoorbench.reporting.rows import after_figures, chosen
+from backdoorbench.reporting.rows import after_figures, chosen, latest
 
 if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
@@ -75,8 +75,9 @@ def swept(settings: Sequence[Mapping[str, Any]]) -> str:
     several."""
     names = {str(each["name"]) for each in settings}
     told = [flat(each) for each in settings]
-    keys = [key for key in (told[0] if told else {}) if len({str(each.get(key)) for each in told}) > 1]
-    if len(names) == 1 and len(keys) == 1 and all(isinstance(each[keys[0]], int | float) for each in told):
+    every = dict.fromkeys(key for each in told for key in each)
+    keys = [key for key in every if len({str(each.get(key)) for each in told}) > 1]
+    if len(names) == 1 and len(keys) == 1 and all(type(each.get(keys[0])) in (int, float) for each in told):
         return keys[0]
     found = f"{quantity(len(settings), 'run')} with after-attacks ({', '.join(sorted(names)) or 'none'})"
     differ = f", which differ in {', '.join(keys)}" if keys and len(names) == 1 else ""
@@ -115,7 +116,7 @@ def _drawn(
 
 def _once(runs: Iterable[Run], setting: str) -> list[Run]:
     """One run a value of the setting and seed, the latest."""
-    return list({(flat(run.config[AFTER.group])[setting], run.config["seed"]): run for run in runs}.values())
+    return list(latest(runs, lambda run: (flat(run.config[AFTER.group])[setting], run.config["seed"])).values())
 
 
 def _trials(run: Run, model: str = PURIFY.model) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from backdoorbench.config.groups import INFECT
-from backdoorbench.errors import DataError
+from backdoorbench.errors import DataError, quantity
 from backdoorbench.reporting.plots import ink, panels
 from backdoorbench.reporting.plots.panels import figure_of, is_doubtful
-from backdoorbench.reporting.rows import FIGURES, Cell
+from backdoorbench.reporting.rows import FIGURES, Cell, collapse
 
 if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
@@ -52,6 +52,8 @@ def curves(runs: Iterable[Run], most: int | None = None) -> Figure:
     ink.name_rows(grid, FIGURES)
     images = {point["n"] for run in drawn for point in run.purification.curve}
     said = [panels.seeds(shown, "band from the smallest to the largest"), *missing]
+    count = sum(bool(collapse(run)) for run in drawn)
+    said += [f"{quantity(count, 'collapsed run')} among them."] if count else []
     if any(map(starts_infected, drawn)):
         said.append(f"Epoch 0: the {INFECT.model} model, on the whole test set; then {ink.span(images)} test images.")
     ink.finish(figure, looks, [*said, *panels.doubts(drawn)])

@@ -21,6 +21,7 @@ from backdoorbench.reporting.rows import (
     compared,
     identifier,
     label,
+    latest,
     rate_of,
     tell_apart,
 )
@@ -79,7 +80,7 @@ def cells(points: Iterable[tuple[float, float | None]]) -> dict[float, Cell]:
 
 def once(runs: Iterable[Run]) -> list[Run]:
     """One run a rate and seed, the latest."""
-    return list({(poison_rate(run), run.config["seed"]): run for run in runs}.values())
+    return list(latest(runs, lambda run: (poison_rate(run), run.config["seed"])).values())
 
 
 def finished(runs: Sequence[Run]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.errors import ConfigError, DataError, did_you_mean
 from backdoorbench.reporting.plots import ink, panels
 from backdoorbench.reporting.plots.panels import figure_of, is_doubtful
-from backdoorbench.reporting.rows import TITLES
+from backdoorbench.reporting.rows import TITLES, latest
 
 if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
@@ -42,29 +43,28 @@ def against_setting(runs: Iterable[Run], key: str, figures: Sequence[str] = ("ca
     stripped = [dataclasses.replace(run, config=_without(run.config, key.split("."))) for run in drawn if run.id in at]
 
     def once(members: Iterable[Run]) -> list[Run]:
-        return list({(at[run.id], run.config["seed"]): run for run in members}.values())
+        return list(latest(members, lambda run: (at[run.id], run.config["seed"])).values())
 
     title, shown, missing = panels.arrange(stripped, ("dataset", "model", "attack", "rate"), each=once)
     looks = panels.looks(shown)
     figure, grid = ink.panels(title, [panel.title for panel in shown], len(figures))
     for column, panel in enumerate(shown):
-        everyone = [run for members in panel.lines.values() for run in members]
+        victims = once(run for members in panel.lines.values() for run in members)
         for name, axes in zip(figures, grid[:, column], strict=True):
-            infected = panels.cells((at[run.id], figure_of(run, INFECT, name)) for run in everyone)
+            infected = panels.cells((at[run.id], figure_of(run, INFECT, name)) for run in victims)
             ink.draw_line(axes, infected, ink.DASHED, ())
             for label, members in panel.lines.items():
                 cells = panels.cells((at[run.id], figure_of(run, PURIFY, name)) for run in members)
                 ink.draw_line(axes, cells, looks[label], {at[run.id] for run in members if is_doubtful(run)})
                 ink.draw_spread(axes, cells, looks[label])
-        _set_numbers(grid[-1, column], key, [at[run.id] for run in everyone])
+        _set_numbers(grid[-1, column], key, [at[run.id] for run in victims])
     ink.name_rows(grid, figures)
     if set(figures) == {"holdout_ca"}:
         ink.zoom(grid)
-    counts = [
-        len(members) / len({at[run.id] for run in members}) for panel in shown for members in panel.lines.values()
-    ]
+    lines = [members for panel in shown for members in panel.lines.values()]
+    counts = {count for members in lines for count in Counter(at[run.id] for run in members).values()}
     said = (
-        [f"Means over seeds, bars of one sample standard deviation, n = {max(counts):g} at most."]
+        [f"Means over seeds, bars of one sample standard deviation, n = {ink.span(counts)}."]
         if max(counts) > 1
         else ["One seed."]
     )
