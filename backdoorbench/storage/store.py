@@ -38,7 +38,6 @@ TIME = "%Y%m%d-%H%M%S"  # of that time
 REFUSALS = (  # what the system says of a place that cannot be written
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
 )  # fmt: skip
-CUT_OFF = ("No space left", "requested and")  # in what is said of a full disk: by safetensors and torch, by numpy
 KEY_LENGTH = 12  # hexadecimal digits of a SHA-256: one in 2**48
 
 
