@@ -192,14 +192,17 @@ def test_every_overlay_composes_and_builds(overlay: Path) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_overlays_hold_only_what_differs(overlay: Path) -> None:
+    """From the option's own value, or from that of another overlay, which it undoes."""
     from omegaconf import OmegaConf
 
     group, method, _ = parts(overlay)
-    base, changes = (
-        OmegaConf.to_container(OmegaConf.load(f)) for f in (conf_dir() / group / f"{method}.yaml", overlay)
+    others = [other for other in OVERLAYS if other != overlay and parts(other)[:2] == (group, method)]
+    base, changes, *rest = (
+        OmegaConf.to_container(OmegaConf.load(f)) for f in (conf_dir() / group / f"{method}.yaml", overlay, *others)
     )
     assert isinstance(base, dict) and isinstance(changes, dict) and set(changes) <= set(base)
-    assert all(base[key] != value for key, value in changes.items())
+    for key, value in changes.items():
+        assert base[key] != value or any(isinstance(other, dict) and other.get(key, value) != value for other in rest)
 
 
 def test_precedence() -> None:
