@@ -255,7 +255,7 @@ def test_a_classifier_that_is_no_linear_layer_becomes_the_equal_one(name: str) -
     net(images).sum().backward()
     assert all(
         parameter.grad is not None
-        for parameter in surgery.surgery.classifier_head(Classifier(net, size, (0.0,), (1.0,))).parameters()
+        for parameter in surgery.classifier_head(Classifier(net, size, (0.0,), (1.0,))).parameters()
     )
 
 
