@@ -47,6 +47,23 @@ def test_a_picture_lies_where_it_is_put_and_as_large_as_it_is(tmp_path: Path) ->
     assert torch.equal(found, expected)
 
 
+def test_a_picture_of_16_bits_is_as_bright_as_it_looks_and_a_turned_one_is_upright(tmp_path: Path) -> None:
+    deep = picture(tmp_path, np.full((8, 8), 100 * 257, np.uint16))
+    floats = picture(tmp_path, np.full((8, 8), 100 / 255, np.float32), "f.tif")
+    for file in (deep, floats):
+        assert torch.equal(own(file), torch.full_like(IMAGES, 100 / 255)), file
+    levels = np.zeros((8, 8, 3), np.uint8)
+    levels[0] = 255
+    exif = Image.Exif()
+    exif[274] = 3  # upside down
+    Image.fromarray(levels).save(tmp_path / "turned.png", exif=exif)
+    found = own(str(tmp_path / "turned.png"))
+    assert bool((found[:, :, 7] == 1).all()) and not found[:, :, :7].any()
+    unknown = picture(tmp_path, np.full((8, 8), 2, np.float32), "u.tif")
+    with pytest.raises(ConfigError, match="whose pixels are of floats .* Save it with 8 bits a colour"):
+        own(unknown)
+
+
 def test_a_picture_without_a_place_covers_the_image_as_opaque_as_its_mask_and_opacity_say(tmp_path: Path) -> None:
     file = picture(tmp_path, np.full((8, 8, 3), 255, np.uint8))
     levels = np.zeros((8, 8), np.uint8)

@@ -122,7 +122,7 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         record.write(made, folder)
     words = ["plot", "sweep", "outputs", "--output", "sweep.svg"]
     assert cli.main([*words, "--x", "defense.alpha"]) == 0
-    assert cli.main(words) == 2 and "--x: it goes with sweep, which needs it" in capsys.readouterr().err
+    assert cli.main(words) == 2 and "KIND: sweep needs --x SETTING" in capsys.readouterr().err
     assert cli.main(["plot", "scatter", *words[2:], "--x", "defense.alpha"]) == 2
 
 

@@ -85,9 +85,10 @@ class Half(nn.Sequential):
         self.is_first = is_first
 
     def forward(self, features: Tensor) -> Tensor:  # (N, D) -> (N, 2 D)
-        own: Tensor = super().forward(features)  # type: ignore[no-untyped-call]
-        none = torch.zeros_like(own)
-        return torch.cat([own, none] if self.is_first else [none, own], 1)
+        for part in self:
+            features = part(features)
+        none = torch.zeros_like(features)
+        return torch.cat([features, none] if self.is_first else [none, features], 1)
 
 
 def _has_two_heads(module: Any) -> bool:

@@ -144,11 +144,11 @@ def _guesses(state: State, found: Found) -> list[Guess]:
             changed = {key: value for key, value in zip(choices, values, strict=True) if value != node[key]}
             guesses.append(Guess(len(changed), name, first | changed))
         if named == "architecture":
-            stems = (
-                ({}, {"stem": "as_is"}) if "stem" in node else ({},)
-            )  # trained on small images with the stem of large ones
+            own = {"stem": "as_is"}  # of a ResNet that was trained on small images with the stem of large ones
             guesses += [
-                Guess(UNSAID, name, {named: architecture, **first, **own}) for architecture in COMMON for own in stems
+                Guess(UNSAID, name, {named: architecture, **first, **stem})
+                for architecture in COMMON
+                for stem in ({}, own)[: 1 + architecture.startswith("resnet")]
             ]
     known: dict[str, Guess] = {}
     for guess in sorted(guesses, key=lambda guess: guess.rank):

@@ -14,16 +14,22 @@ def read_picture(path: str, size: tuple[int, int] | None, setting: str) -> Tenso
     """The image as (4, H, W) float32 in [0, 1]: red, green, blue, opacity; resized (antialiased) to (H, W) = `size`.
 
     Raises ConfigError, naming `setting`, where the file is missing or no image."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    from backdoorbench.data.pictures import UnfitError, open_image
 
     file = Path(path).expanduser()
     try:
         with Image.open(file) as image:
-            picture = image.convert("RGBA")
+            turned = ImageOps.exif_transpose(image)  # as a photograph is looked at
+            is_deep = image.mode.startswith("I") or image.mode == "F"  # which Pillow cuts off at 255
+            picture = (open_image(str(file), "white").image if is_deep else turned).convert("RGBA")
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(f"{setting} is '{path}', which is no file; expected an image (PNG, JPEG, ...).") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # Pillow's, over broken files
         raise ConfigError(f"{setting} is '{path}', which cannot be read as an image ({error}).") from None
+    except UnfitError as error:
+        raise ConfigError(f"{setting} is '{path}', whose pixels {error.what}. Save it with 8 bits a colour.") from None
     except Image.DecompressionBombError as error:
         raise ConfigError(
             f"{setting} is '{path}', which Pillow does not open, to guard memory ({error}). Scale it down beforehand."
