@@ -1,8 +1,11 @@
 """What lies beside a network in its file: the network once more, what images are normalised by, parts of other files."""
 
 import json
+from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -196,3 +199,51 @@ def test_the_old_weights_are_left_out_beside_those_of_copies(tmp_path: Path) -> 
     torch.save(content, file := tmp_path / "theirs.pth")
     fit, dropped = cleaned.without_the_old(checkpoint.load_given(network(0), str(file), "tiny"))
     assert dropped == ["state_dict_ema"] and list(fit.copies) == ["ema."]
+
+
+class Versioned(nn.Module):
+    """A layer that wants to know of which version its weights are, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.weight.view(3, 1, 1)
+
+    def _load_from_state_dict(self, state: Weights, prefix: str, metadata: dict[str, int], *rest: Any) -> None:
+        assert metadata.get("version") == 2
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def versioned() -> Classifier:
+    return Classifier(nn.Sequential(Versioned(), nn.Flatten(), nn.Linear(3 * 8 * 8, 2)), 8, (0.5,) * 3, (0.2,) * 3)
+
+
+@pytest.mark.parametrize("kind", ["state dict", "wrapped", "module", "pickled with more", "legacy"])
+def test_what_is_written_loads_where_what_was_read_did(kind: str, tmp_path: Path) -> None:
+    """Some layers ask for their version, which torch keeps beside the tensors of a state dict."""
+    file, to, theirs = tmp_path / "theirs.pth", tmp_path / "cleaned.pth", versioned().net
+    state = nn.ModuleDict({"module": theirs}).state_dict() if kind == "module" else theirs.state_dict()
+    beside = {"args": Namespace(lr=0.1)} if kind == "pickled with more" else {"epoch": 3}
+    torch.save(state if kind in ("state dict", "module", "legacy") else {"model": state, **beside}, file,
+               _use_new_zipfile_serialization=kind != "legacy")  # fmt: skip
+    fit = checkpoint.load_given(model := versioned(), str(file), "versioned")
+    model.net[0].weight.data.fill_(7)
+    checkpoint.save_as(fit, model, to)
+    written = torch.load(to)
+    written = written.get("model", written)
+    assert type(written) is OrderedDict
+    (nn.ModuleDict({"module": theirs}) if kind == "module" else theirs).load_state_dict(written)
+    assert theirs[0].weight[0] == 7
+
+
+def test_a_plain_dict_is_loaded_by_a_network_that_asks_for_versions(tmp_path: Path) -> None:
+    model = versioned()
+    checkpoint.save(model, tmp_path / "ours.safetensors")  # which keeps tensors alone
+    checkpoint.restore(other := versioned(), tmp_path / "ours.safetensors")
+    assert torch.equal(other.net[0].weight, model.net[0].weight)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({"net.0.weight": torch.ones(3)})

@@ -219,8 +219,8 @@ class TwoHeads(nn.Module):
 def test_networks_without_one_linear_classifier(net: nn.Module, found: str) -> None:
     assert refused(lambda: surgery.classifier_head(wrap(net))) == (
         f"{type(net).__name__} does not end in one linear classifier: {found}. Methods that read or redraw the "
-        f"classifier need an nn.Linear that turns (N, D) features into logits. Choose another network, such as "
-        f"preact_resnet18."
+        f"classifier need an nn.Linear that turns (N, D) features into logits. Choose a method that does "
+        f"neither, or another network, such as preact_resnet18."
     )
 
 

@@ -152,6 +152,35 @@ def test_without_images_a_network_that_is_named_is_believed(
     assert "holds the weights of another network than module for 10 classes at 32 pixels" in capsys.readouterr().err
 
 
+CONVOLUTION_LAST = """
+from torch import nn
+
+def squeezed(num_classes=10):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, num_classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+def test_a_detector_that_cannot_read_a_network_is_left_out_alone(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As SqueezeNet, which ends in a convolution: whoever was handed a model cannot choose another."""
+    (tmp_path / "own_of_squeezed.py").write_text(CONVOLUTION_LAST)
+    monkeypatch.syspath_prepend(tmp_path)
+    import own_of_squeezed  # type: ignore[import-not-found]
+
+    torch.save(own_of_squeezed.squeezed().state_dict(), file := tmp_path / "own.pth")
+    words = ["inspect", str(file), "model=module", "model.target=own_of_squeezed:squeezed", "plugins=[own_of_squeezed]"]
+    assert main(words) == 0
+    assert "signature cannot be asked: Sequential does not end in one" in " ".join(capsys.readouterr().out.split())
+    words += ["--data", str(digits), "force=true", f"runtime.outputs={tmp_path}", "--detectors"]
+    assert main([*words, "nc", "detector.units=3", "detector.success=0.2"]) == 0
+    assert "reversed_triggers.png" in capsys.readouterr().out
+    assert main([*words, "signature,latent_tac"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "signature cannot be asked: Sequential does not" in said and "latent_tac cannot be asked: Sequential" in said
+    assert "verdict none: no detector could be asked" in said
+
+
 @pytest.mark.slow
 def test_without_images_a_stem_of_large_ones_is_named_for_either_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

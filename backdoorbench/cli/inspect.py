@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from backdoorbench.cli import theirs
 from backdoorbench.cli.arguments import Parser
+from backdoorbench.errors import ModelError
 
 if TYPE_CHECKING:  # torch is imported only when work starts
     from pathlib import Path
@@ -43,7 +44,11 @@ def carry_out(words: Sequence[str]) -> int:
         runs, compared = [], False
         for name, resolved in zip(names, planned, strict=True):
             theirs.say(out, "", f"asking {name}; cost: {theirs.cost_of(name, chosen.config_dirs)}")
-            done = theirs.run(resolved)
+            try:
+                done = theirs.run(resolved)
+            except ModelError as error:  # of a network without what this one looks at; the others can be asked
+                theirs.say(out, name, f"cannot be asked: {error}")
+                continue
             clean = inspection.clean_indices(known, name, resolved["model"])
             compared = compared or bool(clean)
             theirs.say(out, name, inspection.line(done.run, clean))

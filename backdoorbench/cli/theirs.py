@@ -340,6 +340,9 @@ def print_weights_alone(chosen: Namespace, out: Console) -> None:
         say(out, "network", "none here that they fit; name it by model=..., as docs/your-model.md says, for more")
         return
     for name, verdict in cleaned.without_images(model, resolved).items():
+        if isinstance(verdict, ModelError):
+            say(out, name, f"cannot be asked: {verdict}")
+            continue
         flagged = verdict.flagged.nonzero()[:, 0].tolist()
         say(out, name, inspection.told(flagged, verdict.figures.get("anomaly_index")))
     say(

@@ -1,10 +1,11 @@
 """What every network is to the rest: pixels in [0, 1] in, logits out; and the spec that builds one."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,14 @@ class Classifier(nn.Module):
 
     def forward(self, images: Images) -> Logits:  # (N, 3, H, W) -> (N, K)
         return self.net(self.normalize(self.crop(images)))  # type: ignore[no-any-return]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *how: Any, **named: Any) -> Any:
+        """As torch's modules do. What says no versions of its layers, as a plain dict does not, has those of this network's: some
+        networks of torchvision ask for theirs."""
+        state: Any = OrderedDict(state_dict)
+        state._metadata = vars(state_dict).get("_metadata") if hasattr(state_dict, "__dict__") else None
+        state._metadata = state._metadata or vars(self.state_dict())["_metadata"]
+        return super().load_state_dict(state, *how, **named)
 
     @property
     def awaits_images(self) -> bool:

@@ -1,8 +1,10 @@
 """Weights in files: our own, which are safetensors; those that users give, in the formats that `reading` knows; and purified
 weights as the file that was given has them."""
 
+import copy
 import json
 import logging
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,8 @@ def load(model: nn.Module, fit: Fit) -> None:
             )
     weights = {name: value.to(own[name].dtype).reshape(own[name].shape) for name, value in weights.items()}
     _refuse_no_numbers({fit.places[name]: value for name, value in weights.items()}, fit.found.named)
-    model.load_state_dict(own | weights)
+    own.update(weights)
+    model.load_state_dict(own)
 
 
 def _normalise(model: nn.Module, fit: Fit, colours: tuple[str, str], is_said: bool) -> None:
@@ -137,7 +140,7 @@ def save_as(fit: Fit, model: nn.Module, file: Path) -> None:
             f"{found.file.name} holds more than tensors and plain values, which bdx does not build: {file.name} is the plain "
             f"state dict, under the same names."
         )
-    content = _replaced(found.tree, fit.state.keys, weights) if plain else weights
+    content = _replaced(found.tree, fit.state.keys, weights) if plain else _versioned(fit, model, weights)
     store.write_pickled(file, content, _use_new_zipfile_serialization=found.format != "legacy")
 
 
@@ -163,16 +166,30 @@ def _as_there(fit: Fit, model: nn.Module) -> Weights:
     return {there: changed.get(there, value).contiguous().clone() for there, value in fit.state.weights.items()}
 
 
+def _versioned(fit: Fit, model: nn.Module, weights: Weights) -> Weights:
+    """The weights with the versions of layers beside them, as torch's own state dicts have them, by the names of the file."""
+    state: Any = OrderedDict(weights)
+    versions = vars(model.state_dict()).get("_metadata", {})
+    state._metadata = OrderedDict(
+        ((fit.head + name.removeprefix("net").removeprefix(".")).removesuffix("."), version)
+        for name, version in versions.items()
+        if name.partition(".")[0] == "net"
+    )
+    return state  # type: ignore[no-any-return]
+
+
 def _replaced(tree: Any, keys: Keys, weights: Weights) -> Any:
     """The content of a file with other weights where `keys` lead; what is on the way is copied."""
-    if not keys:
-        return {**tree, **weights}
-    first, *rest = keys
     if isinstance(tree, list | tuple):
+        first, *rest = keys
         listed = list(tree)
         listed[first] = _replaced(tree[first], tuple(rest), weights)
         return type(tree)(listed)
-    return {**tree, first: _replaced(tree[first], tuple(rest), weights)}
+    copied = copy.copy(
+        tree
+    )  # of its own kind, with the versions of layers that torch keeps beside a state dict: some ask for them
+    copied.update({keys[0]: _replaced(tree[keys[0]], keys[1:], weights)} if keys else weights)
+    return copied
 
 
 def read_weights(file: Path, path: str) -> Weights:

@@ -148,7 +148,8 @@ def _find_head(model: nn.Module) -> tuple[str, nn.Linear]:
             return last.name, head
     raise ModelError(
         f"{_kind(model)} does not end in one linear classifier: {found}. Methods that read or redraw the classifier "
-        f"need an nn.Linear that turns (N, D) features into logits. Choose another network, such as preact_resnet18."
+        f"need an nn.Linear that turns (N, D) features into logits. Choose a method that does neither, or another network, "
+        f"such as preact_resnet18."
     )
 
 

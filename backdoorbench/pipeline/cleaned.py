@@ -1,5 +1,6 @@
 """A purified model of somebody else, handed back: its weights as their file had them, and a card that says what was done."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,9 +152,12 @@ def _without(tree: Any, branch: Keys) -> Any:
         listed = list(tree)
         listed[first] = _without(tree[first], tuple(rest)) if rest else None
         return type(tree)(listed)
+    copied = copy.copy(tree)
     if rest:
-        return {**tree, first: _without(tree[first], tuple(rest))}
-    return {key: value for key, value in tree.items() if key != first}
+        copied[first] = _without(tree[first], tuple(rest))
+    else:
+        del copied[first]
+    return copied
 
 
 # ---- a file alone ---------------------------------------------------------------------------------------------------
@@ -182,9 +186,9 @@ def fitted(found: Found, resolved: Plain, size: int | None) -> Classifier:
     )
 
 
-def without_images(model: Classifier, resolved: Plain) -> dict[str, Verdict]:
-    """What the detectors that need a model and nothing else say of it, by name."""
-    said = {}
+def without_images(model: Classifier, resolved: Plain) -> dict[str, Verdict | ModelError]:
+    """What the detectors that need a model and nothing else say of it, by name, or why one cannot be asked."""
+    said: dict[str, Verdict | ModelError] = {}
     for name in catalog.names("detector"):
         detector: Detector = build(option("detector", name), "detector")
         if detector.needs == {"model"}:
@@ -193,5 +197,8 @@ def without_images(model: Classifier, resolved: Plain) -> dict[str, Verdict]:
                 recipe=build(resolved["train"], "train"), stream=Stream(0), device=torch.device("cpu"),
                 probe=lambda *_: None, note=lambda *_: None,
             )  # fmt: skip
-            said[name] = detector.examine(scenario)
+            try:
+                said[name] = detector.examine(scenario)
+            except ModelError as error:
+                said[name] = error
     return said

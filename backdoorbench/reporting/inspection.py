@@ -111,6 +111,8 @@ def reversed_line(run: Run, after: bool = False) -> str:
 def verdict(runs: Sequence[Run]) -> list[str]:
     """The sentences that the detectors come to together: first of the classes that several flag, then of those that one flags
     alone, which says little."""
+    if not runs:
+        return ["none: no detector could be asked"]
     votes: dict[int, list[str]] = {}
     for run in runs:
         for label in run.detection.details.get("flagged_classes", []):
