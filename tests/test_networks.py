@@ -411,3 +411,28 @@ def test_a_resnets_stem_suits_small_images() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(ModelError, match="torchvision knows no classifier 'resnet81'. Did you mean 'resnet18'"):
         spec("torchvision", architecture="resnet81").net(7, 32)
+
+
+def test_a_transformer_of_another_size_of_images_is_told_the_size(tmp_path: Path) -> None:
+    from torchvision.models import VisionTransformer
+
+    def vit(side: int) -> Classifier:
+        net = VisionTransformer(side, 8, 1, 2, 16, 16, num_classes=4)
+        return Classifier(net, side, (0.0,) * 3, (1.0,) * 3)
+
+    torch.save(vit(32).net.state_dict(), file := tmp_path / "theirs.pth")
+    with pytest.raises(ModelError) as caught:
+        checkpoint.load_given(vit(48), str(file), "vit for 4 classes at 48 pixels")
+    assert str(caught.value) == (
+        f"model.checkpoint={file} is of vit for 4 classes for images of another size: encoder.pos_embedding is (1, 17, 16) there and "
+        f"(1, 37, 16) here, and a network has as many positions as its images have patches. Say at which size it was trained: "
+        f"dataset.size=N."
+    )
+
+
+def test_a_maker_of_another_library_is_called_with_options_of_ones_own(tmp_path: Path) -> None:
+    """So a transformer of timm whose patches are as large as timm has them reads small images."""
+    words = ["model=module", "model.target=timm:create_model", "plugins=[timm]"]
+    options = "model.options={model_name: test_vit, img_size: 64, num_classes: 4}"
+    made = build(compose([*words, options])["model"], "model", ["timm"]).classifier(4, 64, (0.0,) * 3, (1.0,) * 3)
+    assert made.net.patch_embed.proj.kernel_size == (16, 16) and made(torch.rand(2, 3, 64, 64)).shape == (2, 4)

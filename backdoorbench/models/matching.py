@@ -20,6 +20,8 @@ from backdoorbench.models.reading import Found, State
 
 log = logging.getLogger(__name__)
 
+POSITIONS = ("pos_embed", "position_embedding", "relative_position", "attention_bias")  # in the names of such weights
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -111,6 +113,11 @@ def misfit(own: Shapes, found: Found, described: str) -> ModelError:
             " Its shapes are those of this network under other names, but a safetensors file does not keep the order that would "
             "tell which is which: save it with torch.save(model.state_dict(), FILE)."
         )
+    if _differs_in_positions(named):
+        return ModelError(
+            f"{found.named} is of {described.partition(' at ')[0]} for images of another size: {differences[0]}, and a network "
+            f"has as many positions as its images have patches. Say at which size it was trained: dataset.size=N."
+        )
     if named.is_stranger and not sorting:
         wanted = few(name.removeprefix("net.") for name in own if name.startswith("net."))
         return ModelError(
@@ -121,6 +128,13 @@ def misfit(own: Shapes, found: Found, described: str) -> ModelError:
         f"{found.named} does not fit {described}: {differences[0]}{more}. Choose the model, width and data set it was trained "
         f"with.{sorting}"
     )
+
+
+def _differs_in_positions(named: Named) -> bool:
+    """Whether a file differs from a network in the shapes of what it adds to or weighs positions by, and in nothing else."""
+    is_whole = not named.left and all(name in named.places or is_optional(name) for name in named.own)
+    other = named.places.keys() - set(named.fitting)
+    return is_whole and bool(other) and all(any(word in name for word in POSITIONS) for name in other)
 
 
 def _class_counts(named: Named) -> tuple[int, int] | None:
