@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
 PANELS, FEWER, MANY = 8, 4, 200  # panels of a plot; where there are many settings; how many are many
 TRIGGERS = 12
+LEGIBLE = 0.75  # of its size that a plot is shrunk to; a wider one scrolls
 MODELS = {stage.name: stage.model for stage in STAGES}
 PARTS = {  # sections -> their heads on the page
     "tables": "Tables", "verdicts": "Verdicts", "statistics": "Statistics", "published": "Published beside ours",
@@ -199,7 +200,8 @@ def _plots(
 
 
 def _plot(title: str, figure: Figure, command: str) -> dict[str, Any]:
-    return {"title": title, "svg": Markup(as_svg(figure)), "command": command}
+    least = round(LEGIBLE * 72 * figure.get_figwidth())
+    return {"title": title, "svg": Markup(as_svg(figure)), "command": command, "least": least}
 
 
 def _triggers(report: Report) -> dict[str, Any]:

@@ -32,7 +32,7 @@ DASHED: dict[str, Any] = {"color": "#666666", "marker": "p", "linestyle": "--"} 
 STYLE: list[Any] = [
     "default",
     {
-        "svg.hashsalt": "bdx", "pdf.fonttype": 42, "ps.fonttype": 42,
+        "svg.hashsalt": "bdx", "pdf.fonttype": 42, "ps.fonttype": 42, "text.parse_math": False,
         "savefig.dpi": 200, "font.size": 8, "axes.titlesize": 8, "figure.titlesize": 9,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e5e5e5",
         "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.3, "lines.markersize": 4,

@@ -23,7 +23,9 @@ def scatter(runs: Iterable[Run], most: int | None = None) -> Figure:
     over seeds, a panel a setting. The lower right corner is what a defender wants. DataError where no finished run holds an
     ASR."""
     runs = list(runs)
-    drawn, left_out = panels.sound(run for run in runs if figure_of(run, PURIFY, "asr") is not None)
+    drawn, left_out = panels.sound(
+        run for run in runs if None not in (figure_of(run, INFECT, "asr"), figure_of(run, PURIFY, "asr"))
+    )
     if not drawn:
         raise DataError(
             f"{panels.finished(runs)}, none with an ASR; expected one at least. Run one: bdx attack=badnets defense=fst."
@@ -56,4 +58,4 @@ def _mean_scores(runs: Iterable[Run], stage: Stage) -> list[float]:
     """CA and ASR after a stage, in percent."""
     runs = list(runs)
     cells = (panels.cells((0, figure_of(run, stage, name)) for run in runs) for name in ("ca", "asr"))
-    return [100 * (cell[0].mean or 0.0) for cell in cells]
+    return [100 * (cell[0].mean or 0.0) for cell in cells]  # each run has both
