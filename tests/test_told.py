@@ -5,7 +5,9 @@ import copy
 import csv
 import functools
 import io
+import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ from rich.console import Console
 
 from backdoorbench.cli import main as cli
 from backdoorbench.config.compose import Plain, compose
+from backdoorbench.errors import DataError
 from backdoorbench.metrics import Limits, Scores
 from backdoorbench.reporting import comebacks, formats, page, published, report, rows, terminal
 from backdoorbench.reporting.contrasts import points
 from backdoorbench.reporting.grids import Column, Grid, Item
+from backdoorbench.reporting.plots import ink
 from backdoorbench.reporting.plots.after import against_setting as after_setting
 from backdoorbench.reporting.plots.curves import curves
+from backdoorbench.reporting.plots.scatter import scatter
 from backdoorbench.reporting.plots.sweep import against_setting
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Finding, Run
@@ -146,16 +151,37 @@ def test_a_seed_run_twice_counts_as_the_later_run_has_it_wherever_it_lies(ids: t
     assert row.figures["asr"].values == (0.2,)
 
 
-def test_scores_that_are_no_shares_are_of_no_record() -> None:
+SCORES = {"ca": 0.9, "asr": 0.1, "ra": 0.1, "n_clean": 1, "n_triggered": 1}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("scores", SCORES | {"ca": float("nan")}),
+        ("scores", SCORES | {"ca": 97.3}),
+        ("scores", SCORES | {"asr": -0.1}),
+        ("details", {"asr_per_class": ["x"]}),
+        ("details", {"ra_per_class": 1}),
+        ("details", {"holdout_ca": 1e300}),
+        ("details", {"holdout": []}),
+        ("environment", {"packages": 1.5}),
+        ("environment", {"data": {"classes": 10}}),
+        ("environment", {"company": {"fresh": True}}),
+        ("content", {"dataset.root": ["x"]}),
+        ("holdout", {"name": "standard", "rate": "5 %"}),
+    ],
+)
+def test_a_record_with_what_no_table_computes_with_is_left_out(key: str, value: Any, tmp_path: Path) -> None:
     content = {**vars(run("ft", "defense=ft")), "stages": []}
-    for scores in ({"ca": float("nan")}, {"ca": 97.3}, {"asr": -0.1}):
-        stage = {
-            "kind": "purify",
-            "name": "ft",
-            "scores": {"ca": 0.9, "asr": 0.1, "ra": 0.1, "n_clean": 1, "n_triggered": 1} | scores,
-        }
-        with pytest.raises((ValueError, TypeError), match="its scores are no"):
-            record.from_plain(content | {"stages": [stage]})
+    if key == "holdout":
+        content["config"] = content["config"] | {"holdout": value}
+    elif key in ("environment", "content"):
+        content[key] = value
+    else:
+        content["stages"] = [{"kind": "purify", "name": "ft", key: value}]
+    (tmp_path / record.FILE).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="is no record of this version"):
+        record.read(tmp_path)
 
 
 # ---- roundings ------------------------------------------------------------------------------------------------------
@@ -291,8 +317,26 @@ def test_a_plots_command_on_the_page_draws_the_same_runs(tmp_path: Path) -> None
 def test_a_swept_setting_that_an_older_record_lacks_is_a_paragraph() -> None:
     runs = [run(str(samples), "defense=ft", "after=retune", over={"after.samples": samples}) for samples in (1, 5)]
     del runs[0].config["after"]["samples"]
-    with pytest.raises(Exception, match="which differ in samples; expected those of one after-attack"):
+    with pytest.raises(DataError, match="which differ in samples; expected those of one after-attack"):
         after_setting(runs)
+
+
+def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
+    ink.write(scatter([run("a", "defense=ft", over={"dataset.name": "a$_$b"})]), tmp_path / "plot.svg")
+    assert "a$_$b" in (tmp_path / "plot.svg").read_text()
+
+
+def test_a_scatter_has_no_run_whose_infected_model_was_not_judged() -> None:
+    with pytest.raises(DataError, match="none with an ASR"):
+        scatter([run("a", "defense=ft", infected=None)])
+
+
+def test_a_wide_plot_on_the_page_scrolls_rather_than_shrinks_out_of_sight(tmp_path: Path) -> None:
+    text = page.render(made(run("a", "defense=ft")), ["outputs"], tmp_path / "p.html", ["asr"], [])
+    least, width = (
+        float(re.findall(found, text)[0]) for found in (r"--least: (\d+)pt", r'<svg [^>]*width="([\d.]+)pt"')
+    )
+    assert least == pytest.approx(page.LEGIBLE * width, abs=1)
 
 
 # ---- options --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ KINDS = {
 def share(holdout: Mapping[str, Any]) -> str | None:
     """A holdout's size in percent of the training set, `5`; None where it is no share."""
     is_share = holdout.get("kind") != "foreign" and holdout.get("per_class") is None
-    return f"{100 * holdout.get('rate', 0):g}" if is_share else None
+    return f"{100 * (holdout.get('rate') or 0):g}" if is_share else None
 
 
 def size(holdout: Mapping[str, Any]) -> str:

@@ -467,7 +467,8 @@ def _told(name: str, value: Any) -> Any:
         unusual = [key for key, usual in USUAL.items() if value.get(key, usual) != usual]
         told = without_later(name, value)
         return {key: setting for key, setting in told.items() if key not in UNKEYED or key in (path, *unusual)}
-    return {"name": SILENT[name]} if value.get("name") == SILENT.get(name, DASH) else without_later(name, value)
+    is_silent = name in SILENT and value.get("name") == SILENT[name]
+    return {"name": SILENT[name]} if is_silent else without_later(name, value)
 
 
 def bases(stage: Stage) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -251,11 +252,27 @@ def checked(content: Any) -> dict[str, Any]:
     check_config(config, REQUIRED)
     _check_numbers("settings", [config[INFECT.group].get("poison_rate")])
     _check_numbers("gates", [_object("gates", config["gates"])["constant_share"]], none=False)
-    if not isinstance(found.get("environment", {}).get("device", ""), str):
-        raise TypeError("the device of its environment is no text")
+    _check_environment(found.get("environment", {}))
+    if not all(isinstance(digest, str) for digest in found.get("content", {}).values()):
+        raise TypeError("a digest of its content is no text")
+    holdout = config["holdout"]
+    _check_numbers("holdout's settings", [holdout.get(name) for name in ("rate", "per_class", "validate")])
     for stage in found["stages"]:
         _check_stage(_object("a stage", stage))
     return found
+
+
+def _check_environment(found: Mapping[str, Any]) -> None:
+    """What tables say below them of where a run was made, and what classes are called."""
+    if not isinstance(found.get("device", ""), str):
+        raise TypeError("the device of its environment is no text")
+    _object("packages", found.get("packages", {}))
+    if not isinstance(_object("data", found.get("data", {})).get("classes", []), list):
+        raise TypeError("the classes of its data are no list")
+    if found.get("company") is not None:
+        company = _object("company", found["company"])
+        _check_numbers("company", [company["at_once"]], none=False)
+        company["fresh"]  # noqa: B018
 
 
 def _check_stage(stage: dict[str, Any]) -> None:
@@ -264,17 +281,17 @@ def _check_stage(stage: dict[str, Any]) -> None:
     for name in ("scores", "control"):
         if stage.get(name) is not None:
             _check_numbers(name, stage[name].values())
-            if not stage[name].keys() >= {"ca", "asr", "ra"}:
+            if not stage[name].keys() >= set(SHARES):
                 raise ValueError(f"its {name} are no scores")
             _check_numbers(name, [stage[name]["ca"]], none=False)
-            if not all(0 <= (stage[name][figure] or 0) <= 1 for figure in ("ca", "asr", "ra")):
-                raise ValueError(f"its {name} are no shares")
+            _check_shares(name, [stage[name][figure] for figure in SHARES])
     for name in ("figures", "beside", "seconds", "cost", "spent"):
         _check_numbers(name, stage.get(name, {}).values(), none=name in ("figures", "beside"))
     details = stage.get("details", {})
-    _check_numbers(
-        "details", [details.get("largest_share"), details.get("holdout_ca"), *details.get("ca_per_class", [])]
-    )
+    by_class = (details.get(f"{name}_per_class", []) for name in SHARES)
+    _check_shares("details", [details.get("largest_share"), details.get("holdout_ca"), *chain(*by_class)])
+    held = _object("holdout", details.get("holdout", {}))
+    _check_numbers("holdout", [held[name] for name in ("images", "validation") if name in held], none=False)
     for judged in _object("trials", details.get("trials", {})).values():
         for trial in judged:
             _check_numbers("trials", [trial["asr"]], none=False)
@@ -316,7 +333,15 @@ def _check_numbers(name: str, values: Iterable[Any], none: bool = True) -> None:
             raise TypeError(f"its {name} are no numbers")
 
 
+def _check_shares(name: str, values: Sequence[Any]) -> None:
+    """Raises TypeError or ValueError where a value is neither None nor a share."""
+    _check_numbers(name, values)
+    if not all(0 <= (value or 0) <= 1 for value in values):
+        raise ValueError(f"its {name} are no shares")
+
+
 NUMBERS = (float, int)
+SHARES = ("ca", "asr", "ra")  # of scores
 REQUIRED = tuple(group.name for group in GROUPS if group.run)  # groups that every configuration has, once `upgraded`
 TEXT, OBJECT = str, dict
 OF_A_RUN: dict[str, Any] = {
