@@ -59,6 +59,16 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def given(seed: int = 0) -> Classifier:
+    """What tests write to files and read again: a convolution, a norm and a head, never run."""
+    torch.manual_seed(seed)
+    net = nn.Sequential()
+    net.add_module("conv1", nn.Conv2d(3, 4, 3))
+    net.add_module("bn1", nn.BatchNorm2d(4))
+    net.add_module("head", nn.Linear(4, 2))
+    return Classifier(net, 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+
+
 ODD: dict[str, Callable[[], nn.Module]] = {  # of which some methods ask more than it has
     "timm_vit": lambda: TimmSpec("t", None, "test_vit", False, "as_is").net(10, 32),
 }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from scenes import given
 from torch import Tensor, nn
 
 from backdoorbench.errors import ModelError
@@ -21,17 +22,8 @@ from backdoorbench.pipeline import cleaned
 Weights = dict[str, Tensor]
 
 
-def network(seed: int = 0) -> Classifier:
-    torch.manual_seed(seed)
-    net = nn.Sequential()
-    net.add_module("conv1", nn.Conv2d(3, 4, 3))
-    net.add_module("bn1", nn.BatchNorm2d(4))
-    net.add_module("head", nn.Linear(4, 2))
-    return Classifier(net, 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-
-
 def headed(head: str, seed: int) -> Weights:
-    return {f"{head}{name}": value.clone() for name, value in network(seed).net.state_dict().items()}
+    return {f"{head}{name}": value.clone() for name, value in given(seed).net.state_dict().items()}
 
 
 COPIES: dict[str, tuple[Weights, str]] = {  # a state dict, and the head that is read: that of seed 1
@@ -54,17 +46,17 @@ def test_a_network_that_lies_there_twice_is_read_by_its_own_head_and_written_to_
     weights, other = COPIES[kind]
     file, to = tmp_path / f"theirs.{ending}", tmp_path / f"cleaned.{ending}"
     torch.save(weights, file) if ending == "pth" else save_file(weights, file)
-    model = network(0)
+    model = given(0)
     fit = checkpoint.load_given(model, str(file), "tiny")
-    assert torch.equal(model.net.head.weight, network(1).net.head.weight) and list(fit.copies) == [other] * bool(other)
+    assert torch.equal(model.net.head.weight, given(1).net.head.weight) and list(fit.copies) == [other] * bool(other)
     is_other = bool(other) and "attacker" not in other
     assert ("too, with other weights than those that are read" in caplog.text) == is_other
-    checkpoint.save_as(fit, network(3), to)
+    checkpoint.save_as(fit, given(3), to)
     written = reading.read(to).states[0].weights
     assert written.keys() == weights.keys()
     for name, value in written.items():
         inner = name.removeprefix("module.").removeprefix(other)
-        wanted = network(3).net.state_dict().get(inner.removeprefix("model.").removeprefix("net."))
+        wanted = given(3).net.state_dict().get(inner.removeprefix("model.").removeprefix("net."))
         assert torch.equal(value, wanted if wanted is not None else weights[name]), name
 
 
@@ -84,16 +76,16 @@ def test_what_a_file_says_of_normalisation_is_followed_unless_somebody_says_othe
 ) -> None:
     caplog.set_level("INFO")
     for grey in GREYS.values():
-        file, model = tmp_path / "theirs.pth", network(0)
+        file, model = tmp_path / "theirs.pth", given(0)
         torch.save({mean: grey, std: grey / 2, **headed(head, 1)}, file)
         fit = checkpoint.load_given(model, str(file), "tiny")
         assert fit.by == "names" and f"normalised by, in {mean} and {std}, which is followed" in caplog.text
         assert torch.allclose(model.normalize.mean, torch.tensor(0.3)) and torch.allclose(
             model.normalize.std, torch.tensor(0.15)
         )
-        checkpoint.save_as(fit, network(3), tmp_path / "cleaned.pth")
+        checkpoint.save_as(fit, given(3), tmp_path / "cleaned.pth")
         assert torch.equal(torch.load(tmp_path / "cleaned.pth")[mean], grey)  # as it was
-        checkpoint.load_given(said := network(0), str(file), "tiny", normalised=True)
+        checkpoint.load_given(said := given(0), str(file), "tiny", normalised=True)
         assert torch.allclose(said.normalize.mean, torch.tensor(0.5)) and "and so do the settings" in caplog.text
         assert "left out" not in caplog.text
         caplog.clear()
@@ -104,7 +96,7 @@ def test_means_above_one_are_of_pixels_up_to_255(tmp_path: Path) -> None:
     torch.save(
         {"pixel_mean": mean, "pixel_std": torch.ones(3, 1, 1), **headed("backbone.", 1)}, tmp_path / "theirs.pth"
     )
-    checkpoint.load_given(model := network(0), str(tmp_path / "theirs.pth"), "tiny")
+    checkpoint.load_given(model := given(0), str(tmp_path / "theirs.pth"), "tiny")
     assert torch.allclose(model.normalize.mean * 255, mean) and torch.allclose(
         model.normalize.std * 255, torch.ones(3, 1, 1)
     )
@@ -117,15 +109,15 @@ def test_what_is_no_normalisation_is_none(tmp_path: Path) -> None:
         (torch.zeros(3), torch.ones(1)),
     ):
         torch.save({"a.mean": mean, "a.std": std, **headed("net.", 1)}, tmp_path / "theirs.pth")
-        assert checkpoint.load_given(network(0), str(tmp_path / "theirs.pth"), "tiny").colours is None
+        assert checkpoint.load_given(given(0), str(tmp_path / "theirs.pth"), "tiny").colours is None
 
 
 def test_a_classifier_of_ours_follows_the_settings_where_they_say_more(tmp_path: Path) -> None:
-    theirs = network(1)
+    theirs = given(1)
     theirs.normalize.mean.fill_(0.1)
     torch.save(theirs.state_dict(), file := tmp_path / "ours.pth")
     for is_said, mean in ((False, 0.1), (True, 0.5)):
-        checkpoint.load_given(model := network(0), str(file), "tiny", normalised=is_said)
+        checkpoint.load_given(model := given(0), str(file), "tiny", normalised=is_said)
         assert torch.allclose(model.normalize.mean, torch.tensor(mean)), is_said
 
 
@@ -156,7 +148,7 @@ def weights() -> Callable[..., Weights]:
 
 def test_numbers_that_the_files_precision_does_not_reach_are_not_written_as_infinite(tmp_path: Path) -> None:
     torch.save({name: value.half() for name, value in headed("", 1).items()}, file := tmp_path / "theirs.pth")
-    fit = checkpoint.load_given(model := network(0), str(file), "tiny")
+    fit = checkpoint.load_given(model := given(0), str(file), "tiny")
     model.net.bn1.running_var.fill_(70_000)
     with pytest.raises(
         ModelError, match=r"bn1.running_var in float16, which does not reach as far .* Save it in float32"
@@ -188,7 +180,7 @@ def test_one_of_several_files_is_refused_with_the_way_to_join_them(ending: str, 
         exec(code, {"glob": glob})
     finally:
         os.chdir(before)
-    assert checkpoint.load_given(network(0), str(tmp_path / f"whole.{ending}"), "tiny").by == "names"
+    assert checkpoint.load_given(given(0), str(tmp_path / f"whole.{ending}"), "tiny").by == "names"
     single = tmp_path / f"model-00001-of-00001.{ending}"
     (tmp_path / f"whole.{ending}").rename(single)
     assert reading.read(single).states
@@ -197,7 +189,7 @@ def test_one_of_several_files_is_refused_with_the_way_to_join_them(ending: str, 
 def test_the_old_weights_are_left_out_beside_those_of_copies(tmp_path: Path) -> None:
     content = {"state_dict": headed("model.", 1) | headed("ema.", 2), "state_dict_ema": headed("", 2), "epoch": 3}
     torch.save(content, file := tmp_path / "theirs.pth")
-    fit, dropped = cleaned.without_the_old(checkpoint.load_given(network(0), str(file), "tiny"))
+    fit, dropped = cleaned.without_the_old(checkpoint.load_given(given(0), str(file), "tiny"))
     assert dropped == ["state_dict_ema"] and list(fit.copies) == ["ema."]
 
 

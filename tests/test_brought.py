@@ -21,6 +21,8 @@ CHOSEN = [
     (["dataset=cifar10", "model='airbench'"], "airbench"),  # as the shell hands on what was quoted twice
     (["dataset=cifar10", 'model="airbench"'], "airbench"),
     (["dataset=cifar10", "model=airbench "], "airbench"),
+    (["dataset=cifar10.yaml", "model=airbench.yaml"], "airbench"),
+    (["scale=cpu.yaml"], "airbench"),
     (["dataset=cifar10", "model=airbench", "train={epochs: 3}"], "airbench"),  # sets, and chooses nothing
 ]
 
@@ -40,6 +42,7 @@ WRITTEN = {  # defaults of a network of one's own -> the recipe that it brings
     'defaults:\n  - demo\n  - override /train@_global_.train: "fast"  # quick': "fast",
     "defaults: [demo, {override /train@_global_.train: fast}]": "fast",
     "defaults: [airbench, _self_]": "airbench",
+    "defaults: [airbench.yaml, _self_]": "airbench",
     "defaults: [/model/airbench, {override /train@_global_.train: fast}]": "fast",
 }
 
@@ -144,6 +147,7 @@ def test_every_file_of_ours_that_chooses_a_network_names_its_recipe() -> None:
 
 def test_what_composing_twice_is_for_is_told_by_the_words() -> None:
     assert may_be_brought_by_files(["scale=cpu", "experiment=fst"], [])
+    assert may_be_brought_by_files(["scale=cpu.yaml"], [])
     assert may_be_brought_by_files(["attack=badnets"], ["own"])
     assert may_be_brought_by_files(["attack=badnets"], [], "mine")
     assert not may_be_brought_by_files(["experiment=fst", "dataset=cifar10", "seed=3", "scale=small"], [])

@@ -7,23 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from scenes import given
+from torch import Tensor
 
 from backdoorbench.cli.main import main
+from backdoorbench.config.compose import compose
 from backdoorbench.errors import ModelError
 from backdoorbench.models import checkpoint
-from backdoorbench.models.base import Classifier
+from backdoorbench.pipeline import plan
 
 Weights = dict[str, Tensor]
-
-
-def network(seed: int = 0) -> Classifier:
-    torch.manual_seed(seed)
-    net = nn.Sequential()
-    net.add_module("conv1", nn.Conv2d(3, 4, 3))
-    net.add_module("bn1", nn.BatchNorm2d(4))
-    net.add_module("head", nn.Linear(4, 2))
-    return Classifier(net, 8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 def bare(weights: Weights) -> Weights:
@@ -69,7 +62,7 @@ READ: dict[str, Callable[[Weights], Weights]] = {
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
 @pytest.mark.parametrize("kind", READ)
 def test_a_checkpoint_is_read(kind: str, ending: str, tmp_path: Path) -> None:
-    theirs, ours, file = network(1), network(0), tmp_path / f"given.{ending}"
+    theirs, ours, file = given(1), given(0), tmp_path / f"given.{ending}"
     weights = {name: value.clone() for name, value in READ[kind](theirs.state_dict()).items()}
     save_file(weights, file) if ending == "safetensors" else torch.save({"state_dict": weights}, file)
     checkpoint.load_given(ours, str(file), "tiny")
@@ -83,16 +76,16 @@ def test_a_trainers_file_is_read_and_its_averaged_weights_are_said(
     name: str, averaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As timm's and torchvision's write it: options in a Namespace, and an average of the weights beside the last ones."""
-    last, average, file = network(1), network(2), tmp_path / "last.pth.tar"
+    last, average, file = given(1), given(2), tmp_path / "last.pth.tar"
     content = {"epoch": 3, "arch": "tiny", "args": Namespace(lr=0.1, opt="sgd"), name: bare(last.state_dict())}
     torch.save({**content, averaged: bare(average.state_dict())}, file)
-    ours = network(0)
+    ours = given(0)
     checkpoint.load_given(ours, str(file), "tiny")
     assert torch.equal(ours.state_dict()["net.head.weight"], last.state_dict()["net.head.weight"])
     assert f"holds averaged weights ({averaged}) beside the last ones ({name}): the last ones are read" in caplog.text
     caplog.clear()
     torch.save(content, file)
-    checkpoint.load_given(network(0), str(file), "tiny")
+    checkpoint.load_given(given(0), str(file), "tiny")
     assert not caplog.records
 
 
@@ -153,8 +146,8 @@ REFUSED: dict[str, tuple[Callable[[Weights], Weights], str]] = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_checkpoint_is_refused_by_the_names_it_has(kind: str, tmp_path: Path) -> None:
     change, said = REFUSED[kind]
-    file, model = tmp_path / "given.safetensors", network(0)
-    save_file({name: value.clone() for name, value in change(network(1).state_dict()).items()}, file)
+    file, model = tmp_path / "given.safetensors", given(0)
+    save_file({name: value.clone() for name, value in change(given(1).state_dict()).items()}, file)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ModelError) as caught:
         checkpoint.load_given(model, str(file), "tiny")
@@ -184,3 +177,20 @@ def test_values_that_are_no_numbers_are_not_blamed_on_the_rate(
         said = capsys.readouterr().err
         assert "nan.safetensors holds 10 values that are NaN or infinite, 10 of them in net.linear.bias" in said
         assert "lr" not in said
+
+
+def test_only_what_was_made_of_given_files_is_made_anew_once_they_are_read_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "theirs.safetensors"
+    save_file(given().net.state_dict(), file)
+
+    def keys(*words: str) -> tuple[str, str]:
+        made = plan.sketch(compose([f"runtime.outputs={tmp_path}", *words]), plan.Shared())
+        return made.infection_key, made.key
+
+    named = f"model.checkpoint={file}"
+    before, ours = keys(named), keys()
+    monkeypatch.setattr(checkpoint, "READING", checkpoint.READING + 1)
+    assert keys() == ours
+    assert not set(keys(named)) & set(before)

@@ -103,12 +103,10 @@ def test_the_size_at_which_a_network_was_trained_is_found(there: int, side: int,
     images = waves.to(torch.uint8)[labels].mul(255).view(80, 1, 1, there).expand(-1, 3, there, -1).contiguous()
     model = Classifier(Striped(side, stride), there, (0.0,) * 3, (1.0,) * 3).eval()
     test = ImageSet(images, labels, CLASSES)
-    found = readings.better(model, test, torch.arange(80), "float32", is_sized=True)
+    found = readings.better(model, test, torch.arange(80), "float32")
     assert (
         found is not None and found.best.settings == f"dataset.size={side}" and found.best.changed == 1 and found.is_far
     )
-    unsized = readings.better(model, test, torch.arange(80), "float32")
-    assert unsized is None or "dataset.size" not in unsized.best.settings
     assert (
         readings.better(
             Classifier(Striped(there, stride), there, (0.0,) * 3, (1.0,) * 3), test, torch.arange(80), "float32"

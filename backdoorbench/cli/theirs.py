@@ -109,14 +109,13 @@ Sizes = Sequence[tuple[int, int]]  # width and height of pictures
 
 
 def sizes_of(found: Sequence[str], folders: Sequence[str]) -> tuple[Sizes, int]:
-    """How large some pictures of a run's data set are, where it is a folder of anybody's, and how large it would make them."""
+    """How large some raw pictures of a run's data set are, where they may be of any size, and how large it would make them."""
     from backdoorbench.cli.arguments import composed
     from backdoorbench.config.build import build
-    from backdoorbench.data.folder import Folder
 
     resolved = composed(found, folders)
     dataset = build(resolved["dataset"], "dataset", resolved["plugins"])
-    return dataset.sizes(PROBED) if isinstance(dataset, Folder) else [], resolved["dataset"]["size"]
+    return dataset.sizes(PROBED), resolved["dataset"]["size"]
 
 
 def common_side(sizes: Sizes) -> int | None:

@@ -316,7 +316,7 @@ def may_be_brought_by_files(words: Sequence[str], folders: Sequence[str], primar
 @cache
 def _chooses_what_brings(name: str) -> bool:
     """Whether an option of ours, such as `scale/cpu`, chooses a network that brings something along, itself or by its choices."""
-    file = conf_dir() / f"{name}.yaml"
+    file = conf_dir() / f"{named(name)}.yaml"
     pairs = choices(file.read_text(encoding="utf-8")) if file.is_file() else []
     return any(
         group == BRINGS and brought(option) or _chooses_what_brings(f"{group}/{option}") for group, option in pairs
@@ -354,13 +354,18 @@ def brought(network: str, folders: Sequence[str] = (), extending: Sequence[str] 
     nothing else itself.
 
     extending  those by which it was reached"""
-    if not re.fullmatch(r"[\w. /-]{1,100}", network) or network in extending:
+    if not re.fullmatch(r"[\w. /-]{1,100}", network) or named(network) in extending:
         return {}
-    files = [folder / BRINGS / f"{network}.yaml" for folder in places(folders)]
+    files = [folder / BRINGS / f"{named(network)}.yaml" for folder in places(folders)]
     text = next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
     extended = [entry for entry in defaults(text) if isinstance(entry, str) and entry != "_self_"]
-    inherited = [brought(name.removeprefix(f"/{BRINGS}/"), folders, [*extending, network]) for name in extended]
+    inherited = [brought(name.removeprefix(f"/{BRINGS}/"), folders, [*extending, named(network)]) for name in extended]
     return dict(pair for each in [*inherited, dict(choices(text))] for pair in each.items())
+
+
+def named(option: str) -> str:
+    """An option's name without the ending of its file, which Hydra lets one write: `model=airbench.yaml`."""
+    return option.removesuffix(".yaml")
 
 
 def defaults(text: str) -> list[Any]:

@@ -110,3 +110,8 @@ class Dataset(ABC):
         """Both splits on the CPU, memory-mapped from `cache` (decoded there first where they are not yet).
 
         Raises DataError, naming what is missing, empty or corrupt and what to do."""
+
+    def sizes(self, most: int) -> list[tuple[int, int]]:
+        """Width and height of at most so many of the raw pictures, where they may be of any size; none of a published data set,
+        whose pictures have the size that it is known for."""
+        return []

@@ -69,8 +69,7 @@ class Folder(Dataset):
         return load(self, cache, root, raw, stretch, background=self.background)
 
     def sizes(self, most: int) -> list[tuple[int, int]]:
-        """Width and height of pictures as they lie there: at most so many, from all over the training split; without those that
-        cannot be read, of which `load` says why."""
+        """As they lie there, from all over the training split; without those that cannot be read, of which `load` says why."""
         _, train, _ = self._listed()[2].read()
         rows = range(0, len(train.labels), -(-len(train.labels) // most) or 1)
         found = []

@@ -21,6 +21,7 @@ from backdoorbench.storage import store
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "bdx"  # the entry of metadata
+READING = 2  # rises when a given file comes to be read as another network than before: what was made of it is made anew
 BYTES = 255  # what white is where a mean or a deviation is above 1
 
 
@@ -187,7 +188,7 @@ def _replaced(tree: Any, keys: Keys, weights: Weights) -> Any:
         return type(tree)(listed)
     copied = copy.copy(
         tree
-    )  # of its own kind, with the versions of layers that torch keeps beside a state dict: some ask for them
+    )  # of its own kind, with the versions of layers that torch keeps beside it: some ask for them
     copied.update({keys[0]: _replaced(tree[keys[0]], keys[1:], weights)} if keys else weights)
     return copied
 

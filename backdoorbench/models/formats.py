@@ -61,7 +61,6 @@ ONNX = (
     f"Take the weights from before the export. {AGAIN}",
 )
 PART = re.compile(r"-\d{5}-of-(\d{5})\.(safetensors|bin)$")  # how one of several files of a network's weights is called
-SEVERAL = 2
 JOINED = {  # the ending of such a file -> what reads one, and what writes all of them in one
     "safetensors": ("safetensors.torch.load_file(file)", "safetensors.torch.save_file({}, 'whole.safetensors')"),
     "bin": ("torch.load(file, weights_only=True)", "torch.save({}, 'whole.bin')"),
@@ -152,13 +151,9 @@ def refuse_parts(data: bytes, file: Path, named: str) -> None:
     """Raises ModelError for a network whose weights lie in several files: for one of these, and for the index of all."""
     part = PART.search(file.name)
     is_index = data[:1] == b"{" and b'"weight_map"' in data
-    if not is_index and (part is None or int(part[1]) < SEVERAL):
+    if not is_index and (part is None or int(part[1]) == 1):
         return
-    what = (
-        "the index of several files of a network's weights"
-        if part is None
-        else "one of several files of a network's weights"
-    )
+    what = f"{'the index' if part is None else 'one'} of several files of a network's weights"
     ending = "safetensors" if b".safetensors" in (data if is_index else file.name.encode()) else "bin"
     load, save = JOINED[ending]
     whole = f"{{name: value for file in glob.glob('*-of-*.{ending}') for name, value in {load}.items()}}"

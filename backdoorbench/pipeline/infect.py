@@ -12,7 +12,6 @@ from backdoorbench import device, metrics
 from backdoorbench.attacks import base as attacks
 from backdoorbench.attacks.base import Infection, Task, TriggerNetwork, no_surrogate
 from backdoorbench.config.groups import INFECT
-from backdoorbench.data.folder import Folder
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import TrainingError, join_words
 from backdoorbench.metrics import Scores
@@ -122,8 +121,7 @@ def reading_notes(made: Plan, infection: Infection, before: Predictions, test: I
     if known is not None and known["asked"] == known_as:
         return dict(known["notes"])
     stems = readings.other_stems(made.spec, model, len(test.classes), made.dataset.mean, made.dataset.std)
-    is_sized = isinstance(made.dataset, Folder)
-    found = readings.better(model, test, rows, precision, before, stems, is_sized)
+    found = readings.better(model, test, rows, precision, before, stems)
     notes = {"reads": readings.told(model)}
     if found is not None:
         notes |= _better_said(made, found, test.classes)

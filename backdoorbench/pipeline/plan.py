@@ -25,7 +25,7 @@ from backdoorbench.data.holdout import Holdout, Parts
 from backdoorbench.defenses.base import Defense
 from backdoorbench.detectors.base import Detector
 from backdoorbench.errors import ConfigError, DataError, PairingError, check_name
-from backdoorbench.models import stems
+from backdoorbench.models import checkpoint, stems
 from backdoorbench.models.base import ModelSpec
 from backdoorbench.models.outputs import say
 from backdoorbench.pipeline import switches
@@ -321,12 +321,10 @@ def with_settings(resolved: Plain, named: Mapping[str, str], reading: Reading | 
     if reading is not None and kept["holdout"]["source"] == "folder":
         how = {"fit": reading.fit.__name__, "background": reading.background, "classes": list(classes)}
         by_value = int if all(name.isdecimal() for name in classes) else str
-        usual = {
-            "fit": "stretch",
-            "background": "white",
-            "classes": sorted(classes, key=by_value),
-        }  # of old keys
-        kept["holdout"] |= {name: value for name, value in how.items() if value != usual[name]}
+        in_old_keys = {"fit": "stretch", "background": "white", "classes": sorted(classes, key=by_value)}
+        kept["holdout"] |= {name: value for name, value in how.items() if value != in_old_keys[name]}
+    if kept["model"].get("checkpoint") is not None:
+        kept["model"] |= {"reading": checkpoint.READING}
     own = {key: value for key, value in kept["dataset"].items() if key not in groups.UNKEYED}
     return kept | {"dataset": own | {"digest": named["dataset.root"]}}
 

@@ -28,10 +28,8 @@ from backdoorbench.training.recipe import Precision
 IMAGES = 400  # test images, at most, that each reading is tried on
 GAIN = 0.1  # in accuracy, at least, from which on another reading stops what goes on; of few images more
 FEW = 100  # of them, at most, that are shown at each other size, which may cost fifty times as much
-SIDES = {
-    False: (28, 32, 64),
-    True: (32, 64, 128, 224),
-}  # pixels, by whether the first convolution halves the image at once
+SMALL = (28, 32, 64)  # pixels: sizes tried of networks whose first convolution keeps the size of an image
+LARGE = (32, 64, 128, 224)  # and of those where it halves it
 SURE = 3  # deviations of a difference between two readings: the best of many is better by two often enough
 Numbers = tuple[float, ...]
 
@@ -98,14 +96,12 @@ def better(
     precision: Precision,
     calls: Predictions | None = None,
     stems: Sequence[tuple[str, Classifier]] = (),
-    is_sized: bool = False,
 ) -> Better | None:
     """The reading under which the network knows more than as it is; None where there is none.
 
     rows   of the test images that count
     calls  the network's own on all test images, which tell an order better than few
-    stems  the same weights behind other stems, by the settings that choose them
-    is_sized  whether the images may be made larger or smaller"""
+    stems  the same weights behind other stems, by the settings that choose them"""
     few = test.subset(rows[torch.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).long()])
     true, every = few.labels.cpu(), torch.arange(len(few))
 
@@ -123,7 +119,7 @@ def better(
     for stem, network in [("", model), *stems]:
         for settings, changed, reread in others(network, bool(stem)):
             tried += read(" ".join(filter(None, (stem, settings))), changed + bool(stem), reread)
-    if is_sized and (side := best_side(model, few, now.right, precision)) is not None:
+    if (side := best_side(model, few, now.right, precision)) is not None:
         tried += read(f"dataset.size={side}", 1, resized(model, side))
     best = max(tried, key=lambda reading: reading.accuracy)
     if not best.beats(now):
@@ -142,11 +138,11 @@ def best_side(model: Classifier, few: ImageSet, right: Tensor, precision: Precis
     right  (N,) which of them it calls right as they are"""
     rows = torch.linspace(0, len(few) - 1, min(FEW, len(few))).long()
     some, found = few.subset(rows), []
-    for side in SIDES[_halves(model)]:
+    for side in LARGE if _halves(model) else SMALL:
         if side != few.size == model.size:
             try:
                 called = predict(resized(model, side), some, None, precision)
-            except Exception:  # of a network that reads one size alone; what it raises is its own
+            except (RuntimeError, AssertionError, ValueError):  # of a network that reads one size alone
                 continue
             found.append((side, Reading("", 1, None, called.clean == some.labels.cpu())))
     side, best = max(found, key=lambda pair: pair[1].accuracy, default=(0, None))

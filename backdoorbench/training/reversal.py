@@ -193,7 +193,7 @@ class Stops:
         return self.idle >= self.patience
 
 
-TWO = 2
+FEWEST = 3  # classes of which one can stand out
 
 
 def anomaly(norms: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def index_of(norms: Tensor) -> float | None:
     """The largest of `anomaly`, a model's score; None where none can stand out: where MAD is 0, and of two, which always lie
     equally far from their median."""
     scores = anomaly(norms)
-    return float(scores.max()) if scores.any() and int(norms.isfinite().sum()) > TWO else None
+    return float(scores.max()) if scores.any() and int(norms.isfinite().sum()) >= FEWEST else None
 
 
 def squash(v: Tensor) -> Tensor:
