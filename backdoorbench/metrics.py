@@ -21,6 +21,7 @@ DEFINITIONS = (
     "CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the "
     "attacker's label. RA: the same images called by their true label. Percent."
 )
+KNOWS = 0.2  # of what chance leaves to be known: less is near chance; from four classes on 1.5 / K is stricter
 DER_DEFINITION = "DER: half of (drop of ASR - drop of CA + 1), drops at least 0; 50 is no change."
 
 
@@ -131,6 +132,17 @@ def by_chance(called: Labels, true: Labels, classes: int) -> float:
     evenly over K classes, and more where a class that has most of them is called most."""
     shares = [labels.bincount(minlength=classes).double() / len(labels) for labels in (called, true)]
     return float(shares[0] @ shares[1])
+
+
+def is_near_chance(ca: float, classes: int, by_chance: float = 0.0) -> bool:
+    """Whether a network knows next to nothing of its images: its CA is below 1.5/K, or little above what `by_chance` makes of its
+    calls.
+
+    >>> is_near_chance(0.14, 10), is_near_chance(0.16, 10), is_near_chance(0.91, 2, by_chance=0.9)
+    (True, False, True)
+    """
+    known = by_chance + (1 - by_chance) * min(0.5 / (classes - 1), KNOWS) if classes > 1 else 0.0
+    return ca < max(1.5 / classes, known)
 
 
 def assignment(true: Labels, called: Labels, classes: int) -> list[int]:

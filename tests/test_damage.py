@@ -499,6 +499,7 @@ RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {  # what is written in pl
     "seconds that are texts": wrong_stage(seconds={"infect": "long"}),
     "notes in a list": wrong_stage(notes=[]),
     "a share that is a text": wrong_stage(details={"largest_share": "much"}),
+    "a chance that is none": wrong_stage(details={"by_chance": 2.0}),
     "a curve of numbers": wrong_stage(curve=[0.1, 0.2]),
     "a curve without epochs": wrong_stage(curve=[{"asr": 1.0}]),
     "reasons that are none": wrong_stage(reasons=[None]),

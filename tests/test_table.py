@@ -87,6 +87,9 @@ def test_records_from_before_there_were_stages_make_the_same_tables() -> None:
     assert (mixed.n, show(mixed.figures["asr"])) == (2, "85.00 ± 7.07")
 
 
+UNEVEN = {"ca_per_class": [0.9, 0.5], "largest_share": 0.9}  # four fifths of the images are of one class
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
@@ -97,6 +100,8 @@ def test_records_from_before_there_were_stages_make_the_same_tables() -> None:
             run("ft", 0, 0.0, purified=Scores(0.12, 0.0, 0.1, 9, 9), details={"ca_per_class": [0.12] * 10}),
             "CA near chance",
         ),
+        (run("ft", 0, 0.9, purified=Scores(0.82, 0.0, 0.1, 9, 9), details=UNEVEN | {"by_chance": 0.8}), "CA near chance"),
+        (run("ft", 0, 0.9, purified=Scores(0.82, 0.0, 0.1, 9, 9), details=UNEVEN | {"by_chance": 0.5}), ""),
         (run("ft", 0, 0.9), ""),
         (run("ft", 0, 0.9, details={"ca_per_class": [0.9] * 10, "largest_share": 0.12}), ""),
     ],

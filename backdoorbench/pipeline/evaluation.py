@@ -95,6 +95,7 @@ def details(predictions: Predictions, test: ImageSet, target: Target | None, row
     """What a reader may ask beyond the three figures: per true class, and the other conventions of counting ASR.
 
     largest_share     of the clean images called the same: near 1 for a constant network
+    by_chance         what CA would be of as many calls of each class that know nothing of their images
     asr_incl_target   over every triggered image, as PBE and the WaNet authors count; a clean model starts near 1/K
     asr_other_sources a source-specific attack's success on classes it should leave alone
     """
@@ -103,6 +104,7 @@ def details(predictions: Predictions, test: ImageSet, target: Target | None, row
     found: dict[str, Any] = {
         "ca_per_class": metrics.per_class(predictions.clean[rows], true, true, classes),
         "largest_share": metrics.largest_share(predictions.clean[rows]),
+        "by_chance": metrics.by_chance(predictions.clean[rows], true, classes),
     }
     if predictions.triggered is None or target is None:
         return found

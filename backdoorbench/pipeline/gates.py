@@ -8,8 +8,6 @@ from backdoorbench.errors import check_range
 from backdoorbench.metrics import Scores
 from backdoorbench.pipeline.evaluation import Predictions
 
-KNOWS = 0.2  # of what chance leaves to be known: less is near chance; from four classes on 1.5 / K is stricter
-
 
 @dataclass(frozen=True)
 class Gates:
@@ -49,7 +47,7 @@ def status(
         broken.append(f"the network calls {share:.0%} of the clean test images the same")
     if scores.ca < 1.5 / classes:
         broken.append(f"CA is {scores.ca:.3f}, near chance")
-    elif classes > 1 and scores.ca < by_chance + (1 - by_chance) * min(0.5 / (classes - 1), KNOWS):
+    elif metrics.is_near_chance(scores.ca, classes, by_chance):
         broken.append(
             f"CA is {scores.ca:.3f}, near chance: classes differ in their number of test images, and calls spread as unevenly, "
             f"whatever the images show, are right of {by_chance:.3f}"

@@ -55,7 +55,7 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
     finding.details = evaluation.details(before, test, infection.target, rows)
     finding.control = find_control(made, test, infection, finding)
     is_given = made.spec.checkpoint is not None
-    by_chance = metrics.by_chance(before.clean[rows], test.labels.cpu()[rows], len(test.classes))
+    by_chance = finding.details["by_chance"]
     finding.status, finding.reasons = gates.status(
         made.gates, scores, before, len(test.classes), infection.facts, finding.control, is_given, by_chance
     )

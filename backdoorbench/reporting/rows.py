@@ -31,7 +31,7 @@ from backdoorbench.config.groups import (
     without_later,
 )
 from backdoorbench.errors import paragraph
-from backdoorbench.metrics import defense_effectiveness, printed
+from backdoorbench.metrics import defense_effectiveness, is_near_chance, printed
 
 if TYPE_CHECKING:
     from backdoorbench.metrics import Scores
@@ -357,7 +357,8 @@ def collapse(run: Run) -> str:
     share = found.details.get("largest_share")
     if share > allowed if share is not None else statistics.fmean(others) < 1 - allowed:
         return "constant predictor"
-    return "CA near chance" if found.scores.ca < 1.5 / len(recalls) else ""
+    by_chance = found.details.get("by_chance", 0.0)
+    return "CA near chance" if is_near_chance(found.scores.ca, len(recalls), by_chance) else ""
 
 
 def _is_broken(run: Run) -> bool:

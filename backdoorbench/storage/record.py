@@ -32,7 +32,7 @@ AT_ONCE = "BDX_JOBS_AT_ONCE"  # in a job's environment: how many a launcher runs
 STATUSES = ("running", "done", "failed", "interrupted")
 EMPTY: tuple[Any, ...] = (None, "", [], {})  # what a record leaves out of a stage
 KEPT = (
-    "largest_share", "ca_per_class", "starts_from", "plain", "holdout_ca", "holdout", "flagged", "figure",
+    "largest_share", "by_chance", "ca_per_class", "starts_from", "plain", "holdout_ca", "holdout", "flagged", "figure",
     "counts", "trials",
 )  # details that tables and plots need  # fmt: skip
 
@@ -289,7 +289,8 @@ def _check_stage(stage: dict[str, Any]) -> None:
         _check_numbers(name, stage.get(name, {}).values(), none=name in ("figures", "beside"))
     details = stage.get("details", {})
     by_class = (details.get(f"{name}_per_class", []) for name in SHARES)
-    _check_shares("details", [details.get("largest_share"), details.get("holdout_ca"), *chain(*by_class)])
+    shares = (details.get(name) for name in ("largest_share", "by_chance", "holdout_ca"))
+    _check_shares("details", [*shares, *chain(*by_class)])
     held = _object("holdout", details.get("holdout", {}))
     _check_numbers("holdout", [held[name] for name in ("images", "validation") if name in held], none=False)
     for judged in _object("trials", details.get("trials", {})).values():
