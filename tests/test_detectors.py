@@ -26,6 +26,7 @@ from backdoorbench.detectors.strip import STRIP
 from backdoorbench.errors import ConfigError, DataError, ModelError
 from backdoorbench.metrics import auc
 from backdoorbench.models.base import Classifier, GlobalAverage
+from backdoorbench.models.inputs import Grey, Swapped
 from backdoorbench.shapes import Images, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training import reversal
@@ -237,6 +238,16 @@ def test_strip_adds_normalised_images_without_clamping(wave: Images) -> None:
     assert mixed.max() > 1
     convex = strip.superimpose(wave, wave.flip(0), normalize.mean, 0.3, "convex")
     torch.testing.assert_close(convex, 0.7 * wave + 0.3 * wave.flip(0))
+
+
+def test_strip_adds_what_a_network_sees_that_reads_blue_first_or_grey(wave: Images) -> None:
+    kinds: list[tuple[tuple[float, ...], tuple[float, ...], int, list[nn.Module]]] = [
+        ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 3, [Swapped()]), ((0.4,), (0.3,), 1, [Grey()]),
+    ]  # fmt: skip
+    for mean, std, channels, first in kinds:
+        seen = Classifier(nn.Identity(), 32, mean, std, channels, first)
+        mixed = strip.superimpose(wave, wave.flip(0), strip.normalisation_mean(seen), 0.8, "add")
+        torch.testing.assert_close(seen(mixed), seen(wave) + 0.8 * seen(wave.flip(0)), rtol=1e-4, atol=1e-5)
 
 
 def brightness_net(size: int = 8) -> Classifier:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from backdoorbench.config.compose import option
 from backdoorbench.defenses import pam
 from backdoorbench.errors import ConfigError, ModelError
+from backdoorbench.models.inputs import Swapped
 from backdoorbench.models.unet import UNet
 from backdoorbench.streams import Stream
 from backdoorbench.training import inversion
@@ -49,6 +50,18 @@ def test_distances_are_in_normalised_units() -> None:
     pixels, _ = images()
     found = inverter().distance(pixels, pixels + 0.03)
     assert found.item() == pytest.approx(sum((0.03 / std) ** 2 for std in (0.2, 0.3, 0.4)) / 3, rel=1e-4)
+
+
+def test_a_network_that_reads_blue_first_is_inverted_in_the_units_of_its_channels() -> None:
+    """1 in red alone, which it reads last and divides by 0.4."""
+    model = network()
+    model.crop = nn.Sequential(model.crop, Swapped())
+    chosen = defense("bti_dbf", **SMALL)
+    made = Inverter(scenario(model, few(), chosen.needs), chosen.inversion, "bti_dbf")
+    pixels, _ = images()
+    red = torch.tensor([1.0, 0, 0]).view(3, 1, 1)
+    assert made.distance(pixels, pixels + red).item() == pytest.approx((1 / 0.4) ** 2 / 3, rel=1e-4)
+    torch.testing.assert_close(made.generator.normalize(pixels).flip(1), model.normalize(model.crop(pixels)))
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from backdoorbench.after import query
+from backdoorbench.attacks import input_aware
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
@@ -19,6 +21,7 @@ from backdoorbench.models.inputs import Swapped
 from backdoorbench.pipeline import readings
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.job import Job
+from backdoorbench.streams import Stream
 
 CLASSES = ("dusk", "haze", "mist", "sand")
 LEVELS = torch.tensor([[100, 110, 170], [112, 122, 152], [124, 134, 134], [136, 146, 116]], dtype=torch.uint8)
@@ -198,6 +201,23 @@ def test_settings_say_each_reading(tmp_path: Path) -> None:
     assert any(isinstance(part, Swapped) for part in model.crop)
     assert torch.allclose(model.normalize(model.crop(wave))[:, 0], wave[:, 2] - 0.3)
     assert not any("bgr" in settings for settings, _, _ in readings.others(model))
+
+
+@pytest.mark.parametrize("colours", ["rgb", "bgr"])
+def test_whoever_works_on_pixels_has_their_normalisation_red_first(colours: str) -> None:
+    spec = build(compose(["model=demo", "model.width=4", f"model.colours={colours}"])["model"], "model")
+    model = spec.classifier(4, 32, (0.3, 0.2, 0.1), (0.4, 0.5, 0.6))
+    wave = torch.arange(3 * 32 * 32).view(1, 3, 32, 32).mul(0.37).sin().add(1).div(2)
+    read = model.normalize(model.crop(wave))
+    expected = read.flip(1) if colours == "bgr" else read
+    lira: Any = build(compose(["attack=lira", "dataset=cifar10"])["attack"], "attack")
+    holders = [
+        model.of_pixels, input_aware.fresh(model, Stream(0)).normalize, lira.fresh(model, Stream(0)).normalize,
+        query.make_generator(model, 32, 8, 0.1).normalize,
+    ]  # fmt: skip
+    for normalize in holders:
+        torch.testing.assert_close(normalize(wave), expected)
+    assert (model.of_pixels is model.normalize) == (colours == "rgb")
 
 
 def test_a_model_that_was_given_is_told(run: Callable[..., Job], outputs: Path, tmp_path: Path) -> None:

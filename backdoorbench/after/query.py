@@ -130,9 +130,9 @@ def make_generator(model: nn.Module, size: int, hidden: int, epsilon: float) -> 
     """A fresh generator for images of that side."""
     assert isinstance(model, Classifier)
     if size >= LARGE:
-        return Generator(model.normalize, UNet(WIDTH, DEPTH), epsilon)
+        return Generator(model.of_pixels, UNet(WIDTH, DEPTH), epsilon)
     values = 3 * size * size
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs in (values, hidden, hidden):
         layers += [nn.Linear(inputs, hidden), nn.ReLU()]
-    return Generator(model.normalize, nn.Sequential(*layers, nn.Linear(hidden, values)), epsilon)
+    return Generator(model.of_pixels, nn.Sequential(*layers, nn.Linear(hidden, values)), epsilon)

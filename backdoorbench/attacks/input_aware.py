@@ -225,7 +225,7 @@ def distance(first: Tensor, second: Tensor) -> Tensor:
 def fresh(model: Classifier, stream: Stream) -> InputAware:
     """Untrained networks that read pixels normalised as `model` normalises them."""
     with seeded(stream):
-        return InputAware(*(value.flatten().tolist() for value in (model.normalize.mean, model.normalize.std)))
+        return InputAware(*(value.flatten().tolist() for value in (model.of_pixels.mean, model.of_pixels.std)))
 
 
 def make_adam(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

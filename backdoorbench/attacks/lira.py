@@ -138,7 +138,7 @@ class LIRA(LoopAttack):
 
     def fresh(self, model: Classifier, stream: Stream) -> AdditiveNoise:
         """An untrained trigger that reads pixels normalised as `model` normalises them."""
-        mean, std = (value.flatten().tolist() for value in (model.normalize.mean, model.normalize.std))
+        mean, std = (value.flatten().tolist() for value in (model.of_pixels.mean, model.of_pixels.std))
         bound = [self.epsilon / 255] * 3 if self.epsilon_unit == "levels" else [self.epsilon * value for value in std]
         with seeded(stream):
             return AdditiveNoise(self.generator, bound, mean, std).eval().requires_grad_(False)

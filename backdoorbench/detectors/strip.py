@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from backdoorbench import progress
 from backdoorbench.detectors.base import BATCH, Detector, Judges, Scenario, Verdict
 from backdoorbench.errors import DataError, ModelError, check_range
-from backdoorbench.models.base import Normalize
+from backdoorbench.models.base import Classifier
 from backdoorbench.models.layouts import layout_of
 from backdoorbench.shapes import Bytes, Images, Rows, to_float
 from backdoorbench.streams import Stream
@@ -156,10 +156,10 @@ def quantile(values: Tensor, fpr: float) -> float:
 
 
 def normalisation_mean(model: nn.Module) -> Tensor:
-    """(3, 1, 1): the mean that the model subtracts from pixels."""
+    """(3, 1, 1), or (1, 1, 1) of a grey network: the mean that the model subtracts from pixels, red first."""
     for module in model.modules():
-        if isinstance(module, Normalize):
-            return module.mean
+        if isinstance(module, Classifier):
+            return module.of_pixels.mean
     raise ModelError(
         f"strip adds images as the network sees them, but this {type(model).__name__} has no normalisation layer. Wrap the "
         f"network in backdoorbench.models.base.Classifier."

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from backdoorbench.config.build import BESIDE, File
 from backdoorbench.config.groups import LATER
 from backdoorbench.errors import ModelError
-from backdoorbench.models.inputs import Reads
+from backdoorbench.models.inputs import Reads, Swapped
 from backdoorbench.shapes import Images, Logits
 
 MOST_CHANNELS = 256  # in the first of stages that double: four times the literature's, sixteen times its weights
@@ -100,6 +100,14 @@ class Classifier(nn.Module):
         state._metadata = vars(state_dict).get("_metadata") if hasattr(state_dict, "__dict__") else None
         state._metadata = state._metadata or vars(self.state_dict())["_metadata"]
         return super().load_state_dict(state, *how, **named)
+
+    @property
+    def of_pixels(self) -> Normalize:
+        """The normalisation of images as all others hold them, red first: that of the network, which may read blue first."""
+        if not any(isinstance(part, Swapped) for part in self.crop.modules()):
+            return self.normalize
+        mean, std = (tuple(values.flip(0).flatten().tolist()) for values in (self.normalize.mean, self.normalize.std))
+        return Normalize(mean, std).to(self.normalize.mean.device)
 
     @property
     def awaits_images(self) -> bool:

@@ -86,7 +86,7 @@ class Inverter:
         self.last = stages(model)[-1]
         self.stem, self.head = stem_cut(model, self.last.name)
         with seeded(self.stream.child("generator")):
-            self.generator = Generator(model.normalize, settings.width).to(scenario.device).eval()
+            self.generator = Generator(model.of_pixels, settings.width).to(scenario.device).eval()
         inversion = self.recipe("generate", settings.generator_epochs, settings.generator_lr)
         self.painter = make_optimizer(list(self.generator.parameters()), inversion, scenario.device)
         self.mask = torch.ones(1, self.last.channels, *self.last.side, device=scenario.device)
@@ -167,7 +167,7 @@ class Inverter:
     @torch.no_grad()
     def call(self, stream: Stream) -> Tensor:
         """(K,): how often each class is what the model calls a generated image, of the holdout under a little noise."""
-        draws, spread = stream.generator(), NOISE * self.model.normalize.std
+        draws, spread = stream.generator(), NOISE * self.model.of_pixels.std
         counts = torch.zeros(len(self.holdout.classes), dtype=torch.int64, device=self.scenario.device)
         with evaluating(self.model), self.scenario.autocast():
             for images, _ in self.holdout.batches(self.settings.batch_size):
@@ -177,7 +177,7 @@ class Inverter:
 
     def distance(self, images: Images, painted: Images) -> Tensor:
         """A scalar: mean squared difference of two batches, in normalised units."""
-        return ((images - painted.float()) / self.model.normalize.std).square().mean()
+        return ((images - painted.float()) / self.model.of_pixels.std).square().mean()
 
     def recipe(self, part: str, epochs: int, lr: float) -> Recipe:
         """Adam at a constant rate on the holdout."""
