@@ -220,6 +220,36 @@ def test_a_last_batch_of_one_joins_the_one_before() -> None:
     assert spans(1, 4) == [(0, 1)]
 
 
+def test_a_set_of_one_image_that_a_norm_cannot_read_is_a_mistake_that_is_told(images: ImageSet) -> None:
+    one = images.subset(torch.arange(1))
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
+    with pytest.raises(
+        TrainingError, match="^'demo' has a single image to train on, .* expected at least 2 images. Raise the share"
+    ):
+        fit(flat, one, recipe(), Stream(0))
+    fit(network(), one, recipe(), Stream(0))  # whose norm reads a whole map
+    with pytest.raises(
+        ValueError, match="more than 1 value per channel"
+    ):  # of two images it is no mistake of the user's
+        fit(
+            nn.Sequential(nn.Flatten(), nn.Linear(3072, 10), Alone()),
+            images.subset(torch.arange(2)),
+            recipe(),
+            Stream(0),
+        )
+
+
+class Alone(nn.Module):
+    """A norm that is shown the first image of each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(10)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values + self.norm(values[:1])  # type: ignore[no-any-return]
+
+
 def test_an_epoch_sees_every_image_once(images: ImageSet) -> None:
     seen = torch.cat([labels for _, labels in images.batches(32, Stream(0))])
     assert torch.equal(seen.bincount(), images.labels.bincount())

@@ -16,7 +16,9 @@ from test_surrogate_attacks import made as made
 from test_surrogate_attacks import trained as trained
 from torch import nn
 
+from backdoorbench.attacks import base
 from backdoorbench.attacks.base import Infection, Task
+from backdoorbench.config.build import build as build_recipe
 from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, ModelError
@@ -26,6 +28,8 @@ from backdoorbench.pipeline import plan
 from backdoorbench.reporting import rows
 from backdoorbench.shapes import to_float
 from backdoorbench.streams import Stream
+from backdoorbench.training.fit import Snapshots
+from backdoorbench.training.sprint import Lookahead
 
 
 def normed(stream: Stream) -> nn.Module:
@@ -99,6 +103,35 @@ def test_any_data_poisoning_is_hardened_where_asked(name: str, made: ImageSet) -
     assert len(set(before.tolist())) < 8 or int(outlying(lipschitz(pair), 0.5).sum()) == 0
 
 
+def test_channels_are_evened_out_after_every_epoch_and_a_killed_training_resumes_to_the_bit(
+    made: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a recipe with slow weights, which follow."""
+    sprint = build_recipe(compose(["dataset=cifar10", "train=airbench", "train.precision=float32"])["train"], "train")
+    recipe = replace(sprint, epochs=4, batch_size=32, lookahead=Lookahead(1, 1, 0.95, 3.0))
+    calls: list[float] = []
+
+    def infected(snapshots: Snapshots | None, killed_at: int | None = None) -> Infection:
+        def evened(pairs: Any, u: float) -> None:
+            even_out(pairs, u)
+            calls.append(u)
+            if len(calls) == killed_at:
+                raise KeyboardInterrupt
+
+        calls.clear()
+        monkeypatch.setattr(base, "even_out", evened)
+        chosen = attack("badnets", target=3, poison_rate=0.1, abi=0.5)
+        return chosen.infect(Task(made, normed, recipe, snapshots), Stream(0))
+
+    whole = infected(None).model.state_dict()
+    assert calls == [0.5] * 4
+    snapshots = Snapshots(tmp_path / "state.pt", every_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        infected(snapshots, killed_at=3)
+    resumed = infected(snapshots).model.state_dict()
+    assert len(calls) == 2 and all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_a_network_without_pairs_is_refused(made: ImageSet) -> None:
     with pytest.raises(ModelError, match="has no batch-norm layer"):
         infect("badnets", made, lambda stream: classifier(stream, nn.Flatten(), nn.Linear(3 * 32 * 32, 10)), abi=3.0)
@@ -137,6 +170,19 @@ def test_one_step_moves_every_value_by_one_step(made: ImageSet, trained: nn.Modu
     assert set((one * 255).round(decimals=3).flatten().tolist()) <= {-1.6, 0.0, 1.6} or torch.allclose(
         one.abs(), torch.full_like(one, 1.6 / 255)
     )
+
+
+def test_the_pattern_is_that_of_a_plain_loop_over_fresh_batches(made: ImageSet, trained: nn.Module) -> None:
+    chosen = attack("grond", target=3, poison_rate=0.05, steps=7, pattern_batch_size=32, epsilon=4)
+    found = chosen.trigger(task(made, model=trained), Stream(5)).pattern
+    orders = [Stream(5).child(f"pass{number}").child("order").permutation(100).split(32) for number in range(2)]
+    delta = torch.zeros(1, 3, 32, 32)
+    for batch in [*orders[0], *orders[1]][:7]:
+        delta.requires_grad_()
+        answers = trained((to_float(made.images[batch]) + delta).clamp(0, 1))
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(answers, torch.full((len(batch),), 3)), delta)
+        delta = (delta.detach() - 1.6 / 255 * gradient.sign()).clamp(-4 / 255, 4 / 255)
+    assert len(made) == 100 and ((found - delta[0]).abs() < 1e-6).float().mean() > 0.99  # signs of gradients near 0
 
 
 def test_images_of_the_target_alone_carry_it_and_labels_stay(made: ImageSet, trained: nn.Module) -> None:

@@ -324,6 +324,20 @@ def test_a_killed_training_resumes_with_its_slow_weights(images: ImageSet, tmp_p
     assert torch.equal(numbers(resumed), numbers(whole))
 
 
+def test_what_is_done_to_the_model_between_epochs_is_not_taken_back_by_the_slow_weights(images: ImageSet) -> None:
+    model, seen = network(), []
+    biases = [module.bias for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def change(epoch: int) -> None:
+        seen.append({round(float(value), 6) for bias in biases for value in bias.detach()})
+        with torch.no_grad():
+            for bias in biases:
+                bias.fill_(epoch + 1.0)
+
+    fit(model, images, recipe(lr=0.0, lookahead=Lookahead(0, 1, 0.95, 0.0)), Stream(0), after_epoch=change)
+    assert seen == [{0.0}, {1.0}, {2.0}, {3.0}]  # lr 0: nothing else moves
+
+
 def test_a_snapshot_of_a_plain_recipe_is_what_it_was(images: ImageSet, tmp_path: Path) -> None:
     plain = recipe().plain(epochs=1)
     assert type(plain) is Recipe and plain.companion(network()) is None and plain.resting(network(), 9) == []

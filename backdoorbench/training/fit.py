@@ -115,7 +115,7 @@ def fit(
     snapshots     resume from, and save to, this file
     beside        what else trains along, by `loss` and `after_step`, so that snapshots hold it too
 
-    Raises TrainingError when the loss leaves the finite numbers."""
+    Raises TrainingError when the loss leaves the finite numbers, and where a batch norm cannot read the only image."""
     device = train.device
     model.to(device)
     layout = layout_of(model, device)
@@ -147,11 +147,13 @@ def fit(
             draws = stream.child(f"epoch{epoch}")
             torch.manual_seed(draws.child("layers").generator().initial_seed())  # dropout and its like
             _train_mode(model, freeze_norms)
+            if companion is not None:
+                companion.before_epoch()
             total = torch.zeros((), device=device)
             count = 0
             mirrored = recipe.mirrored(len(train), epoch, stream)
             batches = train.batches(recipe.batch_size, draws, recipe.augment, change, mirrored)
-            with _still(recipe.resting(model, epoch)):
+            with _still(recipe.resting(model, epoch)), _of_one(recipe.name, len(train)):
                 for step, (images, labels) in enumerate(islice(batches, steps)):
                     done = epoch * steps + step
                     set_rate(optimizer, recipe.rate(done, steps))
@@ -263,6 +265,20 @@ def _still(parameters: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _of_one(name: str, count: int) -> Iterator[None]:
+    """Says it as a mistake of the user's where a stage is left a single image of the `count` that a batch norm needs two of."""
+    try:
+        yield
+    except ValueError as error:
+        if count > 1 or "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            f"'{name}' has a single image to train on, of which a batch norm of this network reads one value a channel; expected "
+            f"at least 2 images. Raise the share of the images that this stage is given, or pick another network."
+        ) from error
 
 
 def _train_mode(model: nn.Module, freeze_norms: bool) -> None:

@@ -26,6 +26,9 @@ BELOW_ONE = 0.999999  # the largest beta of Adam
 class Companion(Protocol):
     """What a recipe lets run along with a training; snapshots hold it too."""
 
+    def before_epoch(self) -> None:
+        """Before an epoch: the model may have been changed by others since the last one."""
+
     def after_step(self, epoch: int, step: int, total: int) -> None:
         """After `step` of `total` steps of the optimiser, the last of them in `epoch`."""
 

@@ -120,6 +120,11 @@ class SlowWeights:
         self.settings, self.model = settings, model
         self.slow: list[Tensor] | None = None
 
+    def before_epoch(self) -> None:
+        """The slow weights follow what was done to the model between two epochs; without that they are the fast ones already."""
+        if self.slow is not None:
+            torch._foreach_copy_(self.slow, self.fast())
+
     def after_step(self, epoch: int, step: int, total: int) -> None:
         """After `step` steps of `total`, in `epoch`: nothing, or a return of the fast weights to the slow ones, moved."""
         if epoch < self.settings.from_epoch or step % self.settings.every:
