@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from backdoorbench.config.build import BESIDE
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
-from backdoorbench.models.surgery import split_head
+from backdoorbench.models.surgery import activations, classifier_head, classifier_name
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.training.fit import Loss, fit
 from backdoorbench.training.latent import latent_changes
@@ -72,12 +72,13 @@ class LatentTAC(Defense):
 
 def shifted(model: nn.Module, shifts: Tensor, weight: float) -> Loss:
     """Cross-entropy of the features as they are, and `weight` times that of the features under each of `shifts` (F, D)."""
-    features, head = split_head(model)
+    name, head = classifier_name(model), classifier_head(model)
 
-    def loss(_: nn.Module, images: Images, labels: Labels) -> Tensor:
-        seen = features(images)
-        moved = (seen[None] + shifts[:, None]).flatten(0, 1)  # (F N, D)
-        return F.cross_entropy(head(seen).float(), labels) + weight * F.cross_entropy(
+    def loss(network: nn.Module, images: Images, labels: Labels) -> Tensor:
+        with activations(network, [name], "input") as seen:
+            logits = network(images)
+        moved = (seen[name][None] + shifts[:, None]).flatten(0, 1)  # (F N, D)
+        return F.cross_entropy(logits.float(), labels) + weight * F.cross_entropy(
             head(moved).float(), labels.repeat(len(shifts))
         )
 
