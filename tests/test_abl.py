@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import scenes
 import torch
+from scenes import few, network, state
 from test_filters import Fixed, Scene, chosen_rows, method, same, scenario
 from test_filters import scene as scene
 from torch.nn import functional as F
@@ -16,6 +18,7 @@ from torch.nn import functional as F
 from backdoorbench.config.compose import compose
 from backdoorbench.defenses.abl import trapped
 from backdoorbench.errors import TrainingError
+from backdoorbench.shapes import to_float
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import cut_out
 from backdoorbench.training.fit import ascent, fit
@@ -79,6 +82,63 @@ def test_ascent_without_bound_is_said_and_nothing_returned(scene: Scene) -> None
     wild = method("abl", **SHORT | {"unlearning_epochs": 60, "isolation_rate": 0.1}, unlearning_lr=1e30)
     with pytest.raises(TrainingError, match="the loss of 'abl unlearning' became"):
         wild.purify(scenario(scene, wild.needs))
+
+
+def test_it_is_the_codes_loops() -> None:
+    """Written out, with the authors' flooding, whose gradient is that of local ascent, and with SGD of torch's own."""
+    settings: dict[str, Any] = {
+        "tuning_epochs": 2, "finetuning_epochs": 2, "finetuning_milestones": [1], "unlearning_epochs": 2, "tuning_lr": 0.002,
+        "finetuning_lr": 0.002, "unlearning_lr": 0.001, "isolation_rate": 0.25, "batch_size": 8, "augment": None,
+    }  # fmt: skip
+    model, images, stream, found = network(), few(), Stream(0).child("purify"), list[int]()
+    chosen = scenes.defense("abl", **settings)
+    given = scenes.scenario(model, images, chosen.needs)
+    given.inspect = lambda name, rows, suspicion, **_: found.extend(rows.tolist())  # type: ignore[assignment]
+    ours = chosen.purify(given)
+    theirs, pixels = network(), to_float(images.images)
+
+    def batches(name: str, epoch: int, rows: torch.Tensor) -> list[torch.Tensor]:
+        order = stream.child(name).child(f"epoch{epoch}").child("order").permutation(len(rows))
+        return list(rows[order].split(8))
+
+    def sgd() -> torch.optim.SGD:
+        return torch.optim.SGD(theirs.parameters(), lr=0.002, momentum=0.9, weight_decay=1e-4, nesterov=True)
+
+    def step(loss: torch.Tensor, optimizer: torch.optim.SGD) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    optimizer = sgd()
+    for epoch in range(2):
+        theirs.train()
+        for rows in batches("tuning", epoch, torch.arange(24)):
+            step((F.cross_entropy(theirs(pixels[rows]), images.labels[rows]) - 0.5).abs() + 0.5, optimizer)
+    theirs.eval()
+    values = torch.stack([F.cross_entropy(theirs(pixels[[row]]), images.labels[[row]]).detach() for row in range(24)])
+    isolated, others = values.argsort()[:6].sort().values, values.argsort()[6:].sort().values
+    assert found == isolated.tolist()
+    optimizer, count = sgd(), 0
+    theirs.train()
+    for epoch in range(2):
+        optimizer.param_groups[0]["lr"] = 0.002 * 0.1**epoch
+        for rows in batches("finetuning", epoch, others):
+            draws = stream.child("finetuning").child("cutout").child(f"batch{count}").generator()
+            holed, count = pixels[rows].clone(), count + 1
+            for image, (y, x) in zip(holed, torch.randint(32, (len(rows), 2), generator=draws).tolist(), strict=True):
+                image[:, max(y - 1, 0) : y + 1, max(x - 1, 0) : x + 1] = 0
+            step(F.cross_entropy(theirs(holed), images.labels[rows]), optimizer)
+    optimizer.param_groups[0]["lr"] = 0.001
+    for epoch in range(2):
+        for rows in batches("unlearning", epoch, isolated):
+            step(-F.cross_entropy(theirs(pixels[rows]), images.labels[rows]), optimizer)
+    for name, value in state(ours).items():
+        torch.testing.assert_close(value, state(theirs)[name], rtol=1e-4, atol=5e-6, msg=name)
+
+
+def test_a_hole_of_an_odd_side_lies_around_its_middle() -> None:
+    gone = cut_out(torch.ones(1, 3, 6, 6), torch.tensor([[3, 2]]), 3) == 0
+    assert gone[0, :, 2:5, 1:4].all() and int(gone.sum()) == 3 * 9
 
 
 def test_a_hole_is_black_of_its_side_and_cut_off_at_the_border() -> None:

@@ -7,13 +7,14 @@ Follows  the authors' code (bboylyg/ABL): local gradient ascent sign(l - gamma) 
          then the `isolation_rate` of all rows with the lowest loss, in eval mode; training on the others with crop, flip and
          cutout; ascent on the isolated ones, not augmented. SGD with Nesterov momentum throughout, one optimiser for the last
          two. Their flooding |l - b| + b has the same gradient with b = gamma
-Departs  1. the isolated rows are those of the lowest loss, as the paper has it; the released script sorts in descending order and
-            takes the highest, and saves them as the others too
+Departs  1. the isolated rows are those of the lowest loss, as the paper has it and the code since `fe9ff40`; its first release
+            (`3522945`) takes the highest, and saves them as the others too
          2. `unlearning_epochs` passes of ascent; the code's first one only evaluates, so that its 5 are 4
          3. 20 tuning epochs (paper, BackdoorBench); the code's default is 10, the paper's two phases are 20 of 100
          4. tuning shuffles; the code reads the set in file order
          5. learning rates are settings; BackdoorBench fixes 0.01 for finetuning and 1e-4 for unlearning in its code
          6. the hole of cutout has a side of 2; the code says 3, which its rounding makes 2
+         7. what is unlearnt is not augmented, as in the authors' code; BackdoorBench augments it as it does in finetuning
 Cost     `tuning_epochs` + `finetuning_epochs` passes over the training set; a forward pass; a few over the isolated rows
 """
 

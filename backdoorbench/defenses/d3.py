@@ -9,6 +9,7 @@ Follows  the authors' code (`cf5006a`): W starts elsewhere; loss = lambda mean r
 Departs  1. the classifier is the last linear layer, found by tracing; theirs is any module that is named
          2. tuned in the victim's precision; theirs in float32 (train.precision=float32)
          3. a start of noise is brought to W0's norm at once; theirs after the first step
+         4. `near`, the infected weights themselves as a start, is left out; theirs has it and advises against it
 Cost     `epochs` passes over the holdout, forward and backward
 """
 

@@ -7,7 +7,8 @@ Paper    Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attac
 Follows  for each flagged class the holdout once more, a fifth of it stamped with the class's trigger and called what it is;
          SGD on all parameters, batch norm in train mode. Masks, lambda and the rule that flags are the detector's of the same
          name (detector=nc), from the same code
-Departs  1. all flagged classes are unlearnt in one tuning; BackdoorBench runs a whole one for each, one after another
+Departs  1. where several classes are flagged the holdout is repeated for each, a fifth of it drawn anew and stamped;
+            BackdoorBench has four fifths of it once, as they are, and the same last fifth under the trigger of each class
          2. 10 epochs without weight decay, as ft here, so that the two differ in the stamped images alone; BackdoorBench 100 with
             5e-4 (defense.epochs=100 defense.weight_decay=5e-4), the paper 1 (defense.epochs=1) on 10 % of the training set
          3. the tuned model is what is returned; BackdoorBench saves a fresh copy of the infected one

@@ -12,6 +12,8 @@ Departs  1. the two rows are those that moved most; the code takes the first two
          2. the median of an even number of rows is the mean of the middle two; the code's is the lower one
          3. only the last linear layer is the classifier, found by tracing (theirs: `linear`, by name)
          4. unlearning keeps its lr; the code's falls to a tenth after 10 passes, where it has not ended by then
+         5. a batch passes the network once in relearning; the code's passes it again in train mode, after the step, for a figure
+            of its log, so that statistics of batch norm move twice
 Cost     at most `unlearning_epochs` + `epochs` passes over the holdout
 """
 

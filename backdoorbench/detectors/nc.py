@@ -10,7 +10,8 @@ Follows  the authors' code in BackdoorBench's setting: m and p are tanh(v) / (2 
          stops after 25 passes without a smaller one, once lambda has gone both ways. A class is flagged where its
          size lies below the median by more than 2 (1.4826 MAD)
 Departs  1. all classes are reversed at once, as one batched problem; the codes take one after another
-         2. images of the holdout in batches of 128; the authors' and the toolbox take test images, BackdoorBench batches of 256
+         2. images of the holdout as they are, in batches of 128; the authors' and the toolbox take test images, BackdoorBench
+            batches of 256, augmented as for training
          3. starts are random in [0, 1], of a stream of each class's own; BackdoorBench's are all ones
          4. the median of an even count is the mean of the two in the middle; torch.median, BackdoorBench's, is the lower one
          5. what is kept are the mask and pattern that a pass's last batch was measured with, and their own size; the codes

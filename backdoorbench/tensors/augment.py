@@ -206,9 +206,9 @@ def flip(images: Tensor, mirrored: Mask) -> Tensor:
 
 
 def cut_out(images: Images, centres: Tensor, side: int) -> Images:
-    """The images, each with a black square of even `side` around a random place, cut off at the border (arXiv 1708.04552v2).
+    """The images, each with a black square of `side` around a random place, cut off at the border (arXiv 1708.04552v2).
 
-    centres  (N, 2) int64, the row and the column of the pixel below and right of the square's middle"""
+    centres  (N, 2) int64, the row and the column of the square's middle; of an even side, of the pixel below and right of it"""
     rows, columns = (torch.arange(length, device=images.device) for length in images.shape[-2:])
     top, left = (centres - side // 2).unbind(1)
 
