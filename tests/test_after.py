@@ -1,6 +1,7 @@
 """After-attacks: what each does to the letter of its specification (purification, section 8; newer, section 3), what it may not see,
 and that several of them purify once."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -304,6 +305,27 @@ def test_without_the_retuned_model_nothing_comes_back(outputs: Path) -> None:
     assert found["asr"] < 0.2
 
 
+def test_the_loss_of_a_query_by_hand(outputs: Path) -> None:
+    """alpha KL(retuned(x) || purified(x')) + CE(clean(x'), y): the teacher sees what was not changed."""
+    from backdoorbench.after.query import Generator, reactivation
+
+    model = staged(outputs, *RETUNE).infection.model
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        purified, retuned, clean = (
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)) for _ in range(3)
+        )
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 3072))
+        images = torch.rand(4, 3, 32, 32)
+    labels, generator = torch.tensor([1, 2, 3, 4]), Generator(model.normalize, net, 16 / 255)
+    changed = (images + 16 / 255 * net(model.normalize(images)).view_as(images).tanh()).clamp(0, 1)
+    teacher, student = retuned(images).softmax(1), purified(changed).softmax(1)
+    divergence = (teacher * (teacher.log() - student.log())).sum(1).mean()
+    truth = -clean(changed).log_softmax(1)[range(4), labels].mean()
+    found = reactivation(purified, retuned, clean, 0.2)(generator, images, labels)
+    torch.testing.assert_close(found, 0.2 * divergence + truth)
+
+
 def test_the_clean_control_sees_the_same_queries(run: Callable[..., Job]) -> None:
     words = (
         "attack=badnets",
@@ -362,6 +384,37 @@ def test_the_direction_is_of_triggered_less_clean_features(outputs: Path) -> Non
     way = direction(stage.infection.model, clean, scenario.triggered(clean))
     none = direction(stage.infection.model, clean, clean)
     assert way.ndim == 1 and way.norm() > 0 and none.norm() == 0
+
+
+def test_what_a_pattern_is_searched_by(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """perturb: towards the target. alternative: that, and the features' change along the backdoor's direction."""
+    from backdoorbench.after.alternative import direction
+    from backdoorbench.models.surgery import penultimate
+    from backdoorbench.training import adversarial
+
+    objectives: list[Callable[..., torch.Tensor]] = []
+    plain = adversarial.UniversalSearch.find
+    monkeypatch.setattr(
+        adversarial.UniversalSearch,
+        "find",
+        lambda self, by, *given: (objectives.append(by), plain(self, by, *given))[1],
+    )
+    words = ("after.images=60", "after.epochs=0", "after.batch_size=20", "train.precision=float32")
+    by_stage = [staged(outputs, f"after={name}", *words) for name in ("perturb", "alternative")]
+    for stage in by_stage:
+        tried(stage, stage.infection.model)
+    towards, along = objectives
+    model, stage = by_stage[1].infection.model, by_stage[1]
+    images, labels = next(stage.train.subset((stage.train.labels != 0).nonzero()[:8, 0]).batches(8))
+    change = torch.full((1, 3, 32, 32), 0.05)
+    logits = model((images + change).clamp(0, 1)).log_softmax(1)
+    torch.testing.assert_close(towards(change, images, torch.zeros_like(labels)), logits[:, 0].mean())
+    scenario = scenario_of(stage)
+    clean = scenario.eligible(60, scenario.stream.child("images"))
+    way = direction(model, clean, scenario.triggered(clean))
+    step = penultimate(model, (images + change).clamp(0, 1)) - penultimate(model, images)
+    cosine = (step @ way) / step.norm(dim=1) / way.norm()
+    torch.testing.assert_close(along(change, images, labels), cosine.mean() + logits[:, 0].mean(), rtol=1e-4, atol=1e-5)
 
 
 # ---- the line of weights --------------------------------------------------------------------------------------------
@@ -464,6 +517,33 @@ def test_exact_purification_is_made_once(outputs: Path, monkeypatch: pytest.Monk
     other = staged(outputs, "after=variations", *SHORT, "exact.epochs=15", "defense=ft")
     second = after.obtain_exact(other.made, other.infection, other.test)
     assert (second.key, second.ca, second.asr) == (first.key, first.ca, first.asr)
+
+
+def test_exact_purification_by_hand(outputs: Path) -> None:
+    """SGD 0.9 at a constant rate on the clean and the triggered images, both with true labels."""
+    from backdoorbench.after.base import painted
+    from backdoorbench.after.exact import Exact
+    from backdoorbench.streams import Stream
+
+    stage = staged(outputs, *RETUNE)
+    assert stage.infection.trigger is not None
+    clean = stage.train.subset(torch.arange(12))
+    triggered = painted(clean, stage.infection.trigger)
+    assert torch.equal(triggered.labels, clean.labels) and not torch.equal(triggered.images, clean.images)
+    ours, model = (copy.deepcopy(stage.infection.model) for _ in range(2))
+    Exact(2, 8, 0.01).purify(ours, clean, triggered, "float32", Stream(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    both = replace(clean, images=torch.cat([clean.images, triggered.images]), labels=clean.labels.repeat(2))
+    for epoch in range(2):
+        model.train()
+        for images, labels in both.batches(8, Stream(0).child(f"epoch{epoch}")):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(
+                model(images.contiguous(memory_format=torch.channels_last)), labels
+            ).backward()
+            optimizer.step()
+    for first, second in zip(ours.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
