@@ -104,6 +104,18 @@ def test_a_scale_reduces_and_the_command_line_wins() -> None:
     assert compose(["dataset=gtsrb", "scale=small", "defense=aft"])["defense"]["adversarial_iterations"] == 282
 
 
+@pytest.mark.parametrize("paper", ["pbe", "aft"])
+def test_pbe_aims_at_its_codes_class_at_its_codes_rate_on_gtsrb_too(paper: str) -> None:
+    """SIG there changes labels, so that it needs no large target class; elsewhere class 1 is aimed at, and SIG is at 5 %."""
+    for attack in ("badnets", "blended", "sig", "wanet", "input_aware"):
+        found = compose([f"experiment={paper}", "dataset=gtsrb", f"attack={attack}"])["attack"]
+        assert (found["target"], found["poison_rate"]) == (0, 0.1)
+    typed = compose([f"experiment={paper}", "dataset=gtsrb", "attack=sig", "attack.target=5", "attack.poison_rate=0.2"])
+    assert (typed["attack"]["target"], typed["attack"]["poison_rate"]) == (5, 0.2)
+    plain = compose(["dataset=gtsrb", "attack=sig"])["attack"]
+    assert (plain["target"], plain["poison_rate"]) == (1, 0.05)
+
+
 def test_the_small_scale_keeps_the_papers_passes() -> None:
     """282 and 1,598 batches are 3 and 17 epochs of 12,000 images, as 1,173 and 6,647 are of 50,000."""
     small = compose(["dataset=cifar10", "scale=small", "defense=aft"])
