@@ -8,7 +8,8 @@ Follows  the authors' code: 500 clean and 500 triggered training images with tru
          image, tanh; SGD 0.1, momentum 0.9, 50 epochs, batch 128; all models frozen
 Departs  1. at 64 pixels and above the generator is a U-Net of width 32: linear layers would have 154 million weights each at 224
          2. the target is whatever the retuned model says; the code evaluates class 0
-         3. triggered images are stored as bytes before, as retuning has them
+         3. triggered images are stored as bytes before, as retuning has them, and are drawn anew; theirs are among those that
+            infected the model
 Cost     `epochs` passes over 1,000 images, forward through three models and back through two; and one retuning
 """
 

@@ -9,6 +9,8 @@ Departs  1. images are augmented anew in each epoch; the code draws an augmentat
             triggered images as the test has them (after.frozen_aug=true reproduces that)
          2. images are drawn from what the victim trained on, which the holdout is no part of unless holdout.kind=seen; the code
             draws from the whole training set with another seed than the defender
+         3. poisoned images are drawn anew, of classes that the trigger is meant for; theirs are among those that infected the
+            model, the target's own class not left out
 Cost     `epochs` passes over 2 % of the training images
 """
 

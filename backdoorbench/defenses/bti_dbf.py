@@ -12,11 +12,13 @@ Departs  1. the identity is learnt on cross-entropy with the clean predictions a
             code swaps the two, and feeds it probabilities
          2. distances between images are in the network's normalised units, as theirs; theirs does not normalise GTSRB
          3. the last map is found by tracing, before pooling; transformers are refused
-         4. the mask is learnt on a copy in train mode, whose statistics are thrown away with it
+         4. the mask is learnt on a copy in train mode, whose statistics are thrown away with it; theirs then teaches
+            the generator
          5. the generator's blocks have batch norm and ReLU, and what grows its maps halves their channels; the library of which
             the code's U-Net comes has instance norm and leaky ReLU, and keeps them
          6. what the target is read from is not augmented; theirs is
-         7. the variant that purifies inputs, (P), is another method and not here
+         7. augmentation as the data set says; their code mirrors GTSRB's signs, too (dataset.augment.flip=true)
+         8. the variant that purifies inputs, (P), is another method and not here
 Cost     `pretrain_epochs` passes of U-Net and network over the holdout; in each round `mask_epochs` of the network's end,
          `generator_epochs` of both, and `epochs` of the network, twice each image
 """

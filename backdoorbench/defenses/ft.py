@@ -5,6 +5,7 @@ Paper    none; as a baseline in arXiv 2310.01875v2
 Follows  the FST paper's setting: SGD, momentum 0.9, no weight decay, cosine to 0 stepped per epoch, batch norm in train mode
 Departs  1. the classifier's norm is free; FST's code rescales it to its first value after every step in all its modes
             (defense.keep_head_norm=true reproduces that)
+         2. our holdout is 5 %, kept from the victim; theirs 2 %, uniform, of its training images (holdout=fst)
 Cost     `epochs` passes over the holdout, forward and backward
 """
 

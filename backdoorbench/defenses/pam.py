@@ -10,7 +10,10 @@ Follows  the authors' code: triggered images by BTI-DBF's inversion (defense=bti
 Departs  1. the weights never move to that point and back: the forward pass is given them, so theta is kept to the bit; the code
             copies the network in each step and leaves parameters without a gradient where they were moved to
          2. at rho 0 it is plain unlearning with the same SGD; the code's branch for that fails
-         3. the inversion's own departures, which bti_dbf lists
+         3. the generator learns in every round, as BTI-DBF's does; the code takes its gradients away in the first unlearning and
+            never gives them back, so that rounds 2 and 3 unlearn what the first one generates
+         4. our holdout is kept from the victim; theirs are 2,500 of its training images (holdout=backdoorbench)
+         5. the inversion's own departures, which bti_dbf lists
 Cost     as BTI-DBF's: a pass forward and backward for each step of the tuning, whatever rho
 """
 

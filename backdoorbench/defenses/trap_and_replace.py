@@ -14,7 +14,7 @@ Departs  1. one dropout, before the second convolution of the last block; their 
          2. stage 1 never trains on the holdout, as their 32 px code; their ImageNet-12 code does
             (defense.include_holdout=true)
          3. holdout and training set are disjoint, and a holdout drawn from the training set without removal is refused;
-            theirs overlap on GTSRB and ImageNet-12, which are shuffled anew without a seed
+            theirs overlap on GTSRB and ImageNet-12, which are shuffled anew without a seed, and is the end of CIFAR-10's file
          4. the last epoch counts; their code also keeps the one of the best test accuracy
          5. a set smaller than a batch makes one step an epoch; in their code, which drops incomplete batches, none
          6. other networks than theirs: one rule cuts (before the last residual block; in a plain net before the last two
@@ -22,8 +22,9 @@ Departs  1. one dropout, before the second convolution of the last block; their 
             published parts. Their unused ResNet-34 cut after layer3 needs its decoder spelled, [128, 128, 64]
          7. without the trap the infected model is cut, which was trained on the training set; their ablation trains its own, on
             the training set and the clean holdout
-         8. pixels are normalised as the data set says; their code feeds [0, 1] as it is (dataset.mean=[0,0,0]
+         8. pixels are normalised as the data set says; their 32 px code feeds [0, 1] as it is (dataset.mean=[0,0,0]
             dataset.std=[1,1,1])
+         9. augmentation as the data set says; their code mirrors GTSRB's signs, too (dataset.augment.flip=true)
 Cost     a whole training with a decoder on top, then `stage2.epochs` passes over the holdout, backward through the head
 """
 
