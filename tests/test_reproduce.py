@@ -13,7 +13,7 @@ from backdoorbench.cli import hydra_run, reproduce
 from backdoorbench.cli.main import main
 from backdoorbench.config import catalog
 from backdoorbench.config.build import build
-from backdoorbench.config.compose import compose, conf_dir, option
+from backdoorbench.config.compose import compose, composer, conf_dir, option
 from backdoorbench.metrics import Scores
 from backdoorbench.reporting import published
 from backdoorbench.reporting.published import Comparison, Figure
@@ -114,6 +114,17 @@ def test_pbe_aims_at_its_codes_class_at_its_codes_rate_on_gtsrb_too(paper: str) 
     assert (typed["attack"]["target"], typed["attack"]["poison_rate"]) == (5, 0.2)
     plain = compose(["dataset=gtsrb", "attack=sig"])["attack"]
     assert (plain["target"], plain["poison_rate"]) == (1, 0.05)
+
+
+def test_backdoorbench_aims_at_its_cells_class_on_gtsrb_too_where_labels_need_not_stay() -> None:
+    for dataset, target, attacks in (
+        ("cifar10", 0, "badnets,blended,sig,lc,lf"),
+        ("gtsrb", 0, "badnets,blended,lf,ssba"),
+    ):
+        made = composer().load(["experiment=backdoorbench", f"dataset={dataset}"])
+        assert made.attack.target == target and made.hydra.sweeper.params.attack.startswith(attacks)
+    rare = compose(["experiment=backdoorbench", "dataset=gtsrb", "attack=sig", "attack.poison_rate=0.001"])["attack"]
+    assert (rare["target"], rare["poison_rate"]) == (0, 0.001)
 
 
 def test_the_small_scale_keeps_the_papers_passes() -> None:
