@@ -297,6 +297,8 @@ def test_the_published_values_are_the_defaults() -> None:
     assert [option("defense", name)["images"] for name in ("bnp", "ep")] == [500, 500]
     tiny = [compose([f"defense={name}", "dataset=tiny_imagenet"])["defense"]["u"] for name in ("clp", "bnp", "ep")]
     assert tiny == [5.0, 4.0, 4.0]  # BackdoorBench's
+    theirs = [compose(["experiment=backdoorbench", f"defense={name}"])["defense"] for name in ("clp", "bnp", "ep")]
+    assert [each["prune"] for each in theirs] == ["both"] * 3 and [each["images"] for each in theirs[1:]] == [256, 256]
 
 
 @pytest.mark.parametrize(
