@@ -131,7 +131,7 @@ def test_the_perturbation_misleads_and_is_one_of_plain_pixels(images: ImageSet) 
     assert torch.equal(free, delta)
 
 
-@pytest.mark.parametrize(("share", "carry"), [(0.01, 1), (0.1, 5), (1.0, 50)])
+@pytest.mark.parametrize(("share", "carry"), [(0.01, 1), (0.1, 5), (0.58, 29), (1.0, 50)])
 def test_at_least_one_image_of_a_batch_carries_it(share: float, carry: int, images: ImageSet) -> None:
     seen: list[Tensor] = []
 
