@@ -161,6 +161,36 @@ def test_statistics_stay_and_no_graph_is_kept(images: ImageSet) -> None:
     assert len(notes["perturbation_norms"]) == 2 and all(weight.grad is None for weight in purified.parameters())
 
 
+def test_it_ends_where_a_plain_loop_ends(images: ImageSet) -> None:
+    """Two rounds of the authors' loop: a fresh perturbation each, the inner loss on the first batch, five turns from v = 0."""
+    model, few = network(), images.subset(torch.arange(24))
+    chosen = defense(batch_size=8, carriers=0.25, lr=1e-3)
+    scenario = scenario_of(IBAU, model, few)
+    reached = chosen.purify(scenario)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    batches, weights = list(few.batches(8, scenario.stream.child("order"))), list(model.parameters())
+    first, its_labels = batches[0]
+    for turn in range(2):
+        delta = chosen.perturbation(model, batches)
+        for number, (batch, labels) in enumerate(batches):
+            place = delta.clone().requires_grad_()
+            carried = torch.zeros_like(batch)
+            draws = scenario.stream.child(f"round{turn}").child(f"batch{number}")
+            carried[draws.permutation(8)[:2]] = place
+            (pull, *direct) = torch.autograd.grad(F.cross_entropy(model(batch + carried), labels), [place, *weights])
+            inner = 0.001 * place.square().sum() - F.cross_entropy(model(first + place), its_labels)
+            (slope,) = torch.autograd.grad(inner, place, create_graph=True)
+            v = torch.zeros_like(place)
+            for _ in range(5):
+                v = torch.autograd.grad(place - 0.1 * slope, place, v, retain_graph=True)[0] + pull
+            through = torch.autograd.grad(place - 0.1 * slope, weights, v)
+            for weight, one, other in zip(weights, direct, through, strict=True):
+                weight.grad = one + other
+            optimizer.step()
+    for mine, theirs in zip(reached.parameters(), weights, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=2e-5)
+
+
 def test_every_pass_has_the_same_batches(images: ImageSet) -> None:
     order = Stream(0).child("order")
     first, again = ([labels for _, labels in images.batches(50, order)] for _ in range(2))

@@ -65,6 +65,25 @@ def test_the_search_against_a_plain_loop(fooling: float) -> None:
         torch.testing.assert_close(found, image + delta, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 5), (0, 3)])
+def test_the_search_raises_the_papers_sum(first: int, second: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models' cross-entropies by beta_1 / 2B where they stand, less beta_2 / B of the divergences of what is not shared."""
+    values: list[Tensor] = []
+    monkeypatch.setattr(
+        sau, "ascend", lambda objective, images, start, **named: values.append(objective(start)) or start
+    )
+    model, infected = linear_net(first), linear_net(second)
+    images, crafted, called = searched(model, infected, fooling_weight=0.5, agreement_weight=2.0)
+    said, labels = model(images).argmax(1), few().labels
+    now, then = model(crafted), infected(crafted)
+    stands, stood = now.argmax(1) == said, then.argmax(1) == called
+    shared = ~stands & ~stood & (now.argmax(1) == then.argmax(1))
+    entropies = [F.cross_entropy(a[b], labels[b], reduction="sum") for a, b in ((now, stands), (then, stood))]
+    apart = jensen_shannon(now.softmax(1), then.softmax(1))[~shared].sum()
+    torch.testing.assert_close(values[0], (0.5 / 2 * (entropies[0] + entropies[1]) - 2.0 * apart) / 24)
+    assert (stands | stood).any() and shared.any() == ((first, second) != (1, 2))
+
+
 def test_once_all_are_shared_nothing_moves() -> None:
     """Why no early stop is needed: model and infected are one, and the start already misleads both."""
     model = linear_net(1)
@@ -123,8 +142,41 @@ def test_the_shared_set_is_what_the_infected_model_is_misled_on(monkeypatch: pyt
     assert torch.equal(misled, after) and torch.equal(shared, (after != labels) & (after != before)) and shared.any()
 
 
+def test_the_weights_of_the_loss() -> None:
+    model, infected = linear_net(1), linear_net(2)
+    images, labels = next(few().batches(24))
+    crafted = searched(model, infected)[1]
+
+    def loss(**weights: float) -> Tensor:
+        off = {"clean_weight": 0.0, "adversarial_weight": 0.0, "shared_weight": 0.0}
+        found: Tensor = defense("sau", **{**off, **weights}).unlearning(infected)(model, images, labels)
+        return found
+
+    misled, called = infected(crafted).argmax(1), infected(images).argmax(1)
+    risk = shared_risk(model(crafted), misled, (misled != labels) & (misled != called))
+    torch.testing.assert_close(loss(clean_weight=2.0), 2 * F.cross_entropy(model(images), labels))
+    torch.testing.assert_close(loss(adversarial_weight=3.0), 3 * F.cross_entropy(model(crafted), labels))
+    torch.testing.assert_close(loss(shared_weight=4.0), 4 * risk)
+
+
+def test_batch_norm_sees_clean_and_adversarial_images_in_one_batch() -> None:
+    model, infected, sizes = network(), network(), list[int]()
+    model.register_forward_pre_hook(lambda net, given: sizes.append(len(given[0])) if net.training else None)
+    images, labels = next(few().batches(24))
+    defense("sau", bn_mode="train").unlearning(infected)(model.train(), images, labels)
+    assert sizes == [48]
+
+
+def test_the_optimiser_is_adam_with_amsgrad(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.optim.Optimizer] = []
+    monkeypatch.setattr(sau, "fit", lambda *rest, optimizer, **named: seen.append(optimizer))
+    purify(network(), few(), defense("sau"))
+    known = {name: seen[0].defaults[name] for name in ("lr", "betas", "weight_decay", "amsgrad")}
+    assert known == {"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0, "amsgrad": True}
+
+
 def test_it_ends_where_a_plain_loop_ends() -> None:
-    """Six steps of the loop in 2.13, with the search of `search`, and torch's Adam and AMSGrad."""
+    """Six steps of the loop in 2.13, with the search of `search`, and torch's Adam."""
     infected = network()
     with torch.no_grad():
         infected.net.linear.weight *= 4  # so that it has opinions
