@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from scenes import NETS, agreed, changed, defense, few, network, purify, same, scenario, state
 from torch import Tensor, nn
 
-from backdoorbench.config.compose import option
+from backdoorbench.config.compose import compose, option
 from backdoorbench.defenses import fp
 from backdoorbench.errors import ConfigError, ModelError
 from backdoorbench.models.base import GlobalAverage
 from backdoorbench.models.surgery import classifier_head, classifier_name, penultimate
+from backdoorbench.training.pruning import Selection
 
 NETWORKS = ["preact18", "resnet18", "vgg16_bn", "timm_resnet", "timm_efficientnet", "plain"]
 
@@ -124,6 +126,31 @@ def test_the_published_values_are_the_defaults() -> None:
     built = defense("fp")
     assert (built.epochs, built.tuning.batch_size, built.tuning.lr) == (100, 256, 0.01)
     assert frozenset({"model", "holdout"}) == fp.FP.needs
+
+
+@pytest.mark.parametrize(
+    ("dataset", "wanted"),
+    [("cifar10", (100, 256, 0.01)), ("cifar100", (100, 256, 0.01)), ("gtsrb", (100, 256, 0.01)),
+     ("tiny_imagenet", (200, 256, 0.01)), ("digits", (20, 16, 0.01))],
+)  # fmt: skip
+def test_it_is_tuned_as_backdoorbench_does_and_not_as_fst(dataset: str, wanted: tuple[float, ...]) -> None:
+    """dataset.tuning is FST's column: 15 passes at 0.001 on CIFAR-100; BackdoorBench has its 100 at 0.01 there, too."""
+    found = compose(["defense=fp", f"dataset={dataset}"])["defense"]
+    assert (found["epochs"], found["batch_size"], found["lr"]) == wanted
+
+
+def test_a_step_is_the_share_that_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.07 * 100 is 7.000000000000001, which is no eight features."""
+    tried: list[int] = []
+
+    def watched(chosen: Selection, levels: Iterable[int], accuracy: Any, before: float) -> int:
+        tried.extend(levels)
+        return 0
+
+    monkeypatch.setattr(Selection, "strongest", watched)
+    monkeypatch.setitem(NETS, "hundred", lambda: nn.Sequential(GlobalAverage(), nn.Linear(3, 100), nn.Linear(100, 10)))
+    purify(network("hundred"), few(), quick(selection="holdout_drop", step=0.07))
+    assert tried == list(range(7, 100, 7))
 
 
 @pytest.mark.parametrize(("setting", "value"), [("step", 0.0), ("share", 1.5), ("epochs", -1), ("max_drop", -0.1)])

@@ -111,6 +111,16 @@ def test_the_cosine_is_stepped_per_batch() -> None:
         theirs.step()
 
 
+@pytest.mark.parametrize("period", [None, 100])
+def test_it_is_trained_by_that_cosine(period: int | None, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(ft_sam, "fit", lambda model, images, recipe, *rest, **named: seen.append(recipe))
+    defense(cosine_period=period).purify(scenario_of(FTSAM, network(), images))
+    (recipe,) = seen
+    assert recipe.period == period and (recipe.lr, recipe.momentum, recipe.nesterov) == (0.01, 0.9, False)
+    assert (recipe.optimizer, recipe.weight_decay) == ("sgd", 5e-4)
+
+
 def test_the_graph_of_the_first_pass_is_gone_before_the_second(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

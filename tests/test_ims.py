@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -143,6 +144,27 @@ def test_a_perturbation_moves_the_answer_within_its_bound(images: ImageSet) -> N
     assert defense(steps=20, bound=0.005).perturbation(masks, batch).abs().max() <= 0.005
 
 
+def test_a_perturbation_is_that_of_the_authors_loop(images: ImageSet) -> None:
+    """AdamW from 0; what the infected network answers carries gradient in both terms."""
+    model = network()
+    with torch.no_grad():
+        model.net.linear.weight *= 4
+    masks = drawn(model)
+    batch, _ = next(images.batches(8))
+    change = torch.zeros_like(batch, requires_grad=True)
+    optimizer = torch.optim.AdamW([change], lr=0.01)
+    clean = model(batch).detach()
+    for _ in range(4):
+        answer = model(batch + change)
+        loss = agree(masks.part(batch + change, inverted=True), answer) + disagree(answer, clean)
+        (change.grad,) = torch.autograd.grad(loss, change)
+        optimizer.step()
+        change.data.clamp_(-0.03, 0.03)
+    found = defense(steps=4, perturbation_lr=0.01, bound=0.03).perturbation(masks, batch)
+    apart = (found - change).abs() > 1e-5  # of a few slopes rounding makes the sign
+    assert found.abs().max() > 0.02 and apart.float().mean() < 0.01
+
+
 # ---- the method -----------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +187,79 @@ def test_only_filters_are_scaled_and_no_graph_is_kept(images: ImageSet) -> None:
     assert notes["channels"] == sum(layer.channels for layer in prunable_channels(model))
     assert maps and not any(each() is not None for each in maps)
     assert all(weight.requires_grad for weight in purified.parameters())
+
+
+def hooked(model: nn.Module) -> tuple[nn.Module, list[nn.ParameterDict], Callable[[bool], None]]:
+    """A copy whose convolutions' outputs are masked as the authors' hooks do it, their masks, and what turns these around."""
+    copied, masks, side = copy.deepcopy(model).eval().requires_grad_(False), list[nn.ParameterDict](), [False]
+    for layer in prunable_channels(copied):
+        one = nn.ParameterDict({name: torch.ones(layer.channels) for name in ("selection", "mask")})
+
+        def scale(module: nn.Module, given: Any, output: Tensor, one: nn.ParameterDict = one) -> Tensor:
+            passed = torch.sigmoid(20 * ((1 - one["mask"] if side[0] else one["mask"]) - 0.5))
+            return output * (passed + one["selection"] * (1 - passed))[:, None, None]
+
+        layer.conv.register_forward_hook(scale)
+        masks.append(one)
+
+    def turn(inverted: bool) -> None:
+        side[0] = inverted
+
+    return copied, masks, turn
+
+
+def test_three_phases_end_where_the_authors_loop_ends(images: ImageSet) -> None:
+    """Their loop, from their code: hooks, torch's optimisers, and the 1-norm of 1 - s, which has no slope at s = 1."""
+    infected = network()
+    with torch.no_grad():
+        infected.net.linear.weight *= 4  # so that it has opinions
+    reached = defense(initial_rounds=3, rounds=3, steps=3, batch_size=8, lr=0.2).purify(
+        scenario_of(IMS, infected, images)
+    )
+    masked, masks, turn = hooked(infected)
+    draws = scenario_of(IMS, infected, images).stream
+
+    def part(batch: Tensor, inverted: bool) -> Tensor:
+        turn(inverted)
+        logits: Tensor = masked(batch)
+        return logits
+
+    left_unmoved = []
+    for phase, weight in (("initial", 10), ("free", 0), ("sparse", 10)):
+        optimizer = torch.optim.AdamW([each for one in masks for each in one.values()], lr=0.2)
+        for turned in range(3):
+            rows = draws.child(phase).child(f"round{turned}").permutation(len(images))[:8]
+            batch = images.images[rows].float() / 255
+            clean = infected(batch).detach()
+            if phase == "initial":
+                loss = agree(part(batch, False), clean) + disagree(part(batch, True), clean)
+            else:
+                change = torch.zeros_like(batch, requires_grad=True)
+                inner = torch.optim.AdamW([change], lr=0.001)
+                for _ in range(3):
+                    answer = infected(batch + change)
+                    wanted = agree(part(batch + change, True), answer) + disagree(answer, clean)
+                    (change.grad,) = torch.autograd.grad(wanted, change)
+                    inner.step()
+                moved = (batch + change).detach()
+                loss = agree(part(batch, False), clean) + agree(part(moved, False), clean)
+                loss = loss + agree(part(moved, True), infected(moved).detach())
+                loss = loss + disagree(part(moved, True), clean) + disagree(part(batch, True), clean)
+            norms = [torch.norm(1 - one["selection"], 1) for one in masks]
+            loss = loss + weight * torch.stack(norms).sum() / sum(len(one["selection"]) for one in masks)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            for one in masks:
+                for each in one.values():
+                    each.data.clamp_(0, 1)
+            left_unmoved.append(all(bool((one["selection"] == 1).all()) for one in masks))
+    turn(False)
+    for layer, one in zip(prunable_channels(infected), masks, strict=True):
+        passed = torch.sigmoid(20 * (one["mask"] - 0.5))
+        scaled = layer.conv.weight * (passed + one["selection"] * (1 - passed))[:, None, None, None]
+        torch.testing.assert_close(reached.get_submodule(layer.name).weight, scaled, rtol=1e-4, atol=1e-6)
+    assert not left_unmoved[0]  # a slope there would hold every selection where it starts
 
 
 def test_a_phase_ends_where_nothing_improves(images: ImageSet) -> None:

@@ -17,6 +17,7 @@ from backdoorbench.errors import ConfigError, ModelError
 from backdoorbench.models.channels import multiply, norm_channels
 from backdoorbench.streams import Stream
 from backdoorbench.training.pruning import THRESHOLDS, Selection, learn_mask, prune_by_mask
+from backdoorbench.training.recipe import Recipe
 
 QUICK: dict[str, dict[str, Any]] = {
     "anp": {"iterations": 4, "batch_size": 8, "augment": None},
@@ -105,10 +106,11 @@ def test_the_threshold_is_the_largest_that_the_accuracy_allows() -> None:
         scenario(model, images, frozenset({"model"}), notes=notes), mask, "weight", choose(0.0), nothing, images
     )
     assert notes["threshold"] == 0.4 and same(state(after), state(model))
+    mask[:3] = 0.9  # at the threshold is below it
     prune_by_mask(
         scenario(model, images, frozenset({"model"}), notes=notes), mask, "weight", choose(1.0), nothing, images
     )
-    assert notes["threshold"] == 0.9
+    assert notes["threshold"] == 0.9 and notes["pruned_channels"] == 256 + 3
 
 
 def test_where_even_the_lowest_threshold_is_too_strong_nothing_is_pruned() -> None:
@@ -171,12 +173,13 @@ def test_anp_perturbations_stay_within_eps_where_they_are_projected(
     assert largest.max() == pytest.approx(0.4) and (largest == largest.max()).float().mean() > 0.2  # on the edge
 
 
-def test_anp_perturbs_as_the_authors_code_does() -> None:
-    """delta, xi: a start within eps, then eps times the sign of the gradient of the perturbed network's loss, computed by hand."""
+@pytest.mark.parametrize("steps", [1, 2])
+def test_anp_perturbs_as_the_authors_code_does(steps: int) -> None:
+    """delta, xi: a start within eps, then eps / steps times the sign of the gradient of the perturbed network's loss, by hand."""
     model, images = copy.deepcopy(network("preact10")).train(), images_of("preact10", 8)
     pixels = images.images.float() / 255
     channels = norm_channels(model)
-    chosen, mask = quick("anp", alpha=0.3), torch.full((len(channels),), 0.7)
+    chosen, mask = quick("anp", alpha=0.3, steps=steps), torch.full((len(channels),), 0.7)
     start = (2 * torch.rand(2 * len(channels), generator=Stream(0).child("0").generator()) - 1) * 0.4
 
     def entropy(noise: Tensor) -> Tensor:
@@ -192,10 +195,11 @@ def test_anp_perturbs_as_the_authors_code_does() -> None:
             }
         return F.cross_entropy(torch.func.functional_call(shaken, values, (pixels,)), images.labels)
 
-    noise = start.clone().requires_grad_()
-    entropy(noise).backward()  # type: ignore[no-untyped-call]
-    assert noise.grad is not None
-    moved = start + 0.4 * noise.grad.sign()
+    moved = start
+    for _ in range(steps):
+        place = moved.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(entropy(place), place)
+        moved = moved + 0.4 / steps * slope.sign()
     with torch.no_grad():
         masked = copy.deepcopy(model)
         multiply(masked, channels.factors(mask))
@@ -298,6 +302,31 @@ def test_rnp_recovery_is_alpha_times_the_masked_loss() -> None:
     multiply(masked, channels.factors(mask))
     found = quick("rnp", alpha=0.3).recovery(channels, mask)(model, pixels, images.labels)
     torch.testing.assert_close(found, 0.3 * F.cross_entropy(masked(pixels), images.labels))
+
+
+def test_masks_and_unlearning_are_trained_as_the_authors_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGD with momentum and a constant rate on masks, which do not decay; unlearning decays, its rate falls at 10 and 20."""
+    recipes: dict[str, Recipe] = {}
+
+    def kept(name: str) -> Any:
+        def learn(network: nn.Module, images: ImageSet, recipe: Recipe, *rest: Any) -> Tensor:
+            recipes[name] = recipe
+            return torch.ones(len(norm_channels(network)))
+
+        return learn
+
+    monkeypatch.setattr(anp, "learn_mask", kept("anp"))
+    monkeypatch.setattr(rnp, "learn_mask", kept("rnp"))
+    monkeypatch.setattr(rnp, "fit", lambda network, images, recipe, *rest, **named: recipes.update(unlearn=recipe))
+    for name in ("anp", "rnp"):
+        purify(network("preact10"), images_of("preact10"), defense(name))
+    for name, passes in (("anp", 20), ("rnp", 20)):
+        recipe = recipes[name]
+        found = (recipe.optimizer, recipe.momentum, recipe.nesterov, recipe.weight_decay, recipe.epochs)
+        assert found == ("sgd", 0.9, False, 0.0, passes) and {recipe.rate(step, 1) for step in range(20)} == {0.2}
+    unlearn = recipes["unlearn"]
+    assert (unlearn.optimizer, unlearn.momentum, unlearn.weight_decay, unlearn.epochs) == ("sgd", 0.9, 5e-4, 20)
+    assert [unlearn.rate(epoch, 1) for epoch in (0, 9, 10, 19)] == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------

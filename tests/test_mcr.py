@@ -118,6 +118,21 @@ def test_the_rate_holds_then_falls_to_one_per_cent() -> None:
     assert set(rates[:50]) == {1.0} and rates[69] == pytest.approx(0.505) and rates[89:] == pytest.approx([0.01] * 11)
 
 
+def test_the_end_is_tuned_as_backdoorbench_does_and_the_curve_as_the_authors_do(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The curve's weight decay is in its loss, so the optimiser has none."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(mcr, "fit", lambda model, images, recipe, *rest, **named: seen.update({recipe.name: recipe}))
+    chosen: MCR = build(compose(["defense=mcr", "dataset=cifar10"])["defense"], "defense")
+    chosen.purify(handed(images))
+    end, curve = seen["mcr end"], seen["mcr curve"]
+    assert [end.rate(epoch, 1) for epoch in (0, 50)] == pytest.approx([0.01, 0.005]) and end.epochs == 100
+    assert (end.batch_size, end.momentum, end.weight_decay) == (256, 0.9, 5e-4)
+    assert isinstance(curve, HoldThenFall) and (curve.lr, curve.momentum, curve.weight_decay) == (0.01, 0.9, 0.0)
+    assert (curve.epochs, curve.batch_size, chosen.tuning.weight_decay) == (100, 128, 1e-4)
+
+
 def test_the_learning_curve_is_the_finished_curve(images: ImageSet) -> None:
     shown: list[tuple[int, Any]] = []
     scenario = handed(images)

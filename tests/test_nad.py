@@ -43,6 +43,8 @@ def test_attention_is_the_normalised_sum_of_powers() -> None:
             torch.testing.assert_close(row, summed / (summed.norm() + 1e-6))
     torch.testing.assert_close(attention(3 * maps, 2.0), attention(maps, 2.0))  # the scale says nothing
     assert not attention(torch.zeros(1, 2, 3, 3), 2.0).any()
+    faint = attention(1e-3 * torch.ones(1, 1, 3, 3), 2.0)  # a norm of 3e-6 over 9 places, and the 1e-6 beside it
+    torch.testing.assert_close(faint, torch.full((1, 9), 1e-6 / (3e-6 + 1e-6)))
 
 
 def test_a_map_of_one_pixel_says_nothing_and_is_left_out() -> None:
@@ -88,11 +90,13 @@ def test_a_student_like_its_teacher_has_only_its_cross_entropy(net: Any) -> None
 
 def test_the_teacher_is_the_fine_tuned_copy_and_stays(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     teachers: list[tuple[nn.Module, dict[str, Tensor]]] = []
+    weights: list[dict[str, float]] = []
     plain = nad.distilled
 
-    def watched(teacher: nn.Module, *given: Any) -> Any:
+    def watched(teacher: nn.Module, betas: dict[str, float], power: float) -> Any:
         teachers.append((teacher, copy.deepcopy(teacher.state_dict())))
-        return plain(teacher, *given)
+        weights.append(betas)
+        return plain(teacher, betas, power)
 
     monkeypatch.setattr(nad, "distilled", watched)
     infected, notes = network(), dict[str, Any]()
@@ -106,6 +110,7 @@ def test_the_teacher_is_the_fine_tuned_copy_and_stays(images: ImageSet, monkeypa
     assert not torch.equal(at_first["net.linear.weight"], infected.state_dict()["net.linear.weight"])
     assert purified is scenario.model and purified is not teacher
     assert notes["stages"] == ["net.layer2", "net.layer3", "net.layer4"]
+    assert weights == [{"net.layer2": 500, "net.layer3": 1000, "net.layer4": 1000}]  # the deepest last
 
 
 def test_without_weights_it_is_fine_tuning_of_the_infected_model(images: ImageSet) -> None:

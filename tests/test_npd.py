@@ -14,6 +14,7 @@ from backdoorbench.defenses import npd
 from backdoorbench.errors import ConfigError, ModelError
 from backdoorbench.models.surgery import insert_before, late_convolution
 from backdoorbench.training.adversarial import within_l2
+from backdoorbench.training.recipe import Recipe
 
 SMALL: dict[str, Any] = {"epochs": 2, "warmup_epochs": 1, "batch_size": 8}
 CONVOLUTIONAL = ("preact10", "resnet18", "vgg16_bn", "timm_resnet", "timm_efficientnet")
@@ -105,6 +106,18 @@ def test_the_warm_up_fills_statistics_which_then_stay(monkeypatch: pytest.Monkey
     assert seen == [(True, 3), (False, 0)]  # 24 images in batches of 8
 
 
+def test_the_warm_up_is_plain_sgd_and_the_rate_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Recipe] = []
+    monkeypatch.setattr(npd, "fit", lambda model, images, recipe, *rest, **named: seen.append(recipe))
+    purify(network(), few(), defense("npd"))
+    warm, tune = seen
+    assert (warm.epochs, warm.momentum, warm.weight_decay) == (5, 0.0, 0.0)
+    assert (tune.epochs, tune.momentum, tune.weight_decay) == (50, 0.9, 5e-4)
+    for recipe, rate in ((warm, 1e-4), (tune, 0.01)):
+        assert (recipe.optimizer, recipe.nesterov, recipe.augment) == ("sgd", False, None)
+        assert {recipe.rate(epoch, 1) for epoch in range(recipe.epochs)} == {rate}
+
+
 def test_in_train_mode_adversarial_passes_leave_the_statistics() -> None:
     model, layer = with_layer()
     chosen = defense("npd", bn_mode="train")
@@ -171,6 +184,24 @@ def test_adversarial_images_stay_in_the_ball_and_in_range(gradient: str) -> None
     assert (lengths <= 3 + 1e-4).all() and lengths.min() > 0 and crafted.min() >= 0 and crafted.max() <= 1
     if gradient == "sign":
         assert lengths.max() > 2  # of 3, less what leaves the range
+
+
+@pytest.mark.parametrize("gradient", ["sign", "plain"])
+def test_the_search_is_a_plain_loop_towards_the_target(gradient: str) -> None:
+    """Down the cross-entropy of the clipped image with its target; the ball is around the image, before it is clipped."""
+    model, _ = with_layer()
+    pixels, labels = images()
+    target = (labels + 1) % 10
+    step = 0.1 if gradient == "sign" else 100.0
+    chosen = defense("npd", steps=3, step=step, gradient=gradient, radius=2.0, enough=1.0)
+    deltas = torch.zeros_like(pixels)
+    for _ in range(3):
+        deltas.requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(model((pixels + deltas).clamp(0, 1)), target), deltas)
+        deltas = within_l2(deltas.detach() - step * (slope.sign() if gradient == "sign" else slope), 2.0)
+    crafted = chosen.search(model, pixels, target)
+    torch.testing.assert_close(crafted, (pixels + deltas).clamp(0, 1), rtol=0, atol=1e-4)
+    assert F.cross_entropy(model(crafted), target) < F.cross_entropy(model(pixels), target)
 
 
 def test_changes_are_shortened_never_turned() -> None:

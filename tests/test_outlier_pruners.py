@@ -263,6 +263,20 @@ def test_ep_prunes_by_the_training_set_alone() -> None:
     assert notes["pruned"] and set(pruned(model, after)) == {f"{name}.weight" for name in notes["pruned"]}  # type: ignore[attr-defined]
 
 
+def test_ep_prunes_the_channels_of_low_entropy_of_every_norm() -> None:
+    """By hand: of the largest value of each map, over all images, those below the mean by more than u deviations."""
+    model, images, notes = network("resnet18"), few(60), dict[str, object]()
+    purify(model, images, defense("ep", u=1.5, augment=False), notes=notes)
+    norms, wanted = norm_channels(model).norms, dict[str, list[int]]()
+    with torch.no_grad(), activations(model, norms, "input") as seen:
+        model(images.images.float() / 255)
+    for name in norms:
+        found = torch.tensor(slow_entropy(seen[name].amax((2, 3)).double().numpy(), 0.1))
+        if rows := (found < found.mean() - 1.5 * found.std()).nonzero().flatten().tolist():
+            wanted[name] = rows
+    assert notes["pruned"] == wanted and len(wanted) > 3
+
+
 def test_ep_is_refused_where_there_is_no_training_set() -> None:
     with pytest.raises(PairingError, match="ep needs the training set, but wanet drives the training itself"):
         plan.plan(compose(["attack=wanet", "defense=ep", *QUICK]))
@@ -297,6 +311,8 @@ def test_the_published_values_are_the_defaults() -> None:
     assert [option("defense", name)["images"] for name in ("bnp", "ep")] == [500, 500]
     tiny = [compose([f"defense={name}", "dataset=tiny_imagenet"])["defense"]["u"] for name in ("clp", "bnp", "ep")]
     assert tiny == [5.0, 4.0, 4.0]  # BackdoorBench's
+    theirs = [compose(["experiment=backdoorbench", f"defense={name}"])["defense"] for name in ("clp", "bnp", "ep")]
+    assert [each["prune"] for each in theirs] == ["both"] * 3 and [each["images"] for each in theirs[1:]] == [256, 256]
 
 
 @pytest.mark.parametrize(

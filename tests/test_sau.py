@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from scenes import defense, few, network, purify, same, state
+from scenes import defense, few, network, purify, same, scenario, state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backdoorbench.config.compose import option
+from backdoorbench.config.compose import compose, option
 from backdoorbench.defenses import sau
 from backdoorbench.defenses.sau import jensen_shannon, shared_risk
 from backdoorbench.errors import ConfigError
@@ -44,10 +44,11 @@ def test_the_search_stays_in_its_ball_and_starts_at_its_rim() -> None:
     assert not any(module.training for module in model.modules()) and all(p.grad is None for p in model.parameters())
 
 
-def test_the_search_against_a_plain_loop() -> None:
+@pytest.mark.parametrize("fooling", [0.01, 1.0])
+def test_the_search_against_a_plain_loop(fooling: float) -> None:
     """The formula of section 2.13, image by image, with the clean predictions found anew in each step."""
     model, infected = linear_net(1), linear_net(2)
-    images, crafted, _ = searched(model, infected, steps=3, step=0.05)
+    images, crafted, _ = searched(model, infected, steps=3, step=0.05, fooling_weight=fooling)
     for image, label, found in zip(images, few().labels, crafted, strict=True):
         delta = torch.full_like(image, 0.2)
         for _ in range(3):
@@ -55,13 +56,32 @@ def test_the_search_against_a_plain_loop() -> None:
             now, then = (net((image + delta)[None])[0] for net in (model, infected))
             stands, stood = (a.argmax() == net(image[None])[0].argmax() for a, net in ((now, model), (then, infected)))
             shared = not stands and not stood and now.argmax() == then.argmax()
-            value = -0.01 / 2 * (stands * F.cross_entropy(now, label) + stood * F.cross_entropy(then, label))
+            value = -fooling / 2 * (stands * F.cross_entropy(now, label) + stood * F.cross_entropy(then, label))
             p, q = now.softmax(0), then.softmax(0)
             middle = (p + q) / 2
             value = value + (not shared) * ((p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()) / 2
             (slope,) = torch.autograd.grad(value, delta)
             delta = (delta.detach() - 0.05 * slope.sign()).clamp(-0.2, 0.2)
         torch.testing.assert_close(found, image + delta, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 5), (0, 3)])
+def test_the_search_raises_the_papers_sum(first: int, second: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models' cross-entropies by beta_1 / 2B where they stand, less beta_2 / B of the divergences of what is not shared."""
+    values: list[Tensor] = []
+    monkeypatch.setattr(
+        sau, "ascend", lambda objective, images, start, **named: values.append(objective(start)) or start
+    )
+    model, infected = linear_net(first), linear_net(second)
+    images, crafted, called = searched(model, infected, fooling_weight=0.5, agreement_weight=2.0)
+    said, labels = model(images).argmax(1), few().labels
+    now, then = model(crafted), infected(crafted)
+    stands, stood = now.argmax(1) == said, then.argmax(1) == called
+    shared = ~stands & ~stood & (now.argmax(1) == then.argmax(1))
+    entropies = [F.cross_entropy(a[b], labels[b], reduction="sum") for a, b in ((now, stands), (then, stood))]
+    apart = jensen_shannon(now.softmax(1), then.softmax(1))[~shared].sum()
+    torch.testing.assert_close(values[0], (0.5 / 2 * (entropies[0] + entropies[1]) - 2.0 * apart) / 24)
+    assert (stands | stood).any() and shared.any() == ((first, second) != (1, 2))
 
 
 def test_once_all_are_shared_nothing_moves() -> None:
@@ -122,6 +142,69 @@ def test_the_shared_set_is_what_the_infected_model_is_misled_on(monkeypatch: pyt
     assert torch.equal(misled, after) and torch.equal(shared, (after != labels) & (after != before)) and shared.any()
 
 
+def test_the_weights_of_the_loss() -> None:
+    model, infected = linear_net(1), linear_net(2)
+    images, labels = next(few().batches(24))
+    crafted = searched(model, infected)[1]
+
+    def loss(**weights: float) -> Tensor:
+        off = {"clean_weight": 0.0, "adversarial_weight": 0.0, "shared_weight": 0.0}
+        found: Tensor = defense("sau", **{**off, **weights}).unlearning(infected)(model, images, labels)
+        return found
+
+    misled, called = infected(crafted).argmax(1), infected(images).argmax(1)
+    risk = shared_risk(model(crafted), misled, (misled != labels) & (misled != called))
+    torch.testing.assert_close(loss(clean_weight=2.0), 2 * F.cross_entropy(model(images), labels))
+    torch.testing.assert_close(loss(adversarial_weight=3.0), 3 * F.cross_entropy(model(crafted), labels))
+    torch.testing.assert_close(loss(shared_weight=4.0), 4 * risk)
+
+
+def test_batch_norm_sees_clean_and_adversarial_images_in_one_batch() -> None:
+    model, infected, sizes = network(), network(), list[int]()
+    model.register_forward_pre_hook(lambda net, given: sizes.append(len(given[0])) if net.training else None)
+    images, labels = next(few().batches(24))
+    defense("sau", bn_mode="train").unlearning(infected)(model.train(), images, labels)
+    assert sizes == [48]
+
+
+def test_the_optimiser_is_adam_with_amsgrad(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.optim.Optimizer] = []
+    monkeypatch.setattr(sau, "fit", lambda *rest, optimizer, **named: seen.append(optimizer))
+    purify(network(), few(), defense("sau"))
+    known = {name: seen[0].defaults[name] for name in ("lr", "betas", "weight_decay", "amsgrad")}
+    assert known == {"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0, "amsgrad": True}
+
+
+def test_it_ends_where_a_plain_loop_ends() -> None:
+    """Six steps of the loop in 2.13, with the search of `search`, and torch's Adam."""
+    infected = network()
+    with torch.no_grad():
+        infected.net.linear.weight *= 4  # so that it has opinions
+    chosen, images, lacks = defense("sau", epochs=2, batch_size=8, lr=1e-2), few(24), 0
+    reached = purify(infected, images, chosen)
+    model = copy.deepcopy(infected)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, amsgrad=True)
+    order = scenario(infected, images, frozenset()).stream.child("tune")
+    for epoch in range(2):
+        for batch, labels in images.batches(8, order.child(f"epoch{epoch}")):
+            said, called = model(batch).argmax(1), infected(batch).argmax(1)
+            crafted = chosen.search(model, infected, batch, labels, called).detach()
+            misled = infected(crafted).argmax(1)
+            shared = (misled != labels) & (misled != called)
+            clean, moved = model(torch.cat([batch, crafted])).split(8)
+            chance = moved.softmax(1)[torch.arange(8), misled][shared]
+            risk = (
+                -(1e-6 + (1 - chance).clamp(max=0.999)).log().sum() - (1 + 1e-6 - chance.clamp(min=0.001)).log().sum()
+            )
+            optimizer.zero_grad()
+            (F.cross_entropy(clean, labels) + risk / 2 / 8).backward()
+            optimizer.step()
+            lacks += int((said != called).any())
+    for (name, mine), other in zip(reached.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4, msg=name)
+    assert lacks  # the two models had come apart
+
+
 def test_the_infected_model_stays_and_so_do_statistics_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[nn.Module] = []
     plain = sau.SAU.unlearning
@@ -154,6 +237,8 @@ def test_the_published_values_are_the_defaults() -> None:
     wanted = {"radius": 0.2, "step": 0.2, "steps": 5, "fooling_weight": 0.01, "agreement_weight": 1, "clean_weight": 1}
     wanted |= {"adversarial_weight": 0, "shared_weight": 1, "epochs": 100, "batch_size": 256, "lr": 1e-4}
     assert {key: code[key] for key in wanted} == wanted
+    rounds = [compose(["defense=sau", f"dataset={name}"])["defense"]["epochs"] for name in ("gtsrb", "tiny_imagenet")]
+    assert rounds == [100, 20]  # their Tiny ImageNet file
 
 
 def test_a_setting_out_of_its_range_is_named() -> None:

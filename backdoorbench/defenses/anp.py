@@ -15,6 +15,7 @@ Departs  1. the threshold is fixed, or the largest of 0, 0.05, ..., 0.9 that a f
          3. delta and xi may reach 2 eps, as in both codes, whose step of eps follows a start within eps
             (defense.project=true keeps them within eps, as the paper writes)
          4. the holdout is 5 %, withheld; theirs 1 %, withheld (holdout.rate=0.01)
+         5. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     2 + `steps` passes, forward and backward, over `iterations` batches: 15 passes over CIFAR-10
 """
 

@@ -7,10 +7,11 @@ Follows  the authors' code: one batch of clean images in eval mode, augmented as
          the mean and variance (unbiased) of its input, against the running ones: d = log(s2 / s1) + (s1^2 + (m1 -
          m2)^2) / (2 s2^2) - 1/2; within a layer, channels above mean + u times the sample standard deviation lose their
          scale
-Departs  1. variances are at least 1e-12, and computed in float64
+Departs  1. variances are at least 1e-12, and those of images are put together in float64
          2. BackdoorBench writes log(s2^2 / s1^2), and takes the shift too (defense.prune=both)
          3. the holdout is 5 % and withheld; theirs are 500 images, 1 %, withheld too. Fewer are taken as they are
          4. no sweep over u; the authors print one figure for each, judged by the test set
+         5. the pass runs in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     a forward pass over 500 images
 """
 

@@ -17,6 +17,7 @@ Departs  1. bins are 0.1 wide, as in BackdoorBench: in the authors' 0.01 most bi
          6. no sweep over u: there is no clean image to choose by
          7. after an attacker who drives the training there is no training set; reconstruct=true rebuilds one with his
             trigger
+         8. the pass runs in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     a forward pass over 500 images
 """
 

@@ -9,11 +9,13 @@ Follows  BackdoorBench's code: mean activation of what the classifier reads, in 
 Departs  1. the accuracy is that of a fifth of the holdout; BackdoorBench's is that of the test set
          2. the last step that keeps the accuracy counts, and prunes what it says; BackdoorBench returns the step after
             it, and prunes one feature fewer than it reports
-         3. the cosine ends with the training; BackdoorBench's always takes 100 epochs
+         3. the cosine ends with the training; BackdoorBench's always takes 100 epochs, and its Tiny ImageNet file lowers
+            the rate where the loss stands still instead
          4. the pruned share depends on the clean images alone; the paper prunes channels of the last convolution, which
             are these features where pooling follows it. Behind a flattened map (a VGG at 224 px) every value of it is a
             feature
-         5. batches of one are joined to the one before; precision as the victim's
+         5. features are read of images as they are; BackdoorBench's are augmented, as for tuning
+         6. batches of one are joined to the one before; precision as the victim's
 Cost     a forward pass over the holdout; then `epochs` passes, forward and backward
 """
 
@@ -90,7 +92,7 @@ class FP(Defense):
             logits = left @ weight.T + (0 if bias is None else bias.detach().cpu())
             return float((logits.argmax(1) == labels).float().mean())
 
-        step, before = math.ceil(self.step * len(order)), accuracy(0)
+        step, before = math.ceil(self.step * len(order) - 1e-9), accuracy(0)  # 0.07 * 100 is 7.000000000000001
         count = self.chosen.strongest(range(step, len(order), step), accuracy, before) or 0
         scenario.note("selection_accuracy", {"before": before, "pruned": accuracy(count)})
         return count

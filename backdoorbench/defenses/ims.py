@@ -7,10 +7,10 @@ Paper    arXiv 2509.15497v2
 Follows  the authors' code (`8613640`): each convolution's channels have m and s, from 1, in [0, 1]; they are scaled by
          s + (1 - s) sigmoid(k (m - 1/2)), for the inverse with 1 - m; weights frozen, eval mode. Three phases of AdamW on m
          and s, each with a new optimiser: without perturbations; with them; and with them and `penalty` times the mean of
-         1 - s, which the first phase has too. A round draws a batch, gives each image a perturbation (20 steps of AdamW from
-         0) that the inverse follows and that moves the whole network's answer, and makes one step. Two answers agree by
-         -log <p, q> and disagree by -log(1 - <p, q>), p and q softmax. A phase ends after `rounds`, or where 26 rounds in a row
-         do not lower its loss by 2 %
+         |1 - s|, which the first phase has too, and which has no slope where s is 1. A round draws a batch, gives each image
+         a perturbation (20 steps of AdamW from 0) that the inverse follows and that moves the whole network's answer, and
+         makes one step. Two answers agree by -log <p, q> and disagree by -log(1 - <p, q>), p and q softmax. A phase ends
+         after `rounds`, or where 26 rounds in a row do not lower its loss by 2 %
 Departs  1. masks scale filters and biases rather than outputs, which is the same, so that the purified model is a plain network
          2. the first phase makes no perturbations; theirs does, and only logs what comes of them
          3. all of the holdout is drawn from; the paper's has at most 10 images a class
@@ -95,7 +95,7 @@ class IMS(Defense):
                 images, _ = next(scenario.holdout.subset(rows).batches(len(rows)))
                 with scenario.autocast():
                     loss = split(masks, images) if before is None else self.divided(masks, images)
-                    loss = loss + penalty * (1 - masks.selection).mean()
+                    loss = loss + penalty * (1 - masks.selection).abs().mean()  # without a slope at 1, where s starts
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

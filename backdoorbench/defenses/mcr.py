@@ -14,6 +14,7 @@ Departs  1. the holdout is the defender's; the authors' is up to 5,000 test imag
             (defense.t=0.5 is the middle)
          4. gradients are zeroed at each step and the curve's rate is 0.01; BackdoorBench's accumulate over the run, at 3e-5
          5. statistics are averaged over the holdout as it is, from nothing; the authors augment, BackdoorBench moves stale ones
+         6. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `end_epochs` + `epochs` passes over the holdout, forward and backward, and a forward pass for each point looked at
 """
 

@@ -17,6 +17,7 @@ Departs  1. the stages are the last maps of the last three resolutions above 1x1
          5. images are normalised as the data set says; the authors' are [0, 1] as they are (dataset.mean=[0,0,0]
             dataset.std=[1,1,1])
          6. images are augmented as the data set says; the authors crop and flip, and blacken 2x2 pixels of each at random
+         7. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `teacher_epochs` passes over the holdout, then `epochs` with the teacher's forward pass beside
 """
 

@@ -14,6 +14,9 @@ Departs  1. the layer stands before the first convolution of the last block, in 
          2. what is returned is the network with the layer inside; BackdoorBench saves the infected model and the layer apart
          3. the holdout has the class shares of its data set; theirs is class-balanced (holdout.draw=balanced)
          4. the ball around an image is L2; their L-infinity variant is left out
+         5. the true class is never what an image is aimed at; theirs is given the logit -10, which others may be below
+         6. the search follows cross-entropies of whatever size; theirs end at 80
+         7. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `epochs` passes over the holdout, each image `steps` + 2 times forward and backward
 """
 

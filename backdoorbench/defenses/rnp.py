@@ -14,6 +14,7 @@ Departs  1. the threshold is the largest of 0, 0.05, ..., 0.9 that a fifth of th
          3. gradients are not clipped: theirs are clipped before they exist, which does nothing
          4. at most 20 epochs of unlearning; their loop makes 21
          5. the holdout is 5 %, withheld; theirs are 500 of the images that were trained on, 1 % (holdout.rate=0.01)
+         6. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `unlearn_epochs` and `recover_epochs` passes over the holdout, forward and backward
 """
 

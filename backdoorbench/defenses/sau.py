@@ -10,6 +10,7 @@ Follows  the authors' code, which is BackdoorBench's: delta starts at +0.2 every
 Departs  1. clean predictions are computed once a batch; the code computes them in each step of the search, to the same end
          2. the search does not stop once all images are shared; from there on its gradient is 0, so nothing moves
          3. delta is added to [0, 1] pixels of whatever data set, and like the code's may leave the range
+         4. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `epochs` passes over the holdout, each image forward and backward `steps` times through both models and twice through
          one, and three times forward
 """
