@@ -22,7 +22,7 @@ from backdoorbench.attacks.base import (
 from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.data.images import Change, ImageSet
 from backdoorbench.errors import ConfigError, check_range
-from backdoorbench.shapes import Images, Labels, to_float
+from backdoorbench.shapes import Images, Labels, ceil_of, floor_of, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
 from backdoorbench.training.recipe import Recipe
@@ -100,7 +100,7 @@ class ShareAttack(LoopAttack):
         average. `floor`: u = 0, except where the rate asks for less than one row (BackdoorBench)."""
         wanted = self.poison_rate * batch
         if self.batch_count == "floor" and wanted >= 1:
-            return int(wanted)
+            return floor_of(self.poison_rate, batch)
         return int(wanted + float(torch.rand((), dtype=torch.float64, generator=stream.generator())))
 
     def facts(self, rows: Tally) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class ShareAttack(LoopAttack):
         target, cover, device = self.make_target(len(clean.classes)), self.cover(trigger), clean.device
         order = stream.child("rows").permutation(len(clean))
         count = self.asked(len(clean))
-        rows, kept = order[:count], order[count : count + int(count * self.covers)]
+        rows, kept = order[:count], order[count : count + floor_of(self.covers, count)]
         partners = kept.roll(-1).to(clean.images.device)  # of each cover row, the next one
         others = clean.images[partners]  # (M, 3, H, W) uint8
 
@@ -165,11 +165,11 @@ class MixAttack(ShareAttack):
     def check_recipe(self, recipe: Recipe, count: int) -> None:
         batch = min(recipe.batch_size, count)
         most = (
-            math.ceil(self.poison_rate * batch)
+            ceil_of(self.poison_rate, batch)
             if self.batch_count == "unbiased"
-            else max(1, int(self.poison_rate * batch))
+            else max(1, floor_of(self.poison_rate, batch))
         )
-        if recipe.epochs and self.cover_ratio and not int(most * self.cover_ratio):
+        if recipe.epochs and self.cover_ratio and not floor_of(self.cover_ratio, most):
             raise ConfigError(
                 f"attack.cover_ratio={self.cover_ratio:g} of at most {most} triggered rows in a batch of {batch} is no cover "
                 f"row; expected at least 1. Set attack.cover_ratio={math.ceil(100 / most) / 100:g} or more, or 0 for none, or "
@@ -209,7 +209,7 @@ class MixAttack(ShareAttack):
 
         def change(images: Images, labels: Labels, stream: Stream) -> tuple[Images, Labels]:
             poisoned = self.count(len(images), stream.child("count"))
-            end = min(poisoned + int(poisoned * self.cover_ratio), len(images))
+            end = min(poisoned + floor_of(self.cover_ratio, poisoned), len(images))
             rows.update(all=len(images), poisoned=poisoned, cover=end - poisoned)
             kept, others = images[poisoned:end], images.roll(-1, 0)[poisoned:end]
             parts = [trigger(images[:poisoned]), cover(kept, others, stream.child("cover")), images[end:]]

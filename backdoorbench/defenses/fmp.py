@@ -25,7 +25,6 @@ Cost     for every map one forward pass of `probe_images` and one backward pass 
          for PreAct-ResNet-18 (4,800 maps) less than five epochs of CIFAR-10; then `epochs` passes over the holdout
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -41,7 +40,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import Prunable, prunable_channels
-from backdoorbench.shapes import Images, Labels
+from backdoorbench.shapes import Images, Labels, floor_of
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import autocast, fit
 from backdoorbench.training.recipe import Precision, Tuning
@@ -108,7 +107,7 @@ class FMP(Defense):
         """How many of a layer's maps are removed; never all."""
         if self.fraction is None:
             return channels // self.p
-        return min(channels - 1, max(1, math.floor(self.fraction * channels + 1e-9)))
+        return min(channels - 1, max(1, floor_of(self.fraction, channels)))
 
 
 # --- ranking ---------------------------------------------------------------------------------------------------------

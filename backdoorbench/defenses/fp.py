@@ -19,7 +19,6 @@ Departs  1. the accuracy is that of a fifth of the holdout; BackdoorBench's is t
 Cost     a forward pass over the holdout; then `epochs` passes, forward and backward
 """
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -33,6 +32,7 @@ from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.models.channels import multiply, read_inputs
 from backdoorbench.models.surgery import classifier_head, classifier_name
+from backdoorbench.shapes import ceil_of, floor_of
 from backdoorbench.training.fit import fit
 from backdoorbench.training.pruning import BATCH, Selection
 from backdoorbench.training.recipe import Tuning, TuningSchedule
@@ -61,7 +61,7 @@ class FP(Defense):
         name, head = classifier_name(model), classifier_head(model)
         order = read_features(scenario, name, holdout).mean(0).argsort(stable=True)  # (D,), the most silent first
         _, judge = self.chosen.divide(holdout, scenario.stream.child("select"))
-        count = math.floor(self.share * len(order) + 1e-9)
+        count = floor_of(self.share, len(order))
         if judge is not None:
             count = self.count(scenario, read_features(scenario, name, judge), judge, head, order)
         kept = torch.ones(len(order))
@@ -92,7 +92,7 @@ class FP(Defense):
             logits = left @ weight.T + (0 if bias is None else bias.detach().cpu())
             return float((logits.argmax(1) == labels).float().mean())
 
-        step, before = math.ceil(self.step * len(order) - 1e-9), accuracy(0)  # 0.07 * 100 is 7.000000000000001
+        step, before = ceil_of(self.step, len(order)), accuracy(0)
         count = self.chosen.strongest(range(step, len(order), step), accuracy, before) or 0
         scenario.note("selection_accuracy", {"before": before, "pruned": accuracy(count)})
         return count

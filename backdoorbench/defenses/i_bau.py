@@ -33,7 +33,7 @@ from backdoorbench import progress
 from backdoorbench.data.images import spans
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import TrainingError, check_range
-from backdoorbench.shapes import Images, Labels
+from backdoorbench.shapes import Images, Labels, floor_of
 from backdoorbench.streams import Stream
 from backdoorbench.training.adversarial import within_l2
 from backdoorbench.training.optimizers import Adam
@@ -115,7 +115,7 @@ class IBAU(Defense):
     def borne(self, model: nn.Module, images: Images, labels: Labels, stream: Stream) -> Objective:
         """What the weights minimise: CE, where some random images of the batch carry the perturbation."""
         carriers = torch.zeros(len(images), 1, 1, 1)
-        carriers[stream.permutation(len(images))[: max(1, math.floor(self.carriers * len(images) + 1e-9))]] = 1
+        carriers[stream.permutation(len(images))[: max(1, floor_of(self.carriers, len(images)))]] = 1
         carriers = carriers.to(images.device, non_blocking=True)
         return lambda delta: F.cross_entropy(model(images + carriers * delta), labels)
 

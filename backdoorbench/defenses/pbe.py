@@ -24,7 +24,6 @@ Cost     `shares` times `epochs` passes over the training set, forward and backw
 import copy
 import functools
 import itertools
-import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -35,7 +34,7 @@ from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import spans
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import DataError, check_range
-from backdoorbench.shapes import Labels, Logits, Rows
+from backdoorbench.shapes import Labels, Logits, Rows, floor_of
 from backdoorbench.streams import Stream
 from backdoorbench.training.adversarial import PGD, partly_adversarial
 from backdoorbench.training.fit import fit, make_optimizer
@@ -120,7 +119,7 @@ class PBE(Defense):
     def count(self, turn: int, images: int) -> int:
         """How many of the training images round `turn` tunes on: its share, rounded down. DataError below 2."""
         share = self.shares[turn]
-        found = math.floor(share * images + 1e-9)  # 0.29 * 100 is 28.999999999999996
+        found = floor_of(share, images)
         if found < 2:
             raise DataError(
                 f"defense.shares[{turn}] is {share:g}, {found} of the {images:,} training images; expected at least 2, the "

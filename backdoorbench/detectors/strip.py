@@ -27,7 +27,7 @@ from backdoorbench.detectors.base import BATCH, Detector, Judges, Scenario, Verd
 from backdoorbench.errors import DataError, ModelError, check_range
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.layouts import layout_of
-from backdoorbench.shapes import Bytes, Images, Rows, to_float
+from backdoorbench.shapes import Bytes, Images, Rows, floor_of, to_float
 from backdoorbench.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def draw(count: int, pool: int, overlays: int, stream: Stream, own: Rows | None)
 
 def rank(fpr: float, count: int) -> int:
     """How many of `count` + 1 equally likely places lie at or below a threshold that clean inputs pass but for `fpr`."""
-    return min(count, math.floor(fpr * (count + 1) + 1e-9))
+    return min(count, floor_of(fpr, count + 1))
 
 
 def quantile(values: Tensor, fpr: float) -> float:

@@ -17,7 +17,7 @@ from backdoorbench.errors import check_range
 from backdoorbench.models.base import Classifier, Normalize, evaluating, frozen
 from backdoorbench.models.surgery import stages, stem_cut
 from backdoorbench.models.unet import UNet
-from backdoorbench.shapes import Images, Labels
+from backdoorbench.shapes import Images, Labels, floor_of
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import Loss, fit, make_optimizer
@@ -113,7 +113,7 @@ class Inverter:
 
     def mix(self, images: Images) -> Images:
         """(N, 3, H, W): the same batch, in which floor(share N) + 1 images are generated. Batches come in random order."""
-        count = min(int(self.settings.share * len(images)) + 1, len(images))
+        count = min(floor_of(self.settings.share, len(images)) + 1, len(images))
         with torch.no_grad():
             generated = self.generator(images[:count])
         return torch.cat([generated.to(images.dtype), images[count:]])
