@@ -14,10 +14,12 @@ from backdoorbench import screen
 from backdoorbench.attacks.base import Attack, Infection, Task, carry_out
 from backdoorbench.config import acts, catalog, plugins
 from backdoorbench.config import build as building
-from backdoorbench.config.compose import Plain
+from backdoorbench.config.compose import Plain, as_read, composer
+from backdoorbench.config.groups import BUILT
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.errors import ConfigError, DataError
+from backdoorbench.device import choose
+from backdoorbench.errors import ConfigError, DataError, join_words, shown
 from backdoorbench.metrics import Scores
 from backdoorbench.pipeline import evaluation, job, own, share
 from backdoorbench.pipeline.own import Network
@@ -28,8 +30,28 @@ from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.sweeps.hydra_errors import composed as compose
+from backdoorbench.sweeps.hydra_errors import refuse_no_words
 from backdoorbench.training.recipe import Precision, Recipe, resolve_precision
 from backdoorbench.triggers.base import Target, Trigger
+
+READ = (
+    "model",
+    "train",
+    "dataset",
+    "experiment",
+    "scale",
+    "plugins",
+    "hydra",
+)  # of settings, what infect and purify read
+READ_OF_DATASET = ("name", "size", "crop", "mean", "std", "augment")
+ELSEWHERE = {  # where to say the others
+    "seed": "Give it as an argument, seed=NUMBER",
+    "attack": "Give it to bb.build('attack/NAME', KEY=VALUE)",
+    "defense": "Give it to bb.build('defense/NAME', KEY=VALUE)",
+    "dataset": "Give it to bb.load_dataset",
+    "holdout": "Give it to bb.withhold",
+    "runtime": "Images say where the work is done: bb.load_dataset(NAME, device='cuda')",
+}
 
 __all__ = [
     "build",
@@ -56,26 +78,40 @@ def plugin(folder: str | Path) -> None:
 def run(*overrides: str) -> Run:
     """What `bdx <overrides>` does: the finished run, found or carried out and recorded.
 
-    Raises BdxError for a mistake in the settings."""
-    return job.carry_out(compose(overrides)).run
+    Raises BdxError for a mistake in the settings, and for an experiment that sweeps: that is many runs."""
+    resolved = compose(overrides)
+    if composer(overrides).chosen_by(overrides).mode == "MULTIRUN":
+        raise ConfigError(
+            "these settings choose an experiment that is a sweep; expected a single run. Add hydra.mode=RUN, and an attack and a "
+            "defense, or sweep on the command line: bdx -m."
+        )
+    return job.carry_out(resolved).run
 
 
-def build(option: str, **changes: Any) -> Any:
-    """The object an option describes, with some settings changed: `build("defense/fst", lr=0.02)`."""
-    group, _, name = option.partition("/")
-    resolved = compose([f"{group}={name}"])
+def build(option: str, *settings: str, **changes: Any) -> Any:
+    """The object an option describes, with some settings changed: `build("defense/fst", lr=0.02)`. Its other settings are those
+    that it has on the digits, or where `settings` say: `build("defense/fst", "dataset=cifar10")`."""
+    group, mark, name = own.expect(option, str, "option", "the name of one, such as 'defense/fst'").partition("/")
+    if not mark or group not in BUILT:
+        raise ConfigError(
+            f"option is {shown(option)}; expected GROUP/NAME, such as 'defense/fst', of the groups {join_words(list(BUILT))}. "
+            f"Change it."
+        )
+    resolved = compose([f"{group}={name}", *settings])
     resolved[group] |= changes
     made = building.build(resolved[group], group, resolved["plugins"])
+    catalog.refuse_borrowed_name(group, resolved[group])
     acts.refuse_idle(group, acts.idle(type(made), resolved[group], group), resolved)
     return made
 
 
 def load_dataset(name: str, device: str = "cpu", **changes: Any) -> tuple[ImageSet, ImageSet]:
     """Training and test split of a data set: `load_dataset("cifar10", root="/data/cifar10", train_size=5000)`."""
+    where = choose(str(device), "device")
     resolved = compose([f"dataset={name}"])
     dataset = building.build({**resolved["dataset"], **changes}, "dataset", resolved["plugins"])
     splits = dataset.load(Path(resolved["runtime"]["outputs"]).expanduser() / "cache")
-    train, test = (dataclasses.replace(split, dataset=dataset.name).to(device) for split in (splits.train, splits.test))
+    train, test = (dataclasses.replace(split, dataset=dataset.name).to(where) for split in (splits.train, splits.test))
     return train, test
 
 
@@ -85,11 +121,16 @@ def withhold(
     """`clean` without some of its images, and these: the victim's images, and the defender's. They are a stratified share of
     `rate`, or `per_class` images of each class."""
     if (rate is None) == (per_class is None):
-        raise ValueError("expected either a rate or a per_class: a share of the images, or so many of each class")
-    holdout = dataclasses.replace(build("holdout/standard"), rate=rate or 0.0, per_class=per_class)
-    parts = holdout.divide(clean, clean, Stream(seed).child("holdout"))
+        raise ConfigError(
+            f"rate is {rate} and per_class is {per_class}; expected one of them: a share of the images, or so many of each class."
+        )
+    share = building.convert(rate, float | None, "rate") or 0.0
+    count = building.convert(per_class, int | None, "per_class")
+    holdout = dataclasses.replace(build("holdout/standard"), rate=share, per_class=count)
+    images = own.expect_images(clean, "clean")
+    parts = holdout.divide(images, images, _stream(seed).child("holdout"))
     if parts.holdout is None:
-        raise ValueError("rate is 0: nothing is withheld")
+        raise ConfigError("rate is 0, which withholds nothing; expected more. Give a rate above 0, or a per_class.")
     return parts.train, parts.holdout
 
 
@@ -114,7 +155,7 @@ def infect(
     progress: bool = False,
 ) -> Infection:
     """Trains a model on `train`, attacked. `settings` say on what and how: `"dataset=digits"` (its normalisation, network and
-    recipe come along), `"model=resnet18"`, `"train.epochs=5"`.
+    recipe come along), `"model=resnet18"`, `"train.epochs=5"`. Words on anything else are refused: nothing would read them.
 
     model     a network of one's own in place of the settings': a module, whose weights are the first ones, or a function that
               makes a fresh one. It reads pixels in [0, 1]; its normalisation is its own business
@@ -123,10 +164,13 @@ def infect(
     progress  whether to draw bars
 
     Raises ConfigError where the images are not of the data set that the settings name, digits where they name none."""
+    own.expect(attack, Attack, "attack", "what bb.build('attack/NAME') makes")
+    own.expect_images(train, "train")
+    _refuse_unread(settings, model)
     fresh, recipe = _victim(train, settings, model)
     attack.check(train)
     attack.check_recipe(recipe, len(train))
-    task, stream = Task(train, fresh, recipe, None), Stream(seed).child("infect")
+    task, stream = Task(train, fresh, recipe, None), _stream(seed).child("infect")
 
     def surrogate() -> nn.Module:
         clean: Infection = build("attack/none").infect(task, stream)
@@ -155,6 +199,8 @@ def purify(
     model     what makes a fresh network of the infected one's kind, for a defense that trains one; by default the settings', or
               the infected model with every layer's weights drawn anew
     progress  whether to draw bars"""
+    own.expect(defense, Defense, "defense", "what bb.build('defense/NAME') makes")
+    _refuse_unread(settings, model)
     if not isinstance(infection, Infection):
         infection = Infection(infection, None, None, None, None)
     place = holdout if holdout is not None else infection.train
@@ -162,8 +208,12 @@ def purify(
         raise DataError(
             "there is neither a holdout nor a training set; expected one: a defense has nothing to work with. Give some."
         )
+    own.expect_images(place, "holdout" if holdout is not None else "the infection's training set")
+    own.refuse_others(place, infection.train, "holdout")
+    own.refuse_unmet(defense, holdout, infection.train)
     infected = own.wrapped(own.thawed(infection.model), place)
     fresh, recipe = _victim(place, settings, model if model is not None else infected)
+    defense.check_recipe(recipe)
     if model is None:
         fresh = _fresh_like(infected, place, settings)
     scenario = Scenario(
@@ -173,7 +223,7 @@ def purify(
         train=infection.train,
         build=fresh,
         recipe=recipe,
-        stream=Stream(seed).child("purify"),
+        stream=_stream(seed).child("purify"),
         device=place.device,
         probe=lambda model, epoch: None,
         note=lambda name, value: None,
@@ -205,6 +255,11 @@ def _victim(
     if model is not None:
         return own.maker(model, images), recipe
     _check_size(images, dataset)
+    if resolved["model"]["checkpoint"] is not None:
+        raise ConfigError(
+            f"model.checkpoint is {shown(resolved['model']['checkpoint'])}, which only a run loads; expected null, or the "
+            f"network itself with its weights: model=NETWORK."
+        )
     spec = building.build(resolved["model"], "model", resolved["plugins"])
     size = dataset["crop"] or images.size
 
@@ -214,6 +269,33 @@ def _victim(
         return net.to(images.device)
 
     return fresh, recipe
+
+
+def _refuse_unread(settings: Sequence[str], model: Network | None) -> None:
+    """Raises ConfigError for a word that says nothing of the network, of its recipe and of how images are normalised: it would be
+    composed, and nobody would read it.
+
+    model  a network of one's own, which leaves nothing to say of another one"""
+    refuse_no_words(settings)
+    for word in settings:
+        override = as_read(word)
+        if override is None:  # which composing tells
+            continue
+        group, _, name = override.key_or_group.partition(".")
+        if group == "model" and model is not None:
+            raise ConfigError(
+                f"{shown(word)} says something of a network, and model= hands over another. Leave one of them out."
+            )
+        if group not in READ or (group == "dataset" and name and name.partition(".")[0] not in READ_OF_DATASET):
+            hint = ELSEWHERE.get(group, "Leave it out")
+            raise ConfigError(
+                f"{shown(word)} would not be read: here settings say what the network, its recipe and its normalisation are. "
+                f"{hint}."
+            )
+
+
+def _stream(seed: int) -> Stream:
+    return Stream(building.convert(seed, int, "seed"))
 
 
 @contextmanager
@@ -256,7 +338,10 @@ def evaluate(
     """CA, ASR and RA of `model` on the whole of `test`.
 
     shown  what `triggered` makes of the test images, where the caller has it already"""
-    return evaluation.evaluate(own.wrapped(model, test), test, trigger, target, precision, shown)
+    own.expect_images(test, "test")
+    judged, kind = own.wrapped(model, test), building.convert(precision, Precision, "precision")
+    own.refuse_trigger(trigger, target, test)
+    return evaluation.evaluate(judged, test, trigger, target, resolve_precision(kind, test.device), shown)
 
 
 def load_model(folder: str | Path, plugins: Sequence[str] = (), *, infected: bool = False) -> nn.Module:
@@ -275,8 +360,10 @@ def results(*folders: str | Path, where: str = "") -> Any:
     where  `"dataset=digits,defense=ft,fst"`: only runs with these settings
 
     Needs the extra `frames` (pandas)."""
-    import pandas
-
+    try:
+        import pandas
+    except ModuleNotFoundError:
+        raise ConfigError("results needs pandas, which is not installed. Add it: pip install 'bdx[frames]'.") from None
     found = record.collect(map(Path, folders or ("outputs",)))
     told = tell_apart_by_content(found)
     kept, _ = choosing.choose(

@@ -23,8 +23,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 NEVER = 2**31 - 1  # bytes
 
 
-def choose(name: str) -> torch.device:
-    """The device called `name`; `auto` is CUDA, else Apple's MPS, else the CPU. DeviceError where it is absent."""
+def choose(name: str, setting: str = "runtime.device") -> torch.device:
+    """The device called `name`; `auto` is CUDA, else Apple's MPS, else the CPU. DeviceError where it is absent.
+
+    setting  as a message calls it"""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -37,8 +39,7 @@ def choose(name: str) -> torch.device:
     present += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if name not in present:
         raise DeviceError(
-            f"runtime.device is '{name}', but this machine offers {', '.join(present)}. Set runtime.device to one of them, or "
-            f"to auto."
+            f"{setting} is '{name}', but this machine offers {', '.join(present)}. Set {setting} to one of them, or to auto."
         )
     return torch.device(name)
 

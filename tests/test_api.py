@@ -1,7 +1,10 @@
 """The public functions, as the README uses them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from torch import nn
 import backdoorbench as bb
 from backdoorbench import api, progress, screen
 from backdoorbench.attacks.base import Infection
-from backdoorbench.errors import ConfigError, DataError, ModelError
+from backdoorbench.errors import BdxError, ConfigError, DataError, ModelError
 from backdoorbench.models import outputs
 from backdoorbench.pipeline import own
 
@@ -95,6 +98,21 @@ def test_own_tensors_are_an_image_set() -> None:
         (torch.rand(4, 3, 8, 8), [0.0] * 4, None, "labels are .* expected 4 whole numbers"),
         (torch.rand(4, 3, 8, 8), [0] * 5, None, "expected 4 whole numbers, one an image"),
         (torch.rand(4, 3, 8, 8), [0, 1, 2, 3], ["a", "b"], "labels reach from 0 to 3, and there are 2 classes"),
+        (
+            torch.rand(2, 3, 8, 8),
+            ["cat", "dog"],
+            None,
+            "labels cannot be made a tensor .*; class names are given as classes",
+        ),
+        (None, [0], None, "images cannot be made a tensor"),
+        (
+            torch.rand(2, 3, 8, 8),
+            [0, 1],
+            "cat",
+            "classes is 'cat'; expected their names as a list, or how many there are",
+        ),
+        (torch.rand(2, 3, 8, 8), [0, 1], 2.0, "classes is 2.0; expected their names as a list"),
+        (torch.rand(2, 3, 8, 8), [0, 1], ["a", "a"], "classes names 'a' twice; expected a name for each"),
     ],
 )
 def test_tensors_that_are_no_image_set_are_told(images: object, labels: object, classes: object, said: str) -> None:
@@ -220,8 +238,9 @@ def test_an_infection_is_kept_and_known_again(tmp_path: Path, monkeypatch: pytes
     )
     assert second.train is not None and first.train is not None and torch.equal(first.train.images, second.train.images)
     for changed in ({"seed": 1}, {"model": small_net}):
+        words = [word for word in SMALL if not (word.startswith("model.") and "model" in changed)]
         bb.infect(
-            bb.build("attack/badnets", poison_rate=0.2), train, *SMALL, "train.epochs=1", cache=tmp_path, **changed
+            bb.build("attack/badnets", poison_rate=0.2), train, *words, "train.epochs=1", cache=tmp_path, **changed
         )
     bb.infect(bb.build("attack/badnets", poison_rate=0.3), train, *SMALL, "train.epochs=1", cache=tmp_path)
     assert len(list(tmp_path.glob("badnets-*/infection.json"))) == 4
@@ -241,6 +260,89 @@ def test_progress_is_drawn_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch
     assert opened
 
 
+@pytest.fixture(scope="module")
+def made() -> dict[str, Any]:
+    """Sets of the digits, an infection of them, and an attack and a defense."""
+    clean, test = bb.load_dataset("digits", train_size=120, test_size=60)
+    victims, holdout = bb.withhold(clean, 0.2)
+    attack, ft = bb.build("attack/badnets"), bb.build("defense/ft", epochs=1)
+    infection = bb.infect(attack, victims, "model.width=8", "train.epochs=0")
+    return {
+        "victims": victims, "holdout": holdout, "test": test, "attack": attack, "ft": ft, "infection": infection,
+        "nothing": test.subset(torch.arange(0)), "targets": test.subset((test.labels == 0).nonzero().flatten()),
+        "beyond": replace(test, labels=test.labels + 20), "reversed": replace(holdout, classes=holdout.classes[::-1]),
+        "small": bb.image_set(torch.zeros(20, 3, 16, 16), list(range(10)) * 2),
+    }  # fmt: skip
+
+
+UNREAD = "would not be read: here settings say what the network, its recipe and its normalisation are. "
+HANDED: list[tuple[Callable[[Any], object], str]] = [
+    (lambda it: bb.infect(it.attack, it.victims, "seed=3"), f"'seed=3' {UNREAD}Give it as an argument, seed=NUMBER."),
+    (lambda it: bb.infect(it.attack, it.victims, "attack.poison_rate=0.5"), f"'attack.poison_rate=0.5' {UNREAD}Give it to bb.build"),
+    (lambda it: bb.infect(it.attack, it.victims, "++defense=ft"), f"'++defense=ft' {UNREAD}Give it to bb.build('defense/NAME'"),
+    (lambda it: bb.infect(it.attack, it.victims, "runtime.device=cuda"), f"'runtime.device=cuda' {UNREAD}Images say where"),
+    (lambda it: bb.infect(it.attack, it.victims, "dataset.train_size=50"), f"'dataset.train_size=50' {UNREAD}Give it to bb.load_d"),
+    (lambda it: bb.infect(it.attack, it.victims, "control=train"), f"'control=train' {UNREAD}Leave it out."),
+    (lambda it: bb.purify(it.ft, it.infection, it.holdout, "defense.epochs=3"), f"'defense.epochs=3' {UNREAD}Give it to bb.build"),
+    (lambda it: bb.infect(it.attack, it.victims, "model=demo", model=small_net), "'model=demo' says something of a network, and mod"),
+    (lambda it: bb.infect(it.attack, it.victims, "model.checkpoint=x.pt"), "model.checkpoint is 'x.pt', which only a run loads;"),
+    (lambda it: bb.infect(it.attack, it.victims, "train.epochs=["), "'train.epochs=[' cannot be read as a setting"),
+    (lambda it: bb.infect(it.attack, it.victims, seed="a"), "seed is 'a'; expected a whole number."),
+    (lambda it: bb.infect("badnets", it.victims), "attack is of type str; expected what bb.build('attack/NAME') makes."),
+    (lambda it: bb.infect(it.ft, it.victims), "attack is of type FT; expected what bb.build('attack/NAME') makes."),
+    (lambda it: bb.infect(it.attack, (it.victims, it.test)), "train is of type tuple; expected an image set (bb.load_dataset and bb.w"),
+    (lambda it: bb.infect(it.attack, it.nothing), "train has no image; expected some."),
+    (lambda it: bb.infect(it.attack, it.beyond), "train has labels from 20 to 29, and 10 classes; expected labels from 0 to 9."),
+    (lambda it: bb.purify(it.attack, it.infection, it.holdout), "defense is of type BadNets; expected what bb.build('defense/NAME')"),
+    (lambda it: bb.purify(it.ft, it.infection, None), "ft needs clean images, and holdout is None; expected an image set."),
+    (lambda it: bb.purify(bb.build("defense/abl"), small_net(), it.holdout), "abl needs the victim's training set, and there is none:"),
+    (lambda it: bb.purify(it.ft, it.infection, it.nothing), "holdout has no image; expected some."),
+    (lambda it: bb.purify(it.ft, it.infection, it.small), "holdout has images of 16 pixels a side, and the infected model was trai"),
+    (lambda it: bb.purify(it.ft, it.infection, it.reversed), "holdout has the classes of the training set in another order, so that "),
+    (lambda it: bb.evaluate(it.infection.model, it.test, it.infection.trigger, None), "there is a trigger and no target; expected both"),
+    (lambda it: bb.evaluate(it.infection.model, it.test, None, it.infection.target), "there is a target and no trigger; expected both"),
+    (lambda it: bb.evaluate(it.infection.model, it.test, None, None, "fp8"), "precision is 'fp8'; expected auto, bf16 or float32."),
+    (lambda it: bb.evaluate(it.infection.model, it.nothing, None, None), "test has no image; expected some."),
+    (lambda it: bb.evaluate(it.infection.model, it.beyond, None, None), "test has labels from 20 to 29, and 10 classes;"),
+    (lambda it: bb.evaluate(it.infection.model, it.targets, it.infection.trigger, it.infection.target), "none of the test images is of"),
+    (lambda it: bb.evaluate(it.infection.model, it.test, it.infection.trigger, 0), "target is of type int; expected the rule of an"),
+    (lambda it: bb.evaluate(small_net(), it.small, it.infection.trigger, it.infection.target), "the trigger cannot be put on images of 16"),
+    (lambda it: bb.evaluate(small_net(), it.test, lambda x: x * 9, it.infection.target), "the trigger makes (2, 3, 32, 32) from 0 to 9 of"),
+    (lambda it: bb.evaluate(small_net(), it.test, lambda x: x[:1], it.infection.target), "the trigger makes (1, 3, 32, 32) from 0 to 1 of"),
+    (lambda it: bb.evaluate(small_net().apply(broken), it.test, None, None), "Sequential makes logits that are no finite numbers;"),
+    (lambda it: bb.withhold(it.victims, "0.1"), "rate is '0.1'; expected a number."),
+    (lambda it: bb.withhold(it.victims, per_class=1.5), "per_class is 1.5; expected a whole number."),
+    (lambda it: bb.withhold(it.victims, per_class=True), "per_class is True; expected a whole number."),
+    (lambda it: bb.withhold(it.victims, 0), "rate is 0, which withholds nothing; expected more."),
+    (lambda it: bb.withhold(it.victims, 0.1, seed=None), "seed is None; expected a whole number."),
+    (lambda it: bb.withhold((it.victims, it.test), 0.1), "clean is of type tuple; expected an image set"),
+    (lambda it: bb.load_dataset("digits", device="nope"), "device is 'nope', but this machine offers cpu"),
+]  # fmt: skip
+
+
+def broken(module: nn.Module) -> None:
+    for weight in module.parameters(recurse=False):
+        weight.data.fill_(float("nan"))
+
+
+@pytest.mark.parametrize(("call", "said"), HANDED, ids=lambda part: part[:60] if isinstance(part, str) else "")
+def test_nothing_goes_on_with_something_else_than_was_handed_over(
+    call: Callable[[Any], object], said: str, made: dict[str, Any]
+) -> None:
+    with pytest.raises(BdxError) as caught:
+        call(SimpleNamespace(**made))
+    assert str(caught.value).startswith(said)
+
+
+def test_an_option_has_the_values_of_the_data_set_that_it_is_built_for() -> None:
+    assert bb.build("defense/fst").alpha == bb.compose(["defense=fst"])["defense"]["alpha"]
+    elsewhere = bb.build("defense/fst", "dataset=cifar100", epochs=3)
+    assert (
+        elsewhere.alpha == bb.compose(["defense=fst", "dataset=cifar100"])["defense"]["alpha"] and elsewhere.epochs == 3
+    )
+    assert elsewhere.alpha != bb.build("defense/fst").alpha
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
@@ -248,6 +350,20 @@ def test_progress_is_drawn_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch
         (lambda: bb.run("attack=badnet"), "attack 'badnet' is unknown. Did you mean 'badnets'"),
         (lambda: bb.run("defense.lrr=1", "defense=ft"), "defense has no setting 'lrr'. Did you mean 'lr'"),
         (lambda: bb.compose(["seed=1,2"]), "'seed=1,2' holds several values, and this is no sweep"),
+        (lambda: bb.build("defense/fst", name="ft"), "defense.name is 'ft', which defense=ft is called"),
+        (lambda: bb.run(["attack=badnets"]), "the settings are (['attack=badnets'],); expected words"),  # type: ignore[arg-type]
+        (lambda: bb.compose("attack=badnets"), "the settings are 'attack=badnets'; expected words"),
+        (
+            lambda: bb.run("experiment=fst"),
+            "these settings choose an experiment that is a sweep; expected a single run.",
+        ),
+        (
+            lambda: bb.build("fst"),
+            "option is 'fst'; expected GROUP/NAME, such as 'defense/fst', of the groups attack, defense,",
+        ),
+        (lambda: bb.build("experiment/fst"), "option is 'experiment/fst'; expected GROUP/NAME"),
+        (lambda: bb.build(None), "option is None; expected the name of one"),  # type: ignore[arg-type]
+        (lambda: bb.build("defense/fst", "dataset=cifar1"), "dataset 'cifar1' is unknown. Did you mean 'cifar10'"),
         (lambda: bb.load_dataset("digitz"), "dataset 'digitz' is unknown. Did you mean 'digits'"),
     ],
 )

@@ -41,6 +41,7 @@ WRONG = {
     "defense/absent.yaml": ("defaults:\n  - nope\n", "Could not load 'defense/nope'."),
     "defense/empty.yaml": ("", "defense has no `_target_`, so nothing says what to build."),
     "defense/ft.yaml": (FT, "bdx has a file of this name, which is read instead of yours."),
+    "defense/copied.yaml": (FT.replace("name: mine", "name: ft"), "its `name:` is 'ft', which another option of defense is called"),
     "defense/mine.yml": (FT, "nothing reads it: only files in .yaml are. Rename it, or move it away."),
     "defense/deeper/mine.yaml": (FT, "nothing reads it: the options of defense lie right in defense/. Move it there."),
     "defence/mine.yaml": (FT, "nothing reads it: there is no folder defence/. Did you mean 'defense'?"),

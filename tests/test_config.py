@@ -151,6 +151,59 @@ def test_a_folder_that_is_typed_as_hydra_has_it_is_looked_through(tmp_path: Path
         assert found["attack"]["poison_rate"] == rate
 
 
+@pytest.mark.parametrize("word", ["[{0}]", "[file://{0}]", '["file://{0}"]', "[pkg://brought]"])
+def test_a_network_of_a_folder_brings_its_recipe_however_the_folder_is_typed(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "brought" / "model").mkdir(parents=True)
+    (tmp_path / "brought" / "__init__.py").touch()
+    (tmp_path / "brought" / "model" / "mine.yaml").write_text(
+        "defaults: [demo, override /train@_global_.train: airbench]\n"
+    )
+    place = tmp_path / "brought" if "file" in word else "brought"
+    words = [f"hydra.searchpath={word.format(place)}", "model=mine", "dataset=cifar10"]
+    assert compose(words)["train"]["name"] == "airbench"
+
+
+@pytest.mark.parametrize("folder", ["a, b", "it's", "[x] (1)", "ü=1"])
+def test_a_folder_of_yaml_files_may_be_called_anything(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder / "attack").mkdir(parents=True)
+    (tmp_path / folder / "attack" / "mine.yaml").write_text("defaults: [badnets]\npoison_rate: 0.25\n")
+    assert compose(["attack=mine"], [str(tmp_path / folder)])["attack"]["poison_rate"] == 0.25
+
+
+SPELT: list[tuple[list[str], str]] = [  # words with an option as its file is called -> the same one
+    (["defense=fst", "dataset=gtsrb"], "fst"),
+    (["defense=fst", "dataset=gtsrb"], "gtsrb"),
+    (["defense=fst", "experiment=given"], "fst"),
+    (["defense=fst", "experiment=given"], "given"),
+    (["attack=issba", "scale=small"], "issba"),
+    (["experiment=fst", "scale=small"], "fst"),
+    (["dataset=cifar10", "model=airbench"], "airbench"),
+]
+
+
+@pytest.mark.parametrize("spelling", ["{}.yaml", "/{}", "./{}", "/{}.yaml"])
+@pytest.mark.parametrize(
+    ("words", "option"), SPELT, ids=lambda part: " ".join(part) if isinstance(part, list) else part
+)
+def test_an_option_is_the_same_however_it_is_spelt(words: list[str], option: str, spelling: str) -> None:
+    """What refines it for a data set, an experiment or a scale is read too, and what a network brings."""
+    said = [word.replace(f"={option}", f"={spelling.format(option)}") for word in words]
+    assert said != words and compose([*said, "hydra.mode=RUN"]) == compose([*words, "hydra.mode=RUN"])
+
+
+def test_so_it_is_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    for name, option in (("plain", "fst"), ("ended", "fst.yaml")):
+        text = f"# @package _global_\ndefaults:\n  - override /defense: {option}\n  - override /dataset: gtsrb\n"
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
+    made = [compose([f"experiment={name}"], [str(tmp_path)]) for name in ("plain", "ended")]
+    assert made[0] == made[1] and made[0]["defense"] == compose(["defense=fst", "dataset=gtsrb"])["defense"]
+
+
 def parts(overlay: Path) -> tuple[str, str, str]:
     """on/attack/badnets/gtsrb.yaml -> attack, badnets, dataset=gtsrb."""
     kind, group, method = overlay.relative_to(conf_dir()).parts[:3]

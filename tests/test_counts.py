@@ -33,6 +33,7 @@ from backdoorbench.streams import Stream
 from backdoorbench.training.recipe import Recipe
 
 CLEAN = "attack=none for a clean model"
+VICTIM = [word for word in QUICK if word.startswith(("model.", "train."))]
 GIVEN = [word for word in QUICK if not word.startswith(("train.epochs", "control"))]
 
 
@@ -243,7 +244,7 @@ def test_a_recipe_is_checked_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="would be a clean one"):
         plan.plan(compose([f"runtime.outputs={tmp_path}", *words]))
     with pytest.raises(ConfigError, match="would be a clean one"):
-        bb.infect(bb.build("attack/blind", history=1000), images_of([12] * 10), *QUICK, "train.epochs=1")
+        bb.infect(bb.build("attack/blind", history=1000), images_of([12] * 10), *VICTIM, "train.epochs=1")
 
 
 def test_a_training_that_met_no_trigger_is_broken() -> None:
@@ -292,7 +293,7 @@ def test_an_attack_that_poisons_other_rows_than_asked_for_is_an_error(monkeypatc
 
     monkeypatch.setattr(DataAttack, "poison", fewer)
     with pytest.raises(TrainingError) as caught:
-        bb.infect(bb.build("attack/badnets"), train, *QUICK)
+        bb.infect(bb.build("attack/badnets"), train, *VICTIM)
     assert str(caught.value) == (
         "attack.poison_rate=0.1 asks for 12 poisoned rows, but attack=badnets made 11; expected as many, but for rounding, since "
         "figures would be those of another rate. Nothing was trained. Correct the `choose`, `poison` or `infect` of its class, or "
@@ -311,7 +312,7 @@ def test_an_attack_that_misstates_its_rows_is_an_error(monkeypatch: pytest.Monke
     with pytest.raises(
         TrainingError, match="says that it was to poison 12 rows and poisoned 13, but 12 are marked; expected the same"
     ):
-        bb.infect(bb.build("attack/badnets"), images_of([12] * 10), *QUICK)
+        bb.infect(bb.build("attack/badnets"), images_of([12] * 10), *VICTIM)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +332,7 @@ def test_whatever_makes_other_rows_of_a_rate_is_refused_before_training(changes:
     with pytest.raises(
         TrainingError, match=r"asks for 12 poisoned rows, but attack=badnets made \d; .* Nothing was trained"
     ):
-        bb.infect(mine, images_of([12] * 10), *QUICK)
+        bb.infect(mine, images_of([12] * 10), *VICTIM)
 
 
 def test_an_attack_with_a_training_of_its_own_is_counted_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +346,7 @@ def test_an_attack_with_a_training_of_its_own_is_counted_at_its_end(monkeypatch:
     with pytest.raises(
         TrainingError, match=r"asks for 12 poisoned rows, but attack=badnets made 0; .* The model is not kept"
     ):
-        bb.infect(bb.build("attack/badnets"), train, *QUICK, "train.epochs=0")
+        bb.infect(bb.build("attack/badnets"), train, *VICTIM, "train.epochs=0")
 
 
 @pytest.mark.parametrize(("batch_count", "allowed"), [("unbiased", "within 7"), ("floor", "within 5")])
@@ -353,7 +354,7 @@ def test_rows_of_batches_are_counted_at_the_trainings_end(
     batch_count: str, allowed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Half of the share of every batch, where 4 batches of 30 round a rate by a few rows."""
-    train, words = images_of([12] * 10), [*QUICK, "train.epochs=1", "train.batch_size=30"]
+    train, words = images_of([12] * 10), [*VICTIM, "train.epochs=1", "train.batch_size=30"]
     bb.infect(bb.build("attack/wanet", poison_rate=0.4, cover_ratio=1.0, batch_count=batch_count), train, *words)
     monkeypatch.setattr(ShareAttack, "count", lambda self, batch, stream: batch // 5)
     with pytest.raises(TrainingError) as caught:
@@ -367,14 +368,14 @@ def test_rows_of_batches_are_counted_at_the_trainings_end(
 def test_a_capped_class_is_no_miscount() -> None:
     """All of a target class that is smaller than the rate asks for, where that was wished; the record says how many it were."""
     train = images_of([4, 60, 56])
-    facts = bb.infect(bb.build("attack/sig", poison_rate=0.5, cap=True), train, *QUICK, "train.epochs=0").facts
+    facts = bb.infect(bb.build("attack/sig", poison_rate=0.5, cap=True), train, *VICTIM, "train.epochs=0").facts
     assert (facts["requested"], facts["poisoned"], facts["uncapped"]) == (4, 4, 60)
 
 
 @pytest.mark.parametrize(("mode", "made"), [("replace", 25), ("append", 26)])
 def test_half_a_row_is_rounding(mode: str, made: int) -> None:
     facts = bb.infect(
-        attack("badnets", poison_rate=0.205, mode=mode), images_of([40] * 3), *QUICK, "train.epochs=0"
+        attack("badnets", poison_rate=0.205, mode=mode), images_of([40] * 3), *VICTIM, "train.epochs=0"
     ).facts
     assert facts["poisoned"] == facts["requested"] == (made if mode == "replace" else round(0.205 * 120 / 0.795))
 

@@ -162,7 +162,7 @@ def test_the_public_function_withholds_so_many_a_class() -> None:
     train, held = bb.withhold(clean, per_class=4)
     assert held.labels.tolist() == [0] * 4 + [1] * 4 and len(train) == 22 and not keys_of(train) & keys_of(held)
     for wrong in ({}, {"rate": 0.1, "per_class": 4}):
-        with pytest.raises(ValueError, match="either a rate or a per_class"):
+        with pytest.raises(ConfigError, match="expected one of them: a share of the images, or so many of each class"):
             bb.withhold(clean, **wrong)  # type: ignore[arg-type]
 
 

@@ -116,6 +116,15 @@ def judge(folder: Path, file: Path, settings: Sequence[str], shared: "Shared") -
             f"its first lines lack `# @package {GLOBAL}`, so its settings land below {group}., where nothing reads "
             "them. Add that line."
         )
+    if (
+        len(choices) == 1
+        and (named := content.get("name")) != file.stem
+        and catalog.find(group, str(named)) is not None
+    ):
+        raise ConfigError(
+            f"its `name:` is '{named}', which another option of {group} is called: tables would show it as that one. Write "
+            f"`name: {file.stem}`."
+        )
     remark = ""
     for words in [[], *([word] for word in swept(content))]:
         with _blaming_plugins(settings):

@@ -93,10 +93,17 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _is_config(name: str, own: str | None) -> bool:
+    from backdoorbench.config.catalog import REFINED
     from backdoorbench.config.compose import conf_dir
+    from backdoorbench.config.groups import NAMES
 
     places = [conf_dir(), *([Path(own)] if own is not None else [])]
-    return name.isprintable() and any((place / f"{name.removesuffix('.yaml')}.yaml").is_file() for place in places)
+    is_option = name.lstrip("/").partition("/")[0] in (*NAMES, *REFINED, "hydra")  # of a group: no file to begin with
+    return (
+        not is_option
+        and name.isprintable()
+        and any((place / f"{name.removesuffix('.yaml')}.yaml").is_file() for place in places)
+    )
 
 
 def _check_completion(settings: Sequence[str]) -> None:

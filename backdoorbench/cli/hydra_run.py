@@ -207,7 +207,7 @@ def strict_warnings() -> Iterator[None]:
     the plugin chose the name, and the check is welcome."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*'hydra/\w+/\w+' is validated against ConfigStore schema", UserWarning)
-        for said in (r"provider=.*, path=.* is not available", r"Callback .* raised "):
+        for said in (r"provider=.*, path=.* is not available", r"Callback .* raised ", r"\s*Running Hydra app with "):
             warnings.filterwarnings("error", said, UserWarning, module=r"hydra\.")
         yield
 

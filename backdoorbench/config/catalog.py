@@ -8,7 +8,7 @@ import functools
 import os
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from backdoorbench.errors import ConfigError, did_you_mean, first_line, join_wor
 
 HEADINGS = ("Idea", "Paper", "Follows", "Departs", "Cost")
 REFINED = {"on": "dataset", "in": "experiment", "at": "scale"}  # folder of overlays -> the group whose option it is for
+TARGET = re.compile(r"^_target_: ([\w.]+)", flags=re.MULTILINE)
 NOT_KNOBS = ("_target_", "version", "name")
 
 
@@ -94,6 +95,21 @@ def refuse_hidden() -> None:
                         f"the plugin {plugin.name} has {name}, and so has {whose}, whose file is read instead. Rename that of "
                         f"{plugin.name}, and its `name:`, or leave that plugin out."
                     )
+
+
+def refuse_borrowed_name(group: str, node: Mapping[str, Any]) -> None:
+    """Raises ConfigError where an option of another class, ours or a known plugin's, is called as the one that `node` holds calls
+    itself: records, tables and keys would take the one for the other. What follows another setting is that setting's name."""
+    name = str(node.get("name"))
+    file = find(group, name)
+    said = re.search(TARGET, read_text(file)) if file is not None else None
+    if said is None or said[1] == node["_target_"] or name in (value for key, value in node.items() if key != "name"):
+        return
+    raise ConfigError(
+        f"{group}.name is '{name}', which {group}={name} is called, and the class here is another: {node['_target_']}. Records "
+        f"and tables would take the one for the other. Choose {group}={name}, or give another name: {group}.name=NAME, or "
+        f"`name:` in your yaml file."
+    )
 
 
 def names(group: str, folders: Sequence[str] = ()) -> list[str]:
@@ -223,7 +239,7 @@ def _split_comment(rest: str) -> tuple[str, str]:
 def facts(group: str, fact: str) -> list[Any]:
     """What the class of each option of a group declares, as far as it does."""
     texts = (read_text(file) for name in names(group) if (file := find(group, name)) is not None)
-    targets = [match[1] for text in texts if (match := re.search(r"^_target_: ([\w.]+)", text, flags=re.MULTILINE))]
+    targets = [match[1] for text in texts if (match := re.search(TARGET, text))]
     return [said for target in targets if (said := declared(target, fact)) is not None]
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import os
+import posixpath
 import re
 import typing
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from backdoorbench.config import plugins
 from backdoorbench.config.walk import files_below
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -30,6 +33,7 @@ Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbe
 
 DIGITS = 12  # significant ones of a float setting: enough for any that a person types, too few for what a sum of steps leaves
 PRIMARY = "config"  # the file that a composition begins with
+SEARCH_PATH = "hydra.searchpath"  # the setting of Hydra that names further folders of yaml files
 BRINGS = "model"  # the group whose options bring others along as if they were typed
 REMEMBERED = 500  # choices of options whose configurations are kept in memory, the last ones
 NEUTRAL = "folder"  # the data set without facts of its own
@@ -44,6 +48,7 @@ ASK_THE_DATA_SET = (
 REFERENCE = r"\$\{([\w.]+)\}"  # `${dataset.target}`
 VARIABLE = r"oc\.env:\s*[\"']?([^,}\"'\s]+)"  # `${oc.env:BDX_DATA,data}`
 OmegaConf.register_new_resolver("either", lambda own, else_: else_ if own is None else own, replace=True)
+OmegaConf.register_new_resolver("option", lambda option: named(option), replace=True)  # in the defaults list
 
 
 @cache
@@ -276,7 +281,7 @@ def with_brought(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]
     picked = picks(words)
     named = next((each.value() for each in reversed(picked) if each.key_or_group == BRINGS), None)
     made = {override.key_or_group for override in picked}
-    said = brought(named, folders) if isinstance(named, str) else {}
+    said = brought(named, [*folders, *searched(words)]) if isinstance(named, str) else {}
     return [*words, *(f"{group}={option}" for group, option in said.items() if group not in made)]
 
 
@@ -339,14 +344,10 @@ def picks(words: Sequence[str]) -> list[Override]:
 
 def _picks(word: str) -> Override | None:
     """The word, where it picks options of a group, as far as the word alone tells; None where it sets something, or is none."""
-    from hydra.errors import OverrideParseException
-
-    try:
-        override = parsed(word)
-    except OverrideParseException:  # told where it is composed
+    override = as_read(word)
+    if override is None or "." in override.key_or_group or override.is_delete() or isinstance(override.value(), dict):
         return None
-    is_set = "." in override.key_or_group or override.is_delete() or isinstance(override.value(), dict)
-    return None if is_set else override
+    return override
 
 
 def brought(network: str, folders: Sequence[str] = (), extending: Sequence[str] = ()) -> dict[str, str]:
@@ -364,8 +365,8 @@ def brought(network: str, folders: Sequence[str] = (), extending: Sequence[str] 
 
 
 def named(option: str) -> str:
-    """An option's name without the ending of its file, which Hydra lets one write: `model=airbench.yaml`."""
-    return option.removesuffix(".yaml")
+    """An option's name as its file is called, of the spellings that Hydra takes: `airbench.yaml`, `/airbench`, `./airbench`."""
+    return posixpath.normpath(option.lstrip("/")).removesuffix(".yaml")
 
 
 def defaults(text: str) -> list[Any]:
@@ -389,14 +390,48 @@ def choices(text: str) -> list[tuple[str, str]]:
 
 def search_path(folders: Sequence[str]) -> list[str]:
     """The override that makes Hydra look through `folders` too."""
-    places = ",".join(f"file://{Path(folder).absolute()}" for folder in folders)
-    return [f"hydra.searchpath=[{places}]"] if folders else []
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    places = [QuotedString(f"file://{Path(folder).absolute()}", Quote.single).with_quotes() for folder in folders]
+    return [f"{SEARCH_PATH}=[{','.join(places)}]"] if folders else []
 
 
 def searched(words: Sequence[str]) -> list[str]:
-    """The folders of the `search_path` among words."""
-    found = (word.removeprefix("hydra.searchpath=[") for word in words if word.startswith("hydra.searchpath=[file://"))
-    return [place.removeprefix("file://") for text in found for place in text.removesuffix("]").split(",")]
+    """The folders that a `hydra.searchpath` among words names. ConfigError where Hydra would not read it, or only one of two."""
+    found = [(word, override) for word in words if (override := as_read(word)) and override.key_or_group == SEARCH_PATH]
+    for word, override in found[:1]:
+        if override.get_key_element() != SEARCH_PATH:
+            raise ConfigError(
+                f"Hydra looks through no folder of {shown(word)}. Say {SEARCH_PATH}=[FOLDER], or --config-dir FOLDER."
+            )
+    if len(found) > 1:
+        raise ConfigError(
+            f"{SEARCH_PATH} is given {len(found)} times, --config-dir of a verb included, and Hydra reads the first alone. Put "
+            f"all folders into one list: {SEARCH_PATH}=[FOLDER,FOLDER]."
+        )
+    named = [value for _, override in found if isinstance(value := override.value(), list)]
+    return [folder for place in itertools.chain(*named) if (folder := _searched(str(place)))]
+
+
+def _searched(place: str) -> str:
+    """The folder of one place of a search path, as Hydra has them: `DIR`, `file://DIR` or `pkg://PACKAGE`; empty for another."""
+    kind, _, rest = place.rpartition("://")
+    if kind != "pkg":
+        return str(Path(rest).absolute()) if kind in ("", "file") else ""
+    with contextlib.suppress(ImportError, ValueError):
+        spec = find_spec(rest.replace("/", "."))
+        return next(iter(spec.submodule_search_locations or ()), "") if spec is not None else ""
+    return ""
+
+
+def as_read(word: str) -> Override | None:
+    """The word as Hydra reads it; None where it is none, which is told where it is composed."""
+    from hydra.errors import OverrideParseException
+
+    try:
+        return parsed(word)
+    except OverrideParseException:
+        return None
 
 
 def plain(config: DictConfig) -> Plain:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from backdoorbench.attacks.base import Attack, Infection
 from backdoorbench.config import build, plugins
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import DataError, ModelError
+from backdoorbench.defenses.base import Defense
+from backdoorbench.errors import ConfigError, DataError, ModelError, PairingError, few, first_line, shown
 from backdoorbench.models import outputs
 from backdoorbench.models.base import Classifier, evaluating
 from backdoorbench.models.layouts import settle
@@ -24,13 +25,117 @@ from backdoorbench.shapes import to_bytes
 from backdoorbench.storage import store
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.training.recipe import Recipe
+from backdoorbench.triggers.base import Target
 
 log = logging.getLogger(__name__)
 
 Network: TypeAlias = (
     nn.Module | Callable[[], nn.Module]
 )  # itself, whose weights are the first ones, or what makes a fresh one
+T = TypeVar("T")
+ROUNDING = 1e-4  # by which a pixel may leave [0, 1]
 AS_IT_IS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation that leave pixels alone
+
+
+# ---- what is handed over --------------------------------------------------------------------------------------------
+
+
+def expect(given: Any, kind: type[T], what: str, source: str) -> T:
+    """What was given, where it is of this kind; ConfigError elsewhere.
+
+    what  as a message calls it; source: where one comes from"""
+    if not isinstance(given, kind):
+        raise ConfigError(f"{what} is {_named(given)}; expected {source}. Hand over one.")
+    return given
+
+
+def expect_images(given: Any, what: str) -> ImageSet:
+    """The images that were given, where they are some, each of one of their classes."""
+    pair = " (bb.load_dataset and bb.withhold return two)" if isinstance(given, tuple | list) else ""
+    images = expect(given, ImageSet, what, f"an image set{pair}, as bb.load_dataset or bb.image_set makes it")
+    if not len(images):
+        raise DataError(f"{what} has no image; expected some. Hand over others.")
+    lowest, highest = int(images.labels.min()), int(images.labels.max())
+    if not 0 <= lowest <= highest < len(images.classes):
+        raise DataError(
+            f"{what} has labels from {lowest} to {highest}, and {len(images.classes)} classes; expected labels from 0 to "
+            f"{len(images.classes) - 1}. Change the labels, or name all classes."
+        )
+    return images
+
+
+def refuse_others(images: ImageSet, known: ImageSet | None, what: str) -> None:
+    """Raises DataError for images of another size, or with other classes, than those that a model was trained on.
+
+    known  these, where anybody has them"""
+    if known is None:
+        return
+    if images.size != known.size:
+        raise DataError(
+            f"{what} has images of {images.size} pixels a side, and the infected model was trained on {known.size}; expected the "
+            f"same. Resize them."
+        )
+    if images.classes != known.classes and set(images.classes) == set(known.classes):
+        raise DataError(
+            f"{what} has the classes of the training set in another order, so that its labels mean others. Order them as "
+            f"{few(known.classes, 5)}."
+        )
+
+
+def refuse_unmet(defense: Defense, holdout: ImageSet | None, train: ImageSet | None) -> None:
+    """Raises PairingError where a defense is not handed what it needs."""
+    if "holdout" in defense.needs and holdout is None:
+        raise PairingError(
+            f"{defense.name} needs clean images, and holdout is None; expected an image set. Hand over one."
+        )
+    if "train" in defense.needs and train is None:
+        raise PairingError(
+            f"{defense.name} needs the victim's training set, and there is none: neither a module alone has one, nor the "
+            f"infection of an attack that drives the training. Hand over what bb.infect made with another attack, or take a "
+            f"defense that needs only the model."
+        )
+
+
+def refuse_trigger(trigger: Any, target: Any, test: ImageSet) -> None:
+    """Raises ConfigError or DataError where these are not a trigger and a target by which the images can be judged."""
+    if (trigger is None) != (target is None):
+        given, absent = ("trigger", "target") if target is None else ("target", "trigger")
+        raise ConfigError(
+            f"there is a {given} and no {absent}; expected both, or None twice for CA alone. Add the {absent}."
+        )
+    if trigger is None:
+        return
+    rule = expect(target, Target, "target", "the rule of an attack, as infection.target is")
+    if not bool(rule.is_eligible(test.labels.cpu()).any()):
+        raise DataError(
+            "none of the test images is of a class that the attack turns into another, so there is no ASR. Give others."
+        )
+    images, _ = next(test.subset(torch.arange(min(2, len(test)), device=test.device)).batches(2))
+    try:
+        with torch.no_grad():
+            made = trigger(images.clone())
+    except (RuntimeError, TypeError) as error:
+        raise DataError(
+            f"the trigger cannot be put on images of {test.size} pixels ({first_line(error)}). Hand over images of its size, or "
+            f"another trigger."
+        ) from error
+    is_like = isinstance(made, Tensor) and made.shape == images.shape and made.is_floating_point()
+    if not is_like or not (float(made.min()) >= -ROUNDING and float(made.max()) <= 1 + ROUNDING):
+        raise DataError(
+            f"the trigger makes {_range(made)} of images {tuple(images.shape)}; expected as many, of the same shape, in [0, 1]. "
+            f"Correct it."
+        )
+
+
+def _named(given: Any) -> str:
+    return "None" if given is None else f"of type {type(given).__name__}"
+
+
+def _range(made: Any) -> str:
+    if not isinstance(made, Tensor):
+        return type(made).__name__
+    reach = f" from {float(made.min()):g} to {float(made.max()):g}" if made.numel() and not made.is_complex() else ""
+    return f"{tuple(made.shape)}{reach}"
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------
@@ -38,7 +143,7 @@ AS_IT_IS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation that leave p
 
 def image_set(images: Any, labels: Any, classes: Sequence[str] | int | None = None) -> ImageSet:
     """Tensors or arrays as an image set. See `backdoorbench.image_set`."""
-    pixels, found = torch.as_tensor(images), torch.as_tensor(labels)
+    pixels, found = _tensor(images, "images"), _tensor(labels, "labels")
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or pixels.shape[2] != pixels.shape[3]:
         hint = (
             "; this looks like (N, H, W, 3): permute(0, 3, 1, 2)"
@@ -63,13 +168,28 @@ def image_set(images: Any, labels: Any, classes: Sequence[str] | int | None = No
         )
     highest = int(found.max()) if len(found) else 0
     names = classes if classes is not None else highest + 1
+    if isinstance(names, str | bool) or not isinstance(names, int | Sequence):
+        raise DataError(f"classes is {shown(names)}; expected their names as a list, or how many there are. Change it.")
     names = tuple(str(number) for number in range(names)) if isinstance(names, int) else tuple(map(str, names))
     if len(found) and not (int(found.min()) >= 0 and highest < len(names)):
         raise DataError(
             f"labels reach from {int(found.min())} to {highest}, and there are {len(names)} classes; expected labels from 0 to "
             f"{len(names) - 1}. Change the labels, or give more classes."
         )
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise DataError(f"classes names {shown(twice[0])} twice; expected a name for each. Change the names.")
     return ImageSet(pixels.expand(-1, 3, -1, -1).contiguous(), found.long(), names)
+
+
+def _tensor(given: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        hint = "; class names are given as classes" if what == "labels" else ""
+        raise DataError(
+            f"{what} cannot be made a tensor ({first_line(error)}); expected a tensor, an array or lists of numbers{hint}. "
+            f"Convert them."
+        ) from None
 
 
 # ---- networks -------------------------------------------------------------------------------------------------------
@@ -116,6 +236,11 @@ def wrapped(net: nn.Module, images: ImageSet) -> nn.Module:
         raise ModelError(
             f"{type(net).__name__} makes {tuple(logits.shape) if is_tensor else type(logits).__name__} of {len(batch)} images; "
             f"expected logits {wanted}, one a class. {remedy}"
+        )
+    if not bool(logits.isfinite().all()):
+        raise ModelError(
+            f"{type(net).__name__} makes logits that are no finite numbers; expected numbers. Its weights are broken, or its "
+            f"training left the finite numbers."
         )
     return model
 

@@ -15,7 +15,7 @@ from backdoorbench import device
 from backdoorbench.after.base import AfterAttack
 from backdoorbench.after.exact import Exact
 from backdoorbench.attacks.base import Attack, DataAttack
-from backdoorbench.config import groups, plugins
+from backdoorbench.config import catalog, groups, plugins
 from backdoorbench.config.acts import idle, refuse_idle
 from backdoorbench.config.build import at, build, dotted, paths, target
 from backdoorbench.config.compose import Plain, flat, option
@@ -191,6 +191,9 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
                 f"{group}._target_ is '{resolved[group]['_target_']}', which is no {kind.__name__}; expected a "
                 "class that extends it. Correct the yaml file that says so."
             )
+        shared.once(
+            f"name of {group}", resolved[group], functools.partial(catalog.refuse_borrowed_name, group, resolved[group])
+        )
     for group in NAMING:
         check_name(f"{group}.name", made[group].name)
     for group, described in made.items():

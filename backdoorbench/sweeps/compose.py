@@ -9,7 +9,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from backdoorbench.config import catalog
-from backdoorbench.config.compose import Composer, parsed
+from backdoorbench.config.compose import Composer, named, parsed
 
 
 def composer(loader: ConfigLoader, master: DictConfig) -> Composer:
@@ -46,8 +46,8 @@ def _swept(words: Sequence[str], folders: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for word in words:
         name, _, value = word.partition("=")
-        if name == "experiment" and value in catalog.names(name, folders):
-            found |= catalog.describe(name, value, folders).sweeps.keys()
+        if name == "experiment" and named(value) in catalog.names(name, folders):
+            found |= catalog.describe(name, named(value), folders).sweeps.keys()
         try:
             override = parsed(word)
         except OverrideParseException:  # Hydra tells it

@@ -100,8 +100,8 @@ class Grid(BasicSweeper):
                 override._value = ChoiceSweep(list=found, simple_form=True, shuffle=value.shuffle)
             if isinstance(value, Glob) and not any(override.sweep_iterator()):
                 raise ConfigError(self.nothing_matches(override))
-        lists = [value.list for override in overrides if isinstance(value := override.value(), ChoiceSweep)]
-        count = math.prod(map(len, lists))
+        refuse_two_ways(overrides)
+        count = math.prod(sum(1 for _ in each.sweep_iterator()) for each in overrides if each.is_sweep_override())
         if count > MOST_RUNS:
             raise ConfigError(f"the sweep has {count:,} runs; expected at most {MOST_RUNS:,}. Sweep over fewer values.")
         return overrides
@@ -132,6 +132,18 @@ class Listing(Grid):
         runs = self.look(arguments)
         listing.print_plan(screen.make_console(), runs, forecast.forecast(runs))
         forecast.refuse_mistakes(runs)  # as a sweep would: exit code 2 says that it would start none
+
+
+def refuse_two_ways(overrides: Sequence[Override]) -> None:
+    """Raises ConfigError where a setting is given in two ways, such as `seed=0,1` and `++seed=3`, of which Hydra keeps both: a
+    job would be called by the one and be of the other. Of two that are written alike the last one holds, as in a run."""
+    written: dict[str, Override] = {}
+    for override in overrides:
+        first = written.setdefault(override.key_or_group, override)
+        if first.get_key_element() != override.get_key_element():
+            raise ConfigError(
+                f"'{first.input_line}' and '{override.input_line}' both set {override.key_or_group}. Leave one of them out."
+            )
 
 
 def not_listed(word: str) -> str:

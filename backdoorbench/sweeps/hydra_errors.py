@@ -20,14 +20,15 @@ PLUGINS = {
 }  # of Hydra: the extra that brings it
 COMPOSERS = ("hydra", "omegaconf", "yaml", "antlr4")  # packages that read settings, and raise what they like over them
 OURS = "backdoorbench"
-VERBS_ADD = ("hydra.searchpath=[file://", "hydra/sweeper=listing")  # settings that nobody typed
+VERBS_ADD = ("hydra.searchpath=['file://", "hydra/sweeper=listing")  # settings that nobody typed
 NO_OPTION = re.compile(
-    r"|null|true|false|[-+.\d]+|\[.*\]?|\$\{.*\}?", re.IGNORECASE | re.DOTALL
+    r"|.*/|null|true|false|[-+.\d]+|\[.*\]?|\$\{.*\}?", re.IGNORECASE | re.DOTALL
 )  # what no file is called
 
 
 def refuse_no_options(words: Sequence[str]) -> None:
-    """Raises ConfigError where a group is set to nothing or deleted, which Hydra meets with a traceback."""
+    """Raises ConfigError where a group is set to nothing, deleted or added to, which Hydra meets with a traceback, or with advice
+    for files."""
     for word in words:
         if word.startswith("~") and (deleted := word[1:].partition("=")[0].partition("@")[0]) in NAMES:
             raise ConfigError(
@@ -35,6 +36,11 @@ def refuse_no_options(words: Sequence[str]) -> None:
                 f"{', '.join(catalog.names(deleted))}. Say {deleted}=none for nothing, where that is one of them."
             )
         group, mark, value = word.partition("=")
+        if word.startswith("+") and (added := group.lstrip("+")) in NAMES and not value.startswith("{"):
+            raise ConfigError(
+                f"{shown(word)} adds an option of the group {added}, of which every run has one already. Say {added}={value}, "
+                f"which takes its place."
+            )
         if mark and group in NAMES and NO_OPTION.fullmatch(value):
             raise ConfigError(
                 f"{group} is {shown(value)}; expected one of its options: {', '.join(catalog.names(group))}. Say "
@@ -42,10 +48,19 @@ def refuse_no_options(words: Sequence[str]) -> None:
             )
 
 
+def refuse_no_words(settings: Sequence[str]) -> None:
+    """Raises ConfigError where a program gives something else than words."""
+    if not isinstance(settings, list | tuple) or not all(isinstance(word, str) for word in settings):
+        raise ConfigError(
+            f"the settings are {shown(settings)}; expected words, each a text such as 'attack=badnets'. Correct them."
+        )
+
+
 def composed(settings: Sequence[str], folders: Sequence[str] = ()) -> Plain:
     """The configuration of a run; mistakes in it as those of a run are told.
 
     folders  of the user's own yaml files"""
+    refuse_no_words(settings)
     refuse_no_options(settings)
     try:
         return compose(settings, folders)
