@@ -14,7 +14,7 @@ from backdoorbench import screen
 from backdoorbench.attacks.base import Attack, Infection, Task, carry_out
 from backdoorbench.config import acts, catalog, plugins
 from backdoorbench.config import build as building
-from backdoorbench.config.compose import Plain, as_read, composer
+from backdoorbench.config.compose import Plain, as_read
 from backdoorbench.config.groups import BUILT
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
@@ -29,6 +29,7 @@ from backdoorbench.shapes import Images
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 from backdoorbench.streams import Stream, seeded
+from backdoorbench.sweeps.compose import refuse_sweep
 from backdoorbench.sweeps.hydra_errors import composed as compose
 from backdoorbench.sweeps.hydra_errors import refuse_no_words
 from backdoorbench.training.recipe import Precision, Recipe, resolve_precision
@@ -80,18 +81,15 @@ def run(*overrides: str) -> Run:
 
     Raises BdxError for a mistake in the settings, and for an experiment that sweeps: that is many runs."""
     resolved = compose(overrides)
-    if composer(overrides).chosen_by(overrides).mode == "MULTIRUN":
-        raise ConfigError(
-            "these settings choose an experiment that is a sweep; expected a single run. Add hydra.mode=RUN, and an attack and a "
-            "defense, or sweep on the command line: bdx -m."
-        )
+    refuse_sweep(overrides)
     return job.carry_out(resolved).run
 
 
 def build(option: str, *settings: str, **changes: Any) -> Any:
     """The object an option describes, with some settings changed: `build("defense/fst", lr=0.02)`. Its other settings are those
     that it has on the digits, or where `settings` say: `build("defense/fst", "dataset=cifar10")`."""
-    group, mark, name = own.expect(option, str, "option", "the name of one, such as 'defense/fst'").partition("/")
+    own.expect(option, str, "option", "the name of one, such as 'defense/fst'")
+    group, mark, name = option.partition("/")
     if not mark or group not in BUILT:
         raise ConfigError(
             f"option is {shown(option)}; expected GROUP/NAME, such as 'defense/fst', of the groups {join_words(list(BUILT))}. "

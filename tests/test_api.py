@@ -354,8 +354,8 @@ def test_an_option_has_the_values_of_the_data_set_that_it_is_built_for() -> None
         (lambda: bb.run(["attack=badnets"]), "the settings are (['attack=badnets'],); expected words"),  # type: ignore[arg-type]
         (lambda: bb.compose("attack=badnets"), "the settings are 'attack=badnets'; expected words"),
         (
-            lambda: bb.run("experiment=fst"),
-            "these settings choose an experiment that is a sweep; expected a single run.",
+            lambda: bb.run("experiment=fst", "attack=badnets"),
+            "experiment=fst is a sweep over attack.poison_rate=0.1,0.05,0.01",
         ),
         (
             lambda: bb.build("fst"),

@@ -76,6 +76,17 @@ MISTAKES: dict[str, list[tuple[list[str], str]]] = {
         (["defense=ft/"], "defense is 'ft/'; expected one of its options: abl, ac"),
         (["--config-name", "defense/ft"], "--config-name is 'defense/ft', of which there is no yaml file."),
     ],
+    "what a verb was told twice": [
+        (["reproduce", "fst", "experiment=pbe"], "bdx reproduce was given 'experiment=pbe', which PAPER, the first word, says too; expect"),
+        (["reproduce", "fst", "scale=small"], "bdx reproduce was given 'scale=small', which --scale says too; expected one of the two."),
+        (["reproduce", "fst", "++seed=3", "--seeds", "0,1"], "bdx reproduce was given '++seed=3', which --seeds says too;"),
+        (["reproduce", "fst", "--attacks", "sig", "attack=blended"], "bdx reproduce was given 'attack=blended', which --attacks says too;"),
+    ],
+    "one of what an experiment sweeps": [
+        (["export", "experiment=fst", "--to", "x"], "experiment=fst is a sweep over attack=badnets,blended,sig,wanet; attack.poison_rate="),
+        (["export", "experiment=fst.yaml", "attack=sig", "--to", "x"], "experiment=fst is a sweep over attack.poison_rate=0.1,0.05,"),
+        (["preview", "experiment=pbe"], "experiment=pbe is a sweep over attack="),
+    ],
     "names of other options": [
         (["attack.name=blended"], "attack.name is 'blended', which attack=blended is called, and the class here is another: backdoorbench.att"),
         (["defense={name: fst}"], "defense.name is 'fst', which defense=fst is called, and the class here is another: "),

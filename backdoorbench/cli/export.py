@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backdoorbench.cli.arguments import Parser, composed, run_folder
+from backdoorbench.sweeps.compose import refuse_sweep
+
+POISONING = ("attack", "dataset", "model", "train", "holdout", "seed")  # what a poisoned set depends on
 
 
 def carry_out(words: Sequence[str]) -> int:
@@ -21,7 +24,9 @@ def carry_out(words: Sequence[str]) -> int:
     chosen = parser.parse_intermixed_args(words)
     from backdoorbench.pipeline import export, plan
 
-    made = plan.plan(composed(chosen.settings, chosen.config_dirs))
+    resolved = composed(chosen.settings, chosen.config_dirs)
+    refuse_sweep(chosen.settings, chosen.config_dirs, POISONING)
+    made = plan.plan(resolved)
     counts = export.write(made, Path(chosen.to), chosen.format)
     print(f"wrote {chosen.to}: " + ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items()))
     return 0

@@ -7,7 +7,9 @@ from typing import Any
 
 from backdoorbench.cli.arguments import SWITCHES, Parser, composed, need, output_file
 from backdoorbench.errors import ConfigError, check_range, join_words
+from backdoorbench.sweeps.compose import refuse_sweep
 
+SHOWN = ("attack", "dataset")  # groups whose settings a picture shows
 SUFFIXES = (".png", ".pdf", ".svg")
 
 
@@ -38,7 +40,9 @@ def carry_out(words: Sequence[str]) -> int:
     from backdoorbench.pipeline import plan, preview
     from backdoorbench.reporting import display, picture
 
-    made = [plan.plan(composed(settings, chosen.config_dirs)) for settings, _ in jobs]
+    found = [composed(settings, chosen.config_dirs) for settings, _ in jobs]
+    refuse_sweep(chosen.settings, chosen.config_dirs, SHOWN)
+    made = [plan.plan(resolved) for resolved in found]
     looks = [preview.look(one, chosen.images) for one in made]
     for one, seen in zip(made, looks, strict=True):
         print(f"{one.attack.name} on {one.dataset.name}: {seen}")

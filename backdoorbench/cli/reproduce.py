@@ -1,5 +1,6 @@
 """`bdx reproduce`: a paper's evaluation as a sweep of its pinned experiment, its result beside what was published."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from rich.text import Text
 from backdoorbench.cli import hydra_run
 from backdoorbench.cli.arguments import Parser
 from backdoorbench.config import catalog
-from backdoorbench.config.compose import search_path
-from backdoorbench.errors import ConfigError, did_you_mean, join_words
+from backdoorbench.config.compose import as_read, search_path
+from backdoorbench.errors import ConfigError, did_you_mean, join_words, shown
 from backdoorbench.sweeps.sweep import Left
 
 LISTS = {"attacks": "attack", "defenses": "defense", "rates": "attack.poison_rate", "seeds": "seed"}
@@ -41,9 +42,23 @@ def carry_out(words: Sequence[str]) -> int:
     folders = chosen.config_dirs
     _check(chosen.paper, papers(folders), "experiment")
     _check(chosen.scale, catalog.names("scale", folders), "scale")
+    _refuse_twice(chosen)
     overrides = ["-m", *search_path(folders), f"experiment={chosen.paper}", f"scale={chosen.scale}", *chosen.settings]
     overrides += [f"{key}={value}" for name, key in LISTS.items() if (value := getattr(chosen, name)) is not None]
     return hydra_run.carry_out(overrides, lambda jobs: show(jobs, chosen.paper, chosen.scale))
+
+
+def _refuse_twice(chosen: Namespace) -> None:
+    """Raises ConfigError where a setting says what an argument of its own says: the table would be headed by the one, and be of
+    the other."""
+    said = {override.key_or_group: word for word in chosen.settings if (override := as_read(word)) is not None}
+    given = {key: f"--{name}" for name, key in LISTS.items() if getattr(chosen, name) is not None}
+    for key, flag in {"experiment": "PAPER, the first word,", "scale": "--scale", **given}.items():
+        if key in said:
+            raise ConfigError(
+                f"bdx reproduce was given {shown(said[key])}, which {flag} says too; expected one of the two. Leave out "
+                f"the setting."
+            )
 
 
 def show(jobs: Sequence[Left], paper: str, scale: str) -> int:

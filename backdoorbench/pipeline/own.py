@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 Network: TypeAlias = (
     nn.Module | Callable[[], nn.Module]
 )  # itself, whose weights are the first ones, or what makes a fresh one
-T = TypeVar("T")
 ROUNDING = 1e-4  # by which a pixel may leave [0, 1]
 AS_IT_IS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation that leave pixels alone
 
@@ -40,19 +39,19 @@ AS_IT_IS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and deviation that leave p
 # ---- what is handed over --------------------------------------------------------------------------------------------
 
 
-def expect(given: Any, kind: type[T], what: str, source: str) -> T:
-    """What was given, where it is of this kind; ConfigError elsewhere.
+def expect(given: Any, kind: type, what: str, source: str) -> None:
+    """Raises ConfigError where what was given is not of this kind.
 
     what  as a message calls it; source: where one comes from"""
     if not isinstance(given, kind):
         raise ConfigError(f"{what} is {_named(given)}; expected {source}. Hand over one.")
-    return given
 
 
 def expect_images(given: Any, what: str) -> ImageSet:
     """The images that were given, where they are some, each of one of their classes."""
     pair = " (bb.load_dataset and bb.withhold return two)" if isinstance(given, tuple | list) else ""
-    images = expect(given, ImageSet, what, f"an image set{pair}, as bb.load_dataset or bb.image_set makes it")
+    expect(given, ImageSet, what, f"an image set{pair}, as bb.load_dataset or bb.image_set makes it")
+    images: ImageSet = given
     if not len(images):
         raise DataError(f"{what} has no image; expected some. Hand over others.")
     lowest, highest = int(images.labels.min()), int(images.labels.max())
@@ -105,8 +104,8 @@ def refuse_trigger(trigger: Any, target: Any, test: ImageSet) -> None:
         )
     if trigger is None:
         return
-    rule = expect(target, Target, "target", "the rule of an attack, as infection.target is")
-    if not bool(rule.is_eligible(test.labels.cpu()).any()):
+    expect(target, Target, "target", "the rule of an attack, as infection.target is")
+    if not bool(target.is_eligible(test.labels.cpu()).any()):
         raise DataError(
             "none of the test images is of a class that the attack turns into another, so there is no ASR. Give others."
         )

@@ -9,7 +9,9 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from backdoorbench.config import catalog
-from backdoorbench.config.compose import Composer, named, parsed
+from backdoorbench.config.compose import Composer, as_read, named, parsed, search_path
+from backdoorbench.config.compose import composer as composer_of
+from backdoorbench.errors import ConfigError
 
 
 def composer(loader: ConfigLoader, master: DictConfig) -> Composer:
@@ -39,6 +41,32 @@ def left_to_jobs(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]
     folders  of the user's own yaml files"""
     swept = _swept(words, folders)
     return [_as_choice(word) if "." in word and word.lstrip("+").partition(".")[0] in swept else word for word in words]
+
+
+def refuse_sweep(words: Sequence[str], folders: Sequence[str] = (), groups: Sequence[str] = ()) -> None:
+    """Raises ConfigError where an experiment among the words is a sweep over settings that they leave open, which on the command
+    line is many runs: a single one would take the usual option of each.
+
+    groups  of settings that count; all, where none is named"""
+    read = [override for word in words if (override := as_read(word)) is not None]
+    said = {override.key_or_group: override.value() for override in read}
+    name = named(str(said.get("experiment", "none")))
+    if said.get("hydra.mode") == "RUN" or name not in catalog.names("experiment", folders):
+        return
+    swept = {} if _is_single(name, folders) else catalog.describe("experiment", name, folders).sweeps
+    left = {key: values for key, values in swept.items() if key not in said}
+    if left := {key: values for key, values in left.items() if not groups or key.partition(".")[0] in groups}:
+        listed = "; ".join(f"{key}={values}" for key, values in left.items())
+        raise ConfigError(
+            f"experiment={name} is a sweep over {listed}; expected one value of each. Say it, or hydra.mode=RUN, which takes the "
+            f"usual ones; bdx -m runs them all."
+        )
+
+
+def _is_single(experiment: str, folders: Sequence[str]) -> bool:
+    """Whether it is one run where nobody asks for a sweep."""
+    chosen = composer_of(folders=folders).chosen_by([*search_path(folders), f"experiment={experiment}"])
+    return chosen.mode != "MULTIRUN"
 
 
 def _swept(words: Sequence[str], folders: Sequence[str]) -> set[str]:
