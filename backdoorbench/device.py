@@ -4,13 +4,14 @@ import ctypes
 import logging
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-from backdoorbench.errors import DeviceError, join_words
+from backdoorbench.errors import DeviceError, join_words, shown
 
 try:
     import resource
@@ -19,6 +20,7 @@ except ModuleNotFoundError:  # on Windows
 
 log = logging.getLogger(__name__)
 
+THREADS = "OMP_NUM_THREADS"  # the variable that says how many threads share an operation
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 NEVER = 2**31 - 1  # bytes
 
@@ -46,9 +48,14 @@ def choose(name: str, setting: str = "runtime.device") -> torch.device:
 
 def prepare(device: torch.device, threads: int | None) -> None:
     """Switches on what makes the device fast (TF32, convolution autotuning, memory that is kept) and fixes the number of CPU
-    threads."""
+    threads. DeviceError where a variable of the environment names none that there can be."""
     if threads is not None:
         torch.set_num_threads(threads)
+    elif (said := os.environ.get(THREADS)) is not None and not re.fullmatch(r"\s*0*[1-9]\d*\s*(,.*)?", said):
+        raise DeviceError(
+            f"{THREADS} is {shown(said)}, which says no number of threads, so that all cores would be taken; expected a whole "
+            f"number above 0. Correct it, unset it, or set runtime.threads."
+        )
     if device.type == "cpu":
         keep_memory()
     if device.type == "cuda":

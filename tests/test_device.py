@@ -8,8 +8,21 @@ import torch
 
 from backdoorbench import device
 from backdoorbench.device import Crowding
+from backdoorbench.errors import DeviceError
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("said", ["", "0", "abc", "-1", "2.5", ","])
+def test_a_number_of_threads_that_is_none_is_told(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libgomp takes all cores then."""
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    with pytest.raises(DeviceError, match=f"OMP_NUM_THREADS is '{said}', which says no number of threads"):
+        device.prepare(CPU, None)
+    device.prepare(CPU, 1)
+    for right in ("1", " 4", "2,1"):
+        monkeypatch.setenv("OMP_NUM_THREADS", right)
+        device.prepare(CPU, None)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose, conf_dir, option
 from backdoorbench.errors import ConfigError, ModelError
-from backdoorbench.models import checkpoint, surgery
+from backdoorbench.models import checkpoint, layouts, surgery
 from backdoorbench.models.base import Classifier, GlobalAverage, ModelSpec
 from backdoorbench.models.heads import make_classifier_linear
 from backdoorbench.models.stems import shrink_stem
@@ -53,6 +53,14 @@ def parameters(net: nn.Module) -> int:
 def test_parameters_are_those_of_the_literature_for_cifar10(name: str, count: int) -> None:
     with torch.device("meta"):
         assert parameters(spec(name).net(10, 32)) == count
+
+
+@pytest.mark.parametrize(("width", "is_last"), [(8, False), (15, False), (16, True)])
+def test_no_layout_in_which_torch_writes_beyond_a_gradient(width: int, is_last: bool) -> None:
+    model = build(compose([f"model.width={width}"])["model"], "model").classifier(10, 32, (0.5,) * 3, (0.5,) * 3)
+    layout = layouts.layout_of(model, torch.device("cpu"))
+    assert layout == (torch.channels_last if is_last else torch.contiguous_format)
+    assert layouts.layout_of(model, torch.device("cuda")) == torch.channels_last
 
 
 def test_imagenet_stem_counts_as_torchvision_does() -> None:

@@ -232,6 +232,26 @@ def test_a_mistake_is_a_paragraph(words: list[str], said: str, place: Path, caps
     assert code == 2 and "Traceback" not in shown and len(last) < 2000
 
 
+@pytest.mark.parametrize("words", [["seed=1"], ["-m", "seed=1,2"], ["--cfg", "job"], ["plan", "seed=1"]], ids=" ".join)
+def test_a_working_directory_that_was_deleted_is_told(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith("bdx: the working directory is gone; expected one that is there")
+
+
+def test_a_variable_that_names_a_plugin_is_called_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BDX_PLUGINS", "/nowhere")
+    assert main(["list"]) == 2 and capsys.readouterr().err.startswith(
+        "bdx: BDX_PLUGINS is '/nowhere', which is no folder;"
+    )
+
+
 def test_flags_may_stand_among_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["attack=blended", "--cfg", "job", "seed=7", "--package", "attack"]) == 0
     assert "name: blended" in capsys.readouterr().out

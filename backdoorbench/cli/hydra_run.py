@@ -26,7 +26,7 @@ from backdoorbench.config.compose import (
     searched,
     with_brought,
 )
-from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError, quantity
+from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError, StorageError, quantity
 from backdoorbench.sweeps import sweep
 from backdoorbench.sweeps.compose import left_to_jobs
 from backdoorbench.sweeps.grid import GRIDS
@@ -42,6 +42,7 @@ FAIL_FAST, INTERRUPT, GAVE_UP = "fail_fast=true stopped the sweep", "the sweep w
 
 def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     """Hands the arguments to Hydra and turns what comes back into an exit code."""
+    refuse_no_place()
     switches = [word for word in words if word in SWITCHES]
     rest = [word for word in words if word not in SWITCHES]
     chosen = flags.check([*switches, *rest])
@@ -91,6 +92,16 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
                 "the search chose no run. Raise how many it may choose: hydra.sweeper.n_trials of hydra/sweeper=tune."
             )
         return max(print_sweep(swept), finish(list(swept.jobs().values())) if finish else 0)
+
+
+def refuse_no_place() -> None:
+    """Raises StorageError where the working directory was deleted, which paths among the settings start from."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise StorageError(
+            "the working directory is gone; expected one that is there, since paths start from it. Change into another: cd DIR."
+        ) from None
 
 
 def brought_by_files(words: Sequence[str], folders: Sequence[str], primary: str, is_sweep: bool) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ def known() -> tuple[Plugin, ...]:
     """The plugins that need no word in a configuration: those of `--plugin`, in this process or the one that started it, then
     those that are installed."""
     named = os.environ.get(VARIABLE, "")
-    found = tuple(at(folder) for folder in named.split(os.pathsep)) if named else ()
+    found = tuple(at(folder, VARIABLE) for folder in named.split(os.pathsep)) if named else ()
     return (*found, *installed())
 
 
@@ -107,20 +107,23 @@ def using(folders: Sequence[str]) -> Iterator[None]:
             os.environ.update({VARIABLE: before} if before is not None else {})
 
 
-def at(folder: str) -> Plugin:
+def at(folder: str, named_by: str = FLAG) -> Plugin:
     """The plugin in a folder: a package with its conf/ inside, or a project that holds such packages, in src/ or beside its own
     conf/; or code without options, which settings name. What its packages need is on Python's path afterwards. ConfigError where
-    there is none."""
+    there is none.
+
+    named_by  what names the folder, as a message says it"""
     place = Path(folder).expanduser().absolute()
     if not place.is_dir() or os.pathsep in str(place):
         expected = f"a path without '{os.pathsep}'" if place.is_dir() else "the folder of a plugin"
         raise ConfigError(
-            f"{FLAG} is '{folder}', which is no {'good name' if place.is_dir() else 'folder'}; expected {expected}. Name another."
+            f"{named_by} is '{folder}', which is no {'good name' if place.is_dir() else 'folder'}; expected {expected}. Name "
+            f"another."
         )
     found = look(place)
     if not (found.confs or found.packages):
         raise ConfigError(
-            f"{FLAG} is '{folder}', in which neither code nor a yaml file of an option lies; expected a package with "
+            f"{named_by} is '{folder}', in which neither code nor a yaml file of an option lies; expected a package with "
             f"{CONF}/GROUP/NAME.yaml inside, or a project that holds one, such as bdx new defense NAME --to DIR writes."
         )
     if found.path is not None and str(found.path) not in sys.path:
@@ -133,7 +136,8 @@ def at(folder: str) -> Plugin:
             file.resolve().is_relative_to(found.path.resolve()) for file in files(package).values()
         ):
             raise ConfigError(
-                f"{FLAG} is '{folder}', whose package '{package}' has the name of another one that Python finds first. Rename it."
+                f"{named_by} is '{folder}', whose package '{package}' has the name of another one that Python finds first. "
+                f"Rename it."
             )
     return found
 

@@ -1,7 +1,8 @@
 """How weights and maps lie in memory: channels last, which convolutions do faster, but for a network whose code cannot.
 
 Code that calls `maps.view(n, -1)` assumes maps that lie channel by channel, as torch makes them of images that do. A network of
-somebody else is tried once in either order; one that fails in the faster is given the other, wherever it runs.
+somebody else is tried once in either order; one that fails in the faster is given the other, wherever it runs. So is one that
+torch would corrupt the memory of.
 """
 
 import copy
@@ -11,6 +12,10 @@ from torch import nn
 
 from backdoorbench.models.base import Classifier, evaluating
 from backdoorbench.shapes import Images
+
+NARROW = (
+    16  # input channels, below which torch 2.15 is not to be trusted with the gradient of a strided 1x1 convolution
+)
 
 
 class ChannelByChannel(nn.Module):
@@ -23,11 +28,23 @@ class ChannelByChannel(nn.Module):
 def layout_of(model: nn.Module, device: torch.device) -> torch.memory_format:
     """The order in which a model's weights lie on a device: the fastest that its code can read."""
     is_faster = device.type in ("cpu", "cuda") and not _is_bound(model)
-    return torch.channels_last if is_faster else torch.contiguous_format
+    is_safe = device.type != "cpu" or not _is_overrun(model)
+    return torch.channels_last if is_faster and is_safe else torch.contiguous_format
 
 
 def _is_bound(model: nn.Module) -> bool:
     return any(isinstance(part, ChannelByChannel) for part in model.modules())
+
+
+def _is_overrun(model: nn.Module) -> bool:
+    """Whether a processor may write beyond the gradient of one of its convolutions, channels last: a strided one of single pixels
+    and few channels, as the shortcuts of a narrow ResNet are. With how many threads is not asked, so that figures do not depend
+    on them."""
+    return any(
+        part.kernel_size == (1, 1) and part.stride != (1, 1) and part.in_channels < NARROW
+        for part in model.modules()
+        if isinstance(part, nn.Conv2d)
+    )
 
 
 def settle(model: Classifier, images: Images) -> bool:
