@@ -64,6 +64,12 @@ MISTAKES: dict[str, list[tuple[list[str], str]]] = {
         (["plan", "seed=glob(*)"], "'seed' is no group, so 'seed=glob(*)' matches nothing."),
     ],
     "words for Hydra that would not be heard": [
+        (["hydra/launcher=pool", "seed=0"], "'hydra/launcher=pool' is for sweeps, and this is a single run. Add -m, or leave hydra/laun"),
+        (["hydra/sweeper=basic"], "'hydra/sweeper=basic' is for sweeps, and this is a single run. Add -m, or leave hydra/sweeper out."),
+        (["hydra.sweeper.max_batch_size=3"], "'hydra.sweeper.max_batch_size=3' is for sweeps, and this is a single run."),
+        (["-m", "hydra/launcher=pool", "hydra.launcher.workers=2.5", "seed=0,1"], "hydra.launcher.workers is 2.5; expected a whole"),
+        (["-m", "hydra/launcher=pool", "hydra.launcher.jobs_per_gpu=true", "seed=0,1"], "hydra.launcher.jobs_per_gpu is True; expect"),
+        (["-m", "hydra/launcher=pool", "hydra.launcher.grace=long", "seed=0,1"], "hydra.launcher.grace is 'long'; expected a number."),
         (["+hydra.searchpath=[empty]"], "Hydra looks through no folder of '+hydra.searchpath=[empty]'. Say hydra.searchpath=[FOLDER]"),
         (["hydra.searchpath=[empty]", "hydra.searchpath=[empty]"], "hydra.searchpath is given 2 times, --config-dir of a verb included"),
         (["plan", "--config-dir", "empty", "hydra.searchpath=[empty]"], "hydra.searchpath is given 2 times, --config-dir of a verb"),

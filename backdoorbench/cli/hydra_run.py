@@ -37,6 +37,12 @@ from backdoorbench.sweeps.pool import ended_by_signals
 from backdoorbench.sweeps.sweep import Left, Sweep, SweepStopped, place_of
 
 Finish = Callable[[Sequence[Left]], int]  # what to do with an ended sweep's jobs, beside their table -> exit code
+SWEEPERS = (
+    "hydra/launcher=",
+    "hydra/sweeper=",
+    "hydra.launcher.",
+    "hydra.sweeper.",
+)  # how settings begin that are for sweeps
 FAIL_FAST, INTERRUPT, GAVE_UP = "fail_fast=true stopped the sweep", "the sweep was interrupted", "the launcher gave up"
 
 
@@ -168,12 +174,21 @@ class Task:
                 place = place_of(known) / str(known.job.num)
                 return carry_out_job(partial(plain, config), place, list(known.overrides.task))
             try:
+                refuse_sweepers(known.overrides.hydra)
                 return objective(carry_out_run(plain(config)).run)
             except SystemExit as error:  # of a method, not of ours
                 self.error = RuntimeError(f"the run ended itself by sys.exit({error.code!r})")
             except BaseException as error:
                 self.error = error
         return None
+
+
+def refuse_sweepers(words: Sequence[str]) -> None:
+    """Raises ConfigError where a single run is told how to carry out a sweep: `hydra/sweeper=tune` would search nothing."""
+    for word in words:
+        if word.lstrip("+").startswith(SWEEPERS):
+            key = word.partition("=")[0]
+            raise ConfigError(f"'{word}' is for sweeps, and this is a single run. Add -m, or leave {key} out.")
 
 
 def print_sweep(swept: Sweep, ended: str = "") -> int:

@@ -25,6 +25,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from backdoorbench.config.build import convert
 from backdoorbench.errors import check_range
 from backdoorbench.storage import store
 from backdoorbench.storage.record import AT_ONCE
@@ -128,6 +129,9 @@ class Pool(Launcher):
 
     def __init__(self, gpus: Any, jobs_per_gpu: int, workers: int | None, grace: float) -> None:
         self.gpus, self.jobs_per_gpu, self.workers, self.grace = gpus, jobs_per_gpu, workers, grace
+        convert(jobs_per_gpu, int, "hydra.launcher.jobs_per_gpu")
+        convert(workers, int | None, "hydra.launcher.workers")
+        convert(grace, float, "hydra.launcher.grace")
         check_range("hydra.launcher.jobs_per_gpu", jobs_per_gpu, 1)
         check_range("hydra.launcher.workers", 1 if workers is None else workers, 1)
         check_range("hydra.launcher.grace", grace, 0)
