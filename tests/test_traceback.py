@@ -15,6 +15,7 @@ from PIL import Image
 
 from backdoorbench.cli import flags, hydra_run
 from backdoorbench.cli.main import main
+from backdoorbench.config.compose import conf_dir
 from backdoorbench.data.holdout import fitting
 from backdoorbench.errors import ConfigError, StorageError, check_name, check_range, first_line, paragraph, shown
 from backdoorbench.pipeline import job, plan
@@ -100,6 +101,9 @@ MISTAKES: dict[str, list[tuple[list[str], str]]] = {
         (["after.name=retune"], "after.name is 'retune', which after=retune is called, and the class here is another: "),
         (["model.name=resnet18"], "model.name is 'resnet18', which model=resnet18 is called, and the class here is another: "),
         (["dataset.name=cifar10"], "dataset.name is 'cifar10', which dataset=cifar10 is called, and the class here is another: "),
+    ],
+    "a folder that digits do not read": [
+        (["dataset.root=empty"], "dataset.root is 'empty', and digits reads no folder: its images come with scikit-learn. Choose"),
     ],
     "references": [
         (["attack.target=${nope}"], "attack.target refers to what cannot be resolved (Interpolation key 'nope' not found). Give a value, or a"),
@@ -236,6 +240,32 @@ def test_a_mistake_is_a_paragraph(words: list[str], said: str, place: Path, caps
     last = shown.splitlines()[-1]
     assert last.startswith(f"bdx: {said.replace('{tmp}', str(place))}"), shown
     assert code == 2 and "Traceback" not in shown and len(last) < 2000
+
+
+@pytest.mark.parametrize(
+    "flag", [["--config-dir", "own"], ["hydra.searchpath=[own]"], ["--config-dir=own"]], ids=" ".join
+)
+@pytest.mark.parametrize(
+    "name", ["defense/fst.yaml", "on/defense/fst/digits.yaml", "hydra/launcher/pool.yaml", "config.yaml"]
+)
+def test_a_file_that_would_not_be_read_is_told(
+    name: str, flag: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ours, own = conf_dir() / name, tmp_path / "own" / name
+    own.parent.mkdir(parents=True)
+    own.write_bytes(ours.read_bytes())
+    assert main([*flag, "defense=fst", "--cfg", "job"]) == 0  # a copy of the whole folder, say
+    capsys.readouterr()
+    own.write_text(ours.read_text() + "alpha: 0.9\n")
+    for words in (
+        [*flag, "defense=fst"],
+        ["plan", *flag, "defense=fst"],
+        ["export", *flag, "defense=fst", "--to", "x"],
+    ):
+        assert main(words) == 2, words
+        said = f"{name} has the name of a file of bdx itself, which is read instead of yours. Rename yours, and its `name:`"
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["seed=1"], ["-m", "seed=1,2"], ["--cfg", "job"], ["plan", "seed=1"]], ids=" ".join)

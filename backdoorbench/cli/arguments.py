@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, verb: str, description: str) -> None:
         super().__init__(prog=f"bdx {verb}", description=description)
         self.add_argument(
-            *flags.FOLDER_FLAGS, dest="config_dirs", metavar="DIR", action="append", default=[], type=flags.folder,
+            *flags.FOLDER_FLAGS, dest="config_dirs", metavar="DIR", action="append", default=[], type=flags.own_folder,
             help="a folder of your own yaml files, laid out as conf/ is",
         )  # fmt: skip
         self.add_argument(

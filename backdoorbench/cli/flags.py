@@ -13,8 +13,16 @@ COMPLETION = ("install", "uninstall")  # beside what a shell asks while somebody
 SHELLS = ("bash", "fish", "zsh")
 
 
+def own_folder(text: str) -> str:
+    """The folder of a `--config-dir`; ConfigError where it is none, or holds what would not be read."""
+    from backdoorbench.config.catalog import refuse_unread
+
+    refuse_unread(Path(folder(text)))
+    return text
+
+
 def folder(text: str) -> str:
-    """The folder of a `--config-dir`; ConfigError where it is none."""
+    """The name of a folder; ConfigError where there is none."""
     if not text or not os.path.isdir(text):
         raise ConfigError(
             f"--config-dir is '{text}', which is no folder; expected one of your own yaml files. Name another."
@@ -28,7 +36,7 @@ def folders_among(words: Sequence[str]) -> list[str]:
     for flag, named in zip(words, [*words, ""][1:], strict=True):
         if flag in FOLDER_FLAGS:
             found.append(named)
-    return [folder(text) for text in found]
+    return [own_folder(text) for text in found]
 
 
 def check(words: Sequence[str]) -> argparse.Namespace:

@@ -53,7 +53,7 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     rest = [word for word in words if word not in SWITCHES]
     chosen = flags.check([*switches, *rest])
     refuse_no_options(rest)
-    folders = [*flags.folders_among(rest), *searched(rest)]
+    folders = [*flags.folders_among(rest), *map(flags.own_folder, filter(os.path.isdir, searched(rest)))]
     settings = with_brought(chosen.overrides, folders)
     if not chosen.shell_completion:
         settings += brought_by_files(settings, folders, chosen.config_name or PRIMARY, chosen.multirun)

@@ -97,6 +97,27 @@ def refuse_hidden() -> None:
                     )
 
 
+def refuse_unread(folder: Path) -> None:
+    """Raises ConfigError where a folder of the user's has a yaml file of a name that ours, or a plugin's, has, and other content:
+    it would never be read, and whoever chose it would get something else. A copy of ours is none the worse."""
+    for file in yaml_files(folder):
+        name = file.relative_to(folder)
+        ours = next((place / name for place in places() if (place / name).is_file()), None)
+        if ours is not None and ours.read_bytes() != file.read_bytes():
+            whose = f"the plugin {other}" if (other := plugins.owner(ours)) else "bdx itself"
+            raise ConfigError(
+                f"{file} has the name of a file of {whose}, which is read instead of yours. Rename yours, and its `name:`, or "
+                f"move it away."
+            )
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """The yaml files of a folder that is laid out as conf/ is: in the folders of groups, and beside them. Whatever else the
+    folder holds, such as the outputs of a checkout, is not walked."""
+    inside = [file for name in (*NAMES, *REFINED, "hydra") for file in files_below(folder / name, ".yaml")]
+    return sorted([*folder.glob("*.yaml"), *inside])
+
+
 def refuse_borrowed_name(group: str, node: Mapping[str, Any]) -> None:
     """Raises ConfigError where an option of another class, ours or a known plugin's, is called as the one that `node` holds calls
     itself: records, tables and keys would take the one for the other. What follows another setting is that setting's name."""

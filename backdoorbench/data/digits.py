@@ -16,7 +16,7 @@ import torch
 from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.images import ImageSet
 from backdoorbench.data.store import digest, finish, stratified
-from backdoorbench.errors import ConfigError
+from backdoorbench.errors import ConfigError, shown
 from backdoorbench.streams import Stream
 
 SIDE = 8  # pixels
@@ -28,6 +28,11 @@ LARGEST = 256  # pixels a side, at which they take a third of a gigabyte
 @dataclass(frozen=True)
 class Digits(Dataset):
     def load(self, cache: Path) -> Splits:
+        if self.root is not None:
+            raise ConfigError(
+                f"dataset.root is {shown(self.root)}, and digits reads no folder: its images come with scikit-learn. Choose the "
+                f"data set that lies there, such as dataset=cifar10 or dataset=folder, or leave dataset.root out."
+            )
         if self.size < SIDE or self.size % SIDE:
             raise ConfigError(
                 f"dataset.size is {self.size}, but digits repeats each pixel of an {SIDE}x{SIDE} image a whole number "

@@ -1,5 +1,6 @@
 """Mistakes on the command line, as Hydra meets them, told in one paragraph each."""
 
+import os
 import re
 import traceback
 from collections.abc import Sequence
@@ -7,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backdoorbench.config import catalog, plugins
-from backdoorbench.config.compose import Plain, compose, unresolved
+from backdoorbench.config.compose import Plain, compose, searched, unresolved
 from backdoorbench.config.groups import NAMES, RENAMED, SETTING_NAMES
-from backdoorbench.config.walk import files_below
 from backdoorbench.errors import BdxError, ConfigError, did_you_mean, first_line, join_words, shown
 
 PLUGINS = {
@@ -62,6 +62,8 @@ def composed(settings: Sequence[str], folders: Sequence[str] = ()) -> Plain:
     folders  of the user's own yaml files"""
     refuse_no_words(settings)
     refuse_no_options(settings)
+    for folder in filter(os.path.isdir, searched(settings)):
+        catalog.refuse_unread(Path(folder))
     try:
         return compose(settings, folders)
     except BdxError:
@@ -249,20 +251,13 @@ def _broken_file(folders: Sequence[str], words: Sequence[str], of_any_name: bool
 
     chosen = {word.rpartition("=")[2] for word in words}
     places = [*plugins.conf_dirs(), *map(Path, folders)]
-    files = [file for place in places for file in _options(place)]
+    files = [file for place in places for file in catalog.yaml_files(place)]
     for file in files if of_any_name else [file for file in files if file.stem in chosen]:
         try:
             yamls.read(file)
         except ConfigError as error:
             return error
     return None
-
-
-def _options(place: Path) -> list[Path]:
-    """The yaml files of a folder that is laid out as conf/ is: in the folders of groups, and beside them. Whatever else the
-    folder holds, such as the outputs of a checkout, is not walked."""
-    inside = [file for name in (*NAMES, *catalog.REFINED, "hydra") for file in files_below(place / name, ".yaml")]
-    return sorted([*place.glob("*.yaml"), *inside])
 
 
 def _missing_plugin(said: str, what: str) -> ConfigError | None:
