@@ -21,6 +21,7 @@ from backdoorbench.reporting import inspection
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 
+READ = ("dataset.mean=[0.485,0.456,0.406]", "dataset.std=[0.229,0.224,0.225]")  # as dataset=folder reads it again
 NETWORK = ("model=demo", "model.width=8", "runtime.threads=1")
 
 
@@ -39,7 +40,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(run: Callable[..., Job], outputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that BadNets infected, its weights under a wrapper's names."""
-    key = run("attack=badnets", "defense=none", *QUICK).run.infection.key
+    key = run("attack=badnets", "defense=none", *QUICK, *READ).run.infection.key
     weights = load_file(next(outputs.glob(f"cache/infection/*{key}/model.safetensors")))
     bare = {f"module.{name.removeprefix('net.')}": value for name, value in weights.items() if name.startswith("net.")}
     file = tmp_path_factory.mktemp("theirs") / "theirs.pth"
