@@ -35,15 +35,7 @@ from backdoorbench.sweeps.hydra_errors import refuse_no_words
 from backdoorbench.training.recipe import Precision, Recipe, resolve_precision
 from backdoorbench.triggers.base import Target, Trigger
 
-READ = (
-    "model",
-    "train",
-    "dataset",
-    "experiment",
-    "scale",
-    "plugins",
-    "hydra",
-)  # of settings, what infect and purify read
+READ = ("model", "train", "dataset", "experiment", "scale", "plugins", "hydra")  # by infect and purify, of settings
 READ_OF_DATASET = ("name", "size", "crop", "mean", "std", "augment")
 ELSEWHERE = {  # where to say the others
     "seed": "Give it as an argument, seed=NUMBER",

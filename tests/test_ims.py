@@ -129,11 +129,16 @@ def test_the_loss_of_a_round_is_the_papers_sum(images: ImageSet, monkeypatch: py
     torch.testing.assert_close(chosen.divided(masks, batch), torch.stack(terms).sum(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_perturbation_moves_the_answer_within_its_bound(images: ImageSet) -> None:
+def confident(factor: float) -> Classifier:
+    """A network whose answers are so many times as sure."""
     model = network()
     with torch.no_grad():
-        model.net.linear.weight *= 3
-    masks = drawn(model)
+        model.net.linear.weight *= factor
+    return model
+
+
+def test_a_perturbation_moves_the_answer_within_its_bound(images: ImageSet) -> None:
+    masks = drawn(confident(3))
     batch, _ = next(images.batches(16))
     moved = defense(steps=20).perturbation(masks, batch)
     clean, still = masks.whole(batch), agree(masks.part(batch, inverted=True), masks.whole(batch))
@@ -146,9 +151,7 @@ def test_a_perturbation_moves_the_answer_within_its_bound(images: ImageSet) -> N
 
 def test_a_perturbation_is_that_of_the_authors_loop(images: ImageSet) -> None:
     """AdamW from 0; what the infected network answers carries gradient in both terms."""
-    model = network()
-    with torch.no_grad():
-        model.net.linear.weight *= 4
+    model = confident(4)
     masks = drawn(model)
     batch, _ = next(images.batches(8))
     change = torch.zeros_like(batch, requires_grad=True)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backdoorbench.cli.arguments import Parser, composed, run_folder
+from backdoorbench.config.groups import GROUPS
 from backdoorbench.sweeps.compose import refuse_sweep
 
-POISONING = ("attack", "dataset", "model", "train", "holdout", "seed")  # what a poisoned set depends on
+POISONING = (*(group.name for group in GROUPS if group.infection), "holdout", "seed")  # what a poisoned set depends on
 
 
 def carry_out(words: Sequence[str]) -> int:

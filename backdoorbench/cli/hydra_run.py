@@ -37,12 +37,7 @@ from backdoorbench.sweeps.pool import ended_by_signals
 from backdoorbench.sweeps.sweep import Left, Sweep, SweepStopped, place_of
 
 Finish = Callable[[Sequence[Left]], int]  # what to do with an ended sweep's jobs, beside their table -> exit code
-SWEEPERS = (
-    "hydra/launcher=",
-    "hydra/sweeper=",
-    "hydra.launcher.",
-    "hydra.sweeper.",
-)  # how settings begin that are for sweeps
+SWEEPERS = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.")  # begin settings of sweeps
 FAIL_FAST, INTERRUPT, GAVE_UP = "fail_fast=true stopped the sweep", "the sweep was interrupted", "the launcher gave up"
 
 

@@ -48,7 +48,7 @@ ASK_THE_DATA_SET = (
 REFERENCE = r"\$\{([\w.]+)\}"  # `${dataset.target}`
 VARIABLE = r"oc\.env:\s*[\"']?([^,}\"'\s]+)"  # `${oc.env:BDX_DATA,data}`
 OmegaConf.register_new_resolver("either", lambda own, else_: else_ if own is None else own, replace=True)
-OmegaConf.register_new_resolver("option", lambda option: named(option), replace=True)  # in the defaults list
+OmegaConf.register_new_resolver("option", lambda option: option_name(option), replace=True)  # in the defaults list
 
 
 @cache
@@ -321,7 +321,7 @@ def may_be_brought_by_files(words: Sequence[str], folders: Sequence[str], primar
 @cache
 def _chooses_what_brings(name: str) -> bool:
     """Whether an option of ours, such as `scale/cpu`, chooses a network that brings something along, itself or by its choices."""
-    file = conf_dir() / f"{named(name)}.yaml"
+    file = conf_dir() / f"{option_name(name)}.yaml"
     pairs = choices(file.read_text(encoding="utf-8")) if file.is_file() else []
     return any(
         group == BRINGS and brought(option) or _chooses_what_brings(f"{group}/{option}") for group, option in pairs
@@ -355,16 +355,18 @@ def brought(network: str, folders: Sequence[str] = (), extending: Sequence[str] 
     nothing else itself.
 
     extending  those by which it was reached"""
-    if not re.fullmatch(r"[\w. /-]{1,100}", network) or named(network) in extending:
+    if not re.fullmatch(r"[\w. /-]{1,100}", network) or option_name(network) in extending:
         return {}
-    files = [folder / BRINGS / f"{named(network)}.yaml" for folder in places(folders)]
+    files = [folder / BRINGS / f"{option_name(network)}.yaml" for folder in places(folders)]
     text = next((file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()), "")
     extended = [entry for entry in defaults(text) if isinstance(entry, str) and entry != "_self_"]
-    inherited = [brought(name.removeprefix(f"/{BRINGS}/"), folders, [*extending, named(network)]) for name in extended]
+    inherited = [
+        brought(name.removeprefix(f"/{BRINGS}/"), folders, [*extending, option_name(network)]) for name in extended
+    ]
     return dict(pair for each in [*inherited, dict(choices(text))] for pair in each.items())
 
 
-def named(option: str) -> str:
+def option_name(option: str) -> str:
     """An option's name as its file is called, of the spellings that Hydra takes: `airbench.yaml`, `/airbench`, `./airbench`."""
     return posixpath.normpath(option.lstrip("/")).removesuffix(".yaml")
 

@@ -186,9 +186,7 @@ def _replaced(tree: Any, keys: Keys, weights: Weights) -> Any:
         listed = list(tree)
         listed[first] = _replaced(tree[first], tuple(rest), weights)
         return type(tree)(listed)
-    copied = copy.copy(
-        tree
-    )  # of its own kind, with the versions of layers that torch keeps beside it: some ask for them
+    copied = copy.copy(tree)  # with the versions of layers that torch keeps beside a state dict
     copied.update({keys[0]: _replaced(tree[keys[0]], keys[1:], weights)} if keys else weights)
     return copied
 

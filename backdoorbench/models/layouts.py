@@ -13,9 +13,7 @@ from torch import nn
 from backdoorbench.models.base import Classifier, evaluating
 from backdoorbench.shapes import Images
 
-NARROW = (
-    16  # input channels, below which torch 2.15 is not to be trusted with the gradient of a strided 1x1 convolution
-)
+NARROW = 16  # input channels, below which torch 2.15 is not to be trusted with a strided 1x1 convolution, channels last
 
 
 class ChannelByChannel(nn.Module):

@@ -142,7 +142,7 @@ def best_side(model: Classifier, few: ImageSet, right: Tensor, precision: Precis
         if side != few.size == model.size:
             try:
                 called = predict(resized(model, side), some, None, precision)
-            except (RuntimeError, AssertionError, ValueError):  # of a network that reads one size alone
+            except (RuntimeError, AssertionError, ValueError):  # it reads one size alone, or has no memory for this one
                 continue
             found.append((side, Reading("", 1, None, called.clean == some.labels.cpu())))
     side, best = max(found, key=lambda pair: pair[1].accuracy, default=(0, None))

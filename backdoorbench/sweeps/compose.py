@@ -9,7 +9,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from backdoorbench.config import catalog
-from backdoorbench.config.compose import Composer, as_read, named, parsed, search_path
+from backdoorbench.config.compose import Composer, as_read, option_name, parsed, search_path
 from backdoorbench.config.compose import composer as composer_of
 from backdoorbench.errors import ConfigError
 
@@ -50,7 +50,7 @@ def refuse_sweep(words: Sequence[str], folders: Sequence[str] = (), groups: Sequ
     groups  of settings that count; all, where none is named"""
     read = [override for word in words if (override := as_read(word)) is not None]
     said = {override.key_or_group: override.value() for override in read}
-    name = named(str(said.get("experiment", "none")))
+    name = option_name(str(said.get("experiment", "none")))
     if said.get("hydra.mode") == "RUN" or name not in catalog.names("experiment", folders):
         return
     swept = {} if _is_single(name, folders) else catalog.describe("experiment", name, folders).sweeps
@@ -74,8 +74,8 @@ def _swept(words: Sequence[str], folders: Sequence[str]) -> set[str]:
     found: set[str] = set()
     for word in words:
         name, _, value = word.partition("=")
-        if name == "experiment" and named(value) in catalog.names(name, folders):
-            found |= catalog.describe(name, named(value), folders).sweeps.keys()
+        if name == "experiment" and option_name(value) in catalog.names(name, folders):
+            found |= catalog.describe(name, option_name(value), folders).sweeps.keys()
         try:
             override = parsed(word)
         except OverrideParseException:  # Hydra tells it
