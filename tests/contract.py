@@ -107,7 +107,7 @@ ROWS = (  # one line each
     Row("attack", "ftrojan", effect=Takes(0.8, 0.95, slow=True, finding="CA 0.19: learned too late for batch norm's running statistics")),
     Row("attack", "given", why="it plants nothing: test_given_trigger.py"),
     Row("attack", "grond", quick=("attack.steps=5",), why="no bound is known yet", beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
-    Row("attack", "input_aware", quick=("attack.mask_epochs=1", "attack.mask_milestones=[1]", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"mask_milestones": ("attack.mask_epochs=3",), "generator_milestones": ("train.epochs=3", "attack.generator_milestones=[1]")}),
+    Row("attack", "input_aware", quick=("attack.mask_epochs=1", "attack.mask_lr=0.001", "attack.mask_milestones=[1]", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"mask_milestones": ("attack.mask_epochs=3",), "generator_milestones": ("train.epochs=3", "attack.generator_milestones=[1]")}),
     Row("attack", "issba", quick=("attack.bits=1", "attack.bits_epochs=0", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "l0_inv", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "l2_inv", effect=Takes(0.8, 0.95, slow=True)),

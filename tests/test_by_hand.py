@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,17 +19,16 @@ from torch.nn import functional as F
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Scenario
 from backdoorbench.models.base import Classifier
+from backdoorbench.models.layouts import layout_of
 from backdoorbench.models.surgery import classifier_head
 from backdoorbench.models.wide_resnet import WideResNet
 from backdoorbench.streams import Stream, seeded
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.inversion import Generator
 
-LAST = (
-    torch.channels_last
-)  # as `fit` lays out what it trains: other kernels round otherwise, and PGD makes much of a last bit
 OWN = Stream(0).child("purify")  # the stream of the scenario in scenes.py
 
+M = TypeVar("M", bound=nn.Module)
 Batches = list[tuple[Tensor, Tensor]]
 PLAIN: dict[str, Any] = {"fused": False, "foreach": False}
 
@@ -38,11 +37,16 @@ def drawn(images: ImageSet, size: int, stream: Stream, epochs: int, augment: Aug
     """The batches of one epoch after another."""
     for epoch in range(epochs):
         batches = images.batches(size, stream.child(f"epoch{epoch}"), augment)
-        yield [(shown.contiguous(memory_format=LAST), labels) for shown, labels in batches]
+        yield list(batches)
+
+
+def laid_out(model: M) -> M:
+    """A module as `fit` lays it out: other kernels round otherwise, and PGD makes much of a last bit."""
+    return model.to(memory_format=layout_of(model, torch.device("cpu")))  # type: ignore[call-overload, no-any-return]
 
 
 def start(name: str = "preact10") -> Classifier:
-    return network(name).to(memory_format=LAST)
+    return laid_out(network(name))
 
 
 def descend(optimizer: torch.optim.Optimizer, model: nn.Module, loss: Tensor) -> None:
@@ -172,9 +176,8 @@ def test_trap_and_replace() -> None:
 
     def built(stream: Stream) -> Classifier:
         with seeded(stream):
-            return Classifier(WideResNet(16, 1, 16, "trap_and_replace", 10, 32), 32, (0.3,) * 3, (0.4,) * 3).to(
-                memory_format=LAST
-            )
+            net = WideResNet(16, 1, 16, "trap_and_replace", 10, 32)
+            return laid_out(Classifier(net, 32, (0.3,) * 3, (0.4,) * 3))
 
     chosen = defense("trap_and_replace")
     chosen = replace(
@@ -198,7 +201,7 @@ def bait_and_trap(model: Classifier, train: ImageSet, augment: Augment | None) -
     """Stage 1: CE + 10 MSE + TV, what the decoder rebuilds being the pixels as they were augmented."""
     with seeded(OWN.child("trap").child("decoder")):
         first, second = nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.ConvTranspose2d(32, 3, 4, 2, 1)
-    decoder = nn.Sequential(first, nn.ReLU(), second, nn.Sigmoid()).to(memory_format=LAST)
+    decoder = laid_out(nn.Sequential(first, nn.ReLU(), second, nn.Sigmoid()))
     seen: list[Tensor] = []
     model.net.group3[0].register_forward_hook(lambda *given: seen.append(given[2]))
     optimizer = sgd([*model.parameters(), *decoder.parameters()], 1e-3, 0.9, 5e-4)
@@ -317,7 +320,7 @@ def by_inversion(
     """Two rounds on the model, in place; the target that the first one points at."""
     stream, std = OWN.child("invert"), model.normalize.std
     with seeded(stream.child("generator")):
-        generator = Generator(model.normalize, 2).to(memory_format=LAST)
+        generator = laid_out(Generator(model.normalize, 2))
 
     def normalised(first: Tensor, second: Tensor) -> Tensor:
         return F.mse_loss(first / std, second / std)

@@ -4,7 +4,7 @@ tests/contract.py what a test must know of each, its class the rest.
 pytest tests/test_contract.py -k wanet    all that is asked of one method
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from backdoorbench.config.build import build
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Verdict
 from backdoorbench.errors import ConfigError
+from backdoorbench.models.layouts import is_overrun
 from backdoorbench.pipeline import after, detect, evaluation, infect, plan, purify
 from backdoorbench.pipeline.job import Job
 from backdoorbench.pipeline.plan import Plan
@@ -58,6 +59,21 @@ def test_the_line_to_add_is_one_that_works(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # ---- what the tests share -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_gradientis_overrun() -> Iterator[None]:
+    """The narrow network of these tests is one whose shortcuts torch may write beyond the gradient of, if maps lie channels last."""
+
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, nn.Conv2d) and is_overrun(module) and inputs[0].requires_grad:
+            assert inputs[0].is_contiguous(), (
+                "these maps lie channels last; they must lie as layout_of(model, device) says"
+            )
+
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    yield
+    handle.remove()
 
 
 def planned(row: Row, outputs: Path, *words: str) -> Plan:

@@ -37,8 +37,8 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "tensors": ("augment", "vary"),
     "data": ("images", "base", "pictures", "raw", "spread", "store", "layouts", "archive", "holdout"),
     "models": (
-        "inputs", "base", "surgery", "channels", "lipschitz", "unet", "unpickling", "formats", "reading", "by_names", "by_order",
-        "layouts", "matching", "checkpoint", "outputs", "stems", "heads", "resnet",
+        "inputs", "layouts", "base", "surgery", "channels", "lipschitz", "unet", "unpickling", "formats", "reading", "by_names", "by_order",
+        "matching", "checkpoint", "outputs", "stems", "heads", "resnet",
     ),
     "training": (
         "recipe", "optimizers", "fit", "forward", "scenario", "adversarial", "statistics", "reversal", "suspicion", "pruning",

@@ -58,9 +58,12 @@ def test_parameters_are_those_of_the_literature_for_cifar10(name: str, count: in
 @pytest.mark.parametrize(("width", "is_last"), [(8, False), (15, False), (16, True)])
 def test_no_layout_in_which_torch_writes_beyond_a_gradient(width: int, is_last: bool) -> None:
     model = build(compose([f"model.width={width}"])["model"], "model").classifier(10, 32, (0.5,) * 3, (0.5,) * 3)
-    layout = layouts.layout_of(model, torch.device("cpu"))
-    assert layout == (torch.channels_last if is_last else torch.contiguous_format)
-    assert layouts.layout_of(model, torch.device("cuda")) == torch.channels_last
+    layout = torch.channels_last if is_last else torch.contiguous_format
+    assert layouts.layout_of(model, torch.device("cpu")) == layouts.layout_of(model, torch.device("cuda")) == layout
+    images = torch.rand(2, 3, 32, 32).contiguous(
+        memory_format=torch.channels_last
+    )  # as another network may return them
+    assert model.normalize(model.crop(images)).is_contiguous(memory_format=layout)
 
 
 def test_imagenet_stem_counts_as_torchvision_does() -> None:

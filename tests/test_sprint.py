@@ -20,6 +20,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError
 from backdoorbench.models.airbench import FLOOR, Airbench, patch_moments
 from backdoorbench.models.base import Classifier
+from backdoorbench.models.layouts import layout_of
 from backdoorbench.models.preact_resnet import PreActResNet
 from backdoorbench.shapes import Images, Labels, to_float
 from backdoorbench.streams import Stream, seeded
@@ -247,6 +248,7 @@ def test_the_training_is_the_loop_written_out(images: ImageSet) -> None:
     ours, theirs = network(), network()
     history = fit(ours, images, chosen, Stream(3))
 
+    theirs.to(memory_format=layout_of(theirs, images.device))  # type: ignore[call-overload]  # other kernels round otherwise
     theirs.start([to_float(part) for part in images.images.split(CHUNK)])
     theirs.train()
     named = [(name, p) for name, p in theirs.named_parameters() if p.requires_grad]

@@ -39,6 +39,7 @@ from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
+from backdoorbench.models.layouts import layout_of
 from backdoorbench.models.surgery import Prunable, prunable_channels
 from backdoorbench.shapes import Images, Labels, floor_of
 from backdoorbench.streams import Stream
@@ -170,7 +171,7 @@ def rank(
         clean = convolved(model, maps, probe.images)
     held = sum(run.numel() for runs in clean.values() for run in runs)
     copies = copies_for(held, max(len(channels) for channels in maps.values()))
-    start = lay_out(probe.start.repeat(copies, 1, 1, 1)).requires_grad_()  # (copies * B, 3, H, W)
+    start = lay_out(model, probe.start.repeat(copies, 1, 1, 1)).requires_grad_()  # (copies * B, 3, H, W)
     moved = convolved(model, maps, start)
     ranks: dict[str, Ranks] = {}
     with progress.task("rank maps", sum(len(channels) for channels in maps.values()), "map") as work:
@@ -204,7 +205,7 @@ def convolved(model: nn.Module, names: Mapping[str, Any], images: Images) -> dic
 
     hooks = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
-        model(lay_out(images))
+        model(lay_out(model, images))
     finally:
         for hook in hooks:
             hook.remove()
@@ -238,7 +239,7 @@ def push(start: Images, maps: Tensor, distance: Tensor, channels: Sequence[int],
 def judge(model: nn.Module, images: Images, labels: Labels, precision: Precision) -> tuple[Tensor, Tensor]:
     """Hits and mean cross-entropy, (k,) each, of k versions (k, B, 3, H, W) of the images that have `labels` (B,)."""
     with torch.inference_mode(), autocast(precision, images.device):
-        logits = model(lay_out(images.flatten(0, 1))).float()
+        logits = model(lay_out(model, images.flatten(0, 1))).float()
     wanted = labels.repeat(len(images))
     hits = (logits.argmax(1) == wanted).view(len(images), -1).sum(1)
     return hits, F.cross_entropy(logits, wanted, reduction="none").view(len(images), -1).mean(1)
@@ -251,10 +252,9 @@ def judge_start(model: nn.Module, probe: Probe, precision: Precision) -> dict[st
     return {"images": len(probe.labels), "clean": float(share[0]), "start": float(share[1])}
 
 
-def lay_out(images: Images) -> Images:
-    """The same images, channels last where the device is faster so."""
-    layout = torch.channels_last if images.device.type in ("cpu", "cuda") else torch.contiguous_format
-    return images.contiguous(memory_format=layout)
+def lay_out(model: nn.Module, images: Images) -> Images:
+    """The same images, in the order in which the model's weights lie."""
+    return images.contiguous(memory_format=layout_of(model, images.device))
 
 
 # --- pruning ---------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class ModuleSpec(ModelSpec):
     def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
         model = super().classifier(classes, size, mean, std)
         choose_logits(model, classes, self.output, self.name)
-        settle_layout(model, self.name)
+        settle_layout(model, f"model '{self.name}'")
         undo_softmax(model, self.name)
         return model
 

@@ -6,6 +6,7 @@ out, as a function it is undone by a logarithm, which gives logits up to a const
 prediction sees.
 """
 
+import copy
 import functools
 import logging
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench.errors import ModelError, first_line, join_words, shown
-from backdoorbench.models import layouts
 from backdoorbench.models.base import Classifier, evaluating
+from backdoorbench.models.layouts import ChannelByChannel, layout_of
 from backdoorbench.models.surgery import trace
+from backdoorbench.shapes import Images
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +84,31 @@ def choose_logits(model: Classifier, classes: int, chosen: int | str | None, nam
     model.net.register_forward_hook(Part(key))
 
 
-def settle_layout(model: Classifier, name: str) -> None:
-    """Has a network whose code cannot read maps that lie channels last read them channel by channel, and says so."""
-    if layouts.settle(model, _images(model)):
-        say(f"model '{name}' {UNREADABLE}")
+def settle_layout(model: Classifier, called: str, images: Images | None = None) -> None:
+    """Has a network whose code cannot read maps that lie channels last read them channel by channel, and says so.
+
+    called  what a message calls the network
+    images  few, (N, 3, H, W), to try it on; random ones by default
+
+    Raises what the network raises where it reads images in neither order."""
+    images = _images(model) if images is None else images
+    if layout_of(model, torch.device("cpu")) == torch.contiguous_format or _reads_channels_last(model, images):
+        return
+    model.to(memory_format=torch.contiguous_format)
+    model.crop = nn.Sequential(model.crop, ChannelByChannel())
+    say(f"{called} {UNREADABLE}")
+
+
+def _reads_channels_last(model: Classifier, images: Images) -> bool:
+    trial = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    with evaluating(trial), torch.no_grad():
+        try:
+            trial(images.contiguous(memory_format=torch.channels_last))
+        except RuntimeError:  # for its size as well, perhaps: the other order tells
+            trial.to(memory_format=torch.contiguous_format)
+            trial(images.contiguous())
+            return False
+    return True
 
 
 def undo_softmax(model: Classifier, name: str) -> None:

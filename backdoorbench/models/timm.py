@@ -50,7 +50,7 @@ class TimmSpec(ModelSpec):
 
     def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
         model = super().classifier(classes, size, mean, std)
-        settle_layout(model, self.name)
+        settle_layout(model, f"model '{self.name}'")
         return model
 
     def net(self, classes: int, size: int) -> nn.Module:

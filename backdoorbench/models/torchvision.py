@@ -30,7 +30,7 @@ class TorchvisionSpec(ModelSpec):
     def classifier(self, classes: int, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Classifier:
         model = super().classifier(classes, size, mean, std)
         choose_logits(model, classes, None, self.name)  # which runs it: some do not read small images
-        settle_layout(model, self.name)
+        settle_layout(model, f"model '{self.name}'")
         return model
 
     def net(self, classes: int, size: int) -> nn.Module:

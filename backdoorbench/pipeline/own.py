@@ -18,7 +18,6 @@ from backdoorbench.defenses.base import Defense
 from backdoorbench.errors import ConfigError, DataError, ModelError, PairingError, few, first_line, shown
 from backdoorbench.models import outputs
 from backdoorbench.models.base import Classifier, evaluating
-from backdoorbench.models.layouts import settle
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infections import load_infection, save_infection
 from backdoorbench.shapes import to_bytes
@@ -220,8 +219,7 @@ def wrapped(net: nn.Module, images: ImageSet) -> nn.Module:
     model = (net if isinstance(net, Classifier) else Classifier(net, images.size, *AS_IT_IS)).to(images.device)
     batch, _ = next(images.subset(torch.arange(min(2, len(images)))).batches(2))
     try:
-        if settle(model, batch):
-            outputs.say(f"{type(net).__name__} {outputs.UNREADABLE}")
+        outputs.settle_layout(model, type(net).__name__, batch)
         with torch.no_grad(), evaluating(model):
             logits = model(batch)
     except RuntimeError as error:
