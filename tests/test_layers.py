@@ -32,7 +32,7 @@ FLOORS = (  # from the ground up; rooms of one floor do not know each other
 )
 LEVEL = dict.fromkeys(GROUND, 0) | {room: level for level, rooms in enumerate(FLOORS, 1) for room in rooms}
 SHARED = {  # inside a room, what its other files may import, each from those named before it
-    "config": ("walk", "reached", "plugins", "groups", "compose", "build", "catalog", "yamls", "acts", "implied", "origins", "citations"),
+    "config": ("walk", "reached", "plugins", "groups", "kept", "compose", "build", "catalog", "yamls", "acts", "implied", "origins", "citations"),
     "storage": ("store", "outputs", "record"),
     "tensors": ("augment", "vary"),
     "data": ("images", "base", "pictures", "raw", "spread", "store", "layouts", "archive", "holdout"),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
 Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbers, booleans, None
+Load = Callable[[Sequence[str]], DictConfig]
 
 DIGITS = 12  # significant ones of a float setting: enough for any that a person types, too few for what a sum of steps leaves
 PRIMARY = "config"  # the file that a composition begins with
@@ -81,22 +82,26 @@ def composer(words: Sequence[str] = (), folders: Sequence[str] = (), primary: st
 def _composer(folders: tuple[Path, ...], primary: str) -> Composer:
     own = [str(folder) for folder in folders]
 
-    def load(choices: Sequence[str]) -> DictConfig:
+    def opened() -> Load:
         from hydra.types import RunMode
 
-        return loader(own).load_configuration(primary, list(choices), RunMode.RUN, from_shell=False)
+        reader = loader(own)
+        return lambda choices: reader.load_configuration(primary, list(choices), RunMode.RUN, from_shell=False)
 
     def is_group(name: str) -> bool:
         return any((folder / name).is_dir() for folder in folders)
 
-    return Composer(load, is_group, own, primary, lambda: stamps(folders))
+    return Composer(opened, is_group, own, primary, lambda: stamps(folders))
 
 
 def loader(folders: Sequence[str]) -> ConfigLoaderImpl:
-    """What reads yaml files as Hydra does at the start of a run, in these folders after ours and those of known plugins."""
+    """What reads yaml files as Hydra does at the start of a run, in these folders after ours and those of known plugins. Each
+    file is read once."""
     from hydra import version
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
+
+    from backdoorbench.config.kept import KeptFiles
 
     version.setbase("1.3")
     made = create_config_search_path(str(conf_dir()))
@@ -104,7 +109,9 @@ def loader(folders: Sequence[str]) -> ConfigLoaderImpl:
     for folder in dict.fromkeys(Path(folder).absolute() for folder in folders):
         if folder not in there:
             made.prepend("own", f"file://{folder}", anchor="schema")  # which Hydra wants to be last
-    return ConfigLoaderImpl(made)
+    reader = ConfigLoaderImpl(made)
+    reader.repository = KeptFiles(made)
+    return reader
 
 
 def stamps(folders: Sequence[Path]) -> frozenset[tuple[str, int, int]]:
@@ -172,23 +179,23 @@ class Composer:
     """Composes configurations of which many choose the same options: each choice once from the yaml files, which takes Hydra a
     tenth of a second, values put in afterwards, which is what Hydra does in this order too.
 
-    load      what Hydra composes of overrides, its own settings included
+    opened    what Hydra composes of overrides, its own settings included, of the yaml files as they are when it is called
     is_group  whether a name is that of a group of options
     folders   of yaml files, through which it looks; primary: the file that it begins with
     state     what a choice depends on beside its words; once it differs, what was composed is forgotten"""
 
     def __init__(
         self,
-        load: Callable[[Sequence[str]], DictConfig],
+        opened: Callable[[], Load],
         is_group: Callable[[str], bool],
         folders: Sequence[str] = (),
         primary: str = PRIMARY,
         state: Callable[[], Hashable] = lambda: None,
     ) -> None:
-        self.load, self.is_group, self.state = load, is_group, state
+        self.opened, self.is_group, self.state = opened, is_group, state
         self.folders, self.primary = folders, primary
         self.known: dict[tuple[str, ...], Chosen] = {}
-        self.before: Hashable = None
+        self.load, self.before = opened(), state()
 
     def __call__(self, overrides: Sequence[str]) -> Plain:
         """The resolved configuration of the run with these settings."""
@@ -206,7 +213,7 @@ class Composer:
     def chosen_by(self, overrides: Sequence[str]) -> Chosen:
         """What these words choose."""
         if (now := self.state()) != self.before:
-            self.known, self.before = {}, now
+            self.known, self.load, self.before = {}, self.opened(), now
         return self.chosen(tuple(text for text in overrides if self.is_choice(parsed(text))))
 
     def is_choice(self, override: Override) -> bool:

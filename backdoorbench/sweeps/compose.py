@@ -23,7 +23,9 @@ def composer(loader: ConfigLoader, master: DictConfig) -> Composer:
 
     sources = master.hydra.runtime.config_sources
     folders = [source.path for source in sources if source.schema == "file"]
-    return Composer(load, functools.cache(loader.repository.group_exists), folders, master.hydra.job.config_name)
+    return Composer(
+        lambda: load, functools.cache(loader.repository.group_exists), folders, master.hydra.job.config_name
+    )
 
 
 def varying(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
