@@ -1,6 +1,7 @@
 """What a training says of the machine: that other work keeps its threads waiting."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from backdoorbench import device
 from backdoorbench.device import Crowding
 from backdoorbench.errors import DeviceError
+from backdoorbench.training import recipe
 
 CPU = torch.device("cpu")
 
@@ -72,3 +74,21 @@ def test_what_is_no_crowd_is_silent(
     threads: int, seconds: float, busy: float, switches: int, looked: Callable[..., list[str]]
 ) -> None:
     assert looked(threads, seconds, busy, switches) == []
+
+
+@pytest.mark.parametrize("flags", ["flags : fma avx2", "flags : avx2 avx512_bf16", "Features : asimd bf16", None])
+def test_bf16_is_taken_where_there_are_instructions_for_it_and_told_where_there_are_none(
+    flags: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cpu, has = torch.device("cpu"), "bf16" in (flags or "")
+    if flags:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    monkeypatch.setattr(recipe, "CPU_INFO", tmp_path / "cpuinfo")
+    recipe.say_that_bf16_is_slow.cache_clear()
+    assert recipe.resolve_precision("auto", cpu) == ("bf16" if has else "float32")
+    assert recipe.resolve_precision("float32", cpu) == "float32" and not caplog.messages
+    assert [recipe.resolve_precision("bf16", cpu) for _ in range(2)] == ["bf16", "bf16"]
+    assert caplog.messages == ([] if has else [
+        "precision bf16: this cpu device has no instructions for bfloat16, as far as is known, and computes it many times slower "
+        "than float32; precision=auto takes float32 here"
+    ])  # fmt: skip

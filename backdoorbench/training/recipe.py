@@ -1,8 +1,11 @@
 """How a network is trained: epochs, optimiser, schedule, augmentation, precision."""
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -14,13 +17,15 @@ from backdoorbench.shapes import Mask
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment
 
+log = logging.getLogger(__name__)
+
 Precision = Literal["auto", "bf16", "float32"]
 Schedule = Literal["cosine", "one_cycle", "milestones", "constant"]
 TuningSchedule = Literal["cosine", "one_cycle", "constant"]  # of methods that have no setting for milestones
 Optimizer = Literal["sgd", "adam", "adamw"]
 
-
 BELOW_ONE = 0.999999  # the largest beta of Adam
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 class Companion(Protocol):
@@ -208,20 +213,35 @@ class Tuning:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """`auto` as what the hardware does well: bf16 on GPUs and CPUs with bf16 instructions, float32 elsewhere."""
-    if precision != "auto":
-        return precision
+    """`auto` as what the hardware does well: bf16 on GPUs and CPUs with bf16 instructions, float32 elsewhere. bf16 that was asked
+    for where it does not is kept, and told."""
+    if precision == "auto":
+        return "bf16" if has_bf16(device) else "float32"
+    if precision == "bf16" and not has_bf16(device):
+        say_that_bf16_is_slow(device.type)
+    return precision
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware, as far as that is known."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
-    if device.type == "cpu":
-        return "bf16" if cpu_has_bf16() else "float32"
-    return "float32"
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and cpu_has_bf16()
+
+
+@cache
+def say_that_bf16_is_slow(kind: str) -> None:
+    """Says once in a process that other precisions are faster."""
+    log.warning(
+        f"precision bf16: this {kind} device has no instructions for bfloat16, as far as is known, and computes it many times "
+        f"slower than float32; precision=auto takes float32 here"
+    )
 
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware, as Linux tells; False where nothing tells."""
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
+        with CPU_INFO.open(encoding="ascii", errors="ignore") as file:
             flags = next((line for line in file if line.startswith(("flags", "Features"))), "").split()
     except OSError:
         return False
