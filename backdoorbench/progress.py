@@ -35,26 +35,27 @@ class Task(Protocol):
 class Reporter(Protocol):
     """Whoever shows tasks to a person."""
 
-    def open(self, name: str, total: int, unit: str, steps: int) -> Task:
-        """A new task of `total` units ("epoch", "image"), each of `steps` steps."""
+    def open(self, name: str, total: int, unit: str, steps: int, done: int) -> Task:
+        """A new task of `total` units ("epoch", "image"), each of `steps` steps; `done` steps were done before it, by another
+        process, and say nothing of how long the rest takes."""
 
 
 class LoggedTask:
     """A task that logs a line each fifth of its way, with the time it has left; the first after EARLY seconds at the latest."""
 
-    def __init__(self, name: str, total: int, unit: str, steps: int) -> None:
+    def __init__(self, name: str, total: int, unit: str, steps: int, done: int = 0) -> None:
         self.name, self.total, self.unit, self.steps = name, total, unit, steps
-        self.done, self.reported, self.start = 0, 0, time.monotonic()
-        self.is_silent = True
+        self.done, self.before, self.start = done, done, time.monotonic()
+        self.reported, self.is_silent = self._fifth(), True
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.done += steps
-        fifth = self.done // self.steps * 5 // max(self.total, 1)  # of whole units: figures come with their last step
+        fifth = self._fifth()
         spent = time.monotonic() - self.start
         is_due = self.is_silent and spent >= EARLY and self.done >= self.steps and self.done % self.steps == 0
         if fifth > self.reported or is_due:
             self.reported, self.is_silent = fifth, False
-            left = spent / self.done * (self.total * self.steps - self.done)
+            left = spent / (self.done - self.before) * (self.total * self.steps - self.done)
             shown = "".join(f", {describe(key, value)}" for key, value in figures.items())
             where = f"{self.unit} {self.done // self.steps}/{self.total}"
             log.info(f"{self.name}: {where}{shown}, {spent:.0f} s, {left:.0f} s left")
@@ -62,10 +63,14 @@ class LoggedTask:
     def close(self) -> None:
         pass
 
+    def _fifth(self) -> int:
+        """Of whole units: figures come with their last step."""
+        return self.done // self.steps * 5 // max(self.total, 1)
+
 
 class LogReporter:
-    def open(self, name: str, total: int, unit: str, steps: int) -> Task:
-        return LoggedTask(name, total, unit, steps)
+    def open(self, name: str, total: int, unit: str, steps: int, done: int) -> Task:
+        return LoggedTask(name, total, unit, steps, done)
 
 
 def forgive_terminals() -> None:
@@ -85,12 +90,13 @@ def install(reporter: Reporter) -> Reporter:
 
 
 @contextmanager
-def task(name: str, total: int, unit: str, steps: int = 1) -> Iterator[Task]:
+def task(name: str, total: int, unit: str, steps: int = 1, done: int = 0) -> Iterator[Task]:
     """A task that is closed whatever happens: `with task("decode", 60000, "image") as work: work.advance(100)`.
 
     steps  parts of a unit, where it is advanced by parts (the batches of an epoch)
+    done   steps that another process did before, where it goes on from there
     """
-    work = _reporter.open(name, total, unit, steps)
+    work = _reporter.open(name, total, unit, steps, done)
     try:
         yield work
     finally:

@@ -40,12 +40,12 @@ class BarReporter:
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def open(self, name: str, total: int, unit: str, steps: int) -> progress.Task:
-        return Bar(self.console, name, total, unit, steps)
+    def open(self, name: str, total: int, unit: str, steps: int, done: int) -> progress.Task:
+        return Bar(self.console, name, total, unit, steps, done)
 
 
 class Bar:
-    def __init__(self, console: Console, name: str, total: int, unit: str, steps: int) -> None:
+    def __init__(self, console: Console, name: str, total: int, unit: str, steps: int, done: int = 0) -> None:
         self.steps, self.total, self.unit = steps, total, unit
         columns: list[ProgressColumn] = [
             TextColumn("  {task.description}"),
@@ -57,7 +57,7 @@ class Bar:
             TextColumn("{task.fields[figures]}"),
         ]
         self.progress = Progress(*columns, console=console, transient=True)
-        self.task = self.progress.add_task(name, total=total * steps, figures="")
+        self.task = self.progress.add_task(name, total=total * steps, completed=done, figures="")
         self.progress.start()
 
     def advance(self, steps: int = 1, **figures: float) -> None:
@@ -85,7 +85,7 @@ class _Count(ProgressColumn):
 class Silent:
     """Tasks that nobody watches."""
 
-    def open(self, name: str, total: int, unit: str, steps: int) -> progress.Task:
+    def open(self, name: str, total: int, unit: str, steps: int, done: int) -> progress.Task:
         return self
 
     def advance(self, steps: int = 1, **figures: float) -> None:

@@ -32,7 +32,7 @@ from backdoorbench.training.recipe import Precision, resolve_precision
 class Quiet:
     """Shows no progress."""
 
-    def open(self, name: str, total: int, unit: str, steps: int) -> progress.Task:
+    def open(self, name: str, total: int, unit: str, steps: int, done: int) -> progress.Task:
         return self
 
     def advance(self, steps: int = 1, **figures: float) -> None:

@@ -1,10 +1,15 @@
 """Progress as plain lines: one each fifth, at the end of a unit, with its figures."""
 
+import io
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from backdoorbench import progress
+from backdoorbench import progress, screen
+from backdoorbench.sweeps import worker
 
 
 def test_a_line_each_fifth(caplog: pytest.LogCaptureFixture) -> None:
@@ -40,3 +45,34 @@ def test_a_long_task_says_early_how_long_it_takes(
         for _ in range(50):
             work.advance()
     assert [entry.message.rsplit(",", 2)[0] for entry in caplog.records] == ["long: pass 1/100", "long: pass 20/100"]
+
+
+def test_what_another_process_did_is_no_measure_of_the_time_left(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten epochs of two steps seven were in a snapshot: the eighth takes 4 s, so that two more take 8."""
+    monkeypatch.setattr(logging.getLogger("backdoorbench"), "propagate", True)
+    clock = iter([0.0, 2.0, 4.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    kept = progress.install(progress.LogReporter())
+    try:
+        with caplog.at_level(logging.INFO, "backdoorbench"), progress.task("resumed", 10, "epoch", 2, 14) as work:
+            work.advance()
+            work.advance(loss=0.5)
+    finally:
+        progress.install(kept)
+    assert [entry.message for entry in caplog.records] == ["resumed: epoch 8/10, loss 0.500, 4 s, 8 s left"]
+
+
+def test_a_bar_and_a_launcher_start_where_the_work_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = screen.Bar(Console(file=io.StringIO()), "resumed", 10, "epoch", 2, 14)
+    assert bar.progress.tasks[0].completed == 14 and bar.progress.tasks[0].total == 20
+    bar.close()
+    sent: list[dict[str, Any]] = []
+    clock = iter([0.0, 2.0, 4.0])
+    monkeypatch.setattr(worker.time, "monotonic", lambda: next(clock))
+    link: Any = SimpleNamespace(send=lambda **told: sent.append(told))
+    told = worker.Reporter(screen.Silent(), link).open("resumed", 10, "epoch", 2, 14)
+    told.advance()
+    told.advance()
+    assert [(each["part"], each["left"]) for each in sent] == [("resumed epoch 8/10", 10.0), ("resumed epoch 9/10", 8.0)]

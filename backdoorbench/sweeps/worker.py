@@ -39,8 +39,8 @@ class Reporter:
         self.inner, self.link = inner, link
         self.run: Run | None = None
 
-    def open(self, name: str, total: int, unit: str, steps: int) -> progress.Task:
-        return Told(self, self.inner.open(name, total, unit, steps), f"{name} {unit}", total, steps)
+    def open(self, name: str, total: int, unit: str, steps: int, done: int) -> progress.Task:
+        return Told(self, self.inner.open(name, total, unit, steps, done), f"{name} {unit}", total, steps, done)
 
     def scores(self) -> dict[str, float | None]:
         """The latest ca, asr and ra: of the learning curve, else of a model that was judged."""
@@ -55,17 +55,19 @@ class Reporter:
 class Told:
     """A task whose progress goes to the launcher now and then."""
 
-    def __init__(self, reporter: Reporter, inner: progress.Task, name: str, total: int, steps: int) -> None:
+    def __init__(
+        self, reporter: Reporter, inner: progress.Task, name: str, total: int, steps: int, done: int = 0
+    ) -> None:
         self.reporter, self.inner, self.name, self.total, self.steps = reporter, inner, name, total, steps
-        self.done, self.start, self.sent = 0, time.monotonic(), 0.0
+        self.done, self.before, self.start, self.sent = done, done, time.monotonic(), 0.0
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.inner.advance(steps, **figures)
         self.done += steps
         now = time.monotonic()
-        if now - self.sent >= SECONDS and self.done:
+        if now - self.sent >= SECONDS and self.done > self.before:
             self.sent = now
-            left = (now - self.start) / self.done * (self.total * self.steps - self.done)
+            left = (now - self.start) / (self.done - self.before) * (self.total * self.steps - self.done)
             part = f"{self.name} {min(self.done // self.steps + 1, self.total)}/{self.total}"
             self.reporter.link.send(part=part, left=round(left, 1), scores=self.reporter.scores())
 

@@ -140,8 +140,8 @@ def fit(
         steps = max(1, len(train) // recipe.batch_size)
     saved, crowding = time.monotonic(), Crowding(device)
 
-    with progress.task(recipe.name, recipe.epochs, "epoch", steps) as work, _own_random_numbers(device):
-        work.advance(len(history) * steps)
+    known = len(history) * steps
+    with progress.task(recipe.name, recipe.epochs, "epoch", steps, known) as work, _own_random_numbers(device):
         for epoch in range(len(history), recipe.epochs):
             start = time.monotonic()
             draws = stream.child(f"epoch{epoch}")
