@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from records import made_run
 
-from backdoorbench.cli import config, main
+from backdoorbench.cli import arguments, config, main
 from backdoorbench.config.compose import compose, flat
 from backdoorbench.storage import record
 from backdoorbench.sweeps import sweep
@@ -17,7 +19,7 @@ WORDS = [
     ["defense=fst", "defense.alpha=0.3", "seed=3"],
     [
         "dataset=cifar10",
-        "dataset.root='/my data/c\\'ifar'",
+        "dataset.root='/my däta/c\\'ifar\\\\'",
         "attack=sig",
         "model=resnet18",
         "train.epochs=3",
@@ -73,6 +75,33 @@ def test_the_difference_is_what_was_said(run: Path, capsys: pytest.CaptureFixtur
 def test_nothing_differs_of_the_defaults(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["config", str(run), "--diff"]) == 0
     assert capsys.readouterr().out == "# bdx attack=badnets\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/dätä",
+        "a b",
+        "it's'",
+        "C:\\x",
+        "end\\",
+        "\\'",
+        "\\\\'\\",
+        "",
+        "123",
+        "1e-3",
+        "1_0",
+        "inf",
+        "nan",
+        "Null",
+        "true",
+        "x:1.5",
+    ],
+)
+def test_a_text_is_read_again_as_it_was(text: str) -> None:
+    for said in (config.typed(text), arguments.quoted(text)):
+        found = OverridesParser.create().parse_override(f"dataset.root={said}").value()
+        assert (found.text if isinstance(found, QuotedString) else found) == text
 
 
 def test_a_run_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:

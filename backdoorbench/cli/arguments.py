@@ -37,6 +37,16 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}. Expected: {' '.join(self.format_usage().split()[1:])}.")
 
 
+def quoted(text: str) -> str:
+    """A text as a setting's value: Hydra reads some characters otherwise, and of backslashes those before a quote, or at the
+    end, two as one.
+
+    >>> print(quoted("it's"), quoted("a\\\\b\\\\"))
+    'it\\'s' 'a\\b\\\\'
+    """
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text) + "'"
+
+
 def words_of(flag: str, text: str | None) -> list[str]:
     """The words of a list that is separated by commas. ConfigError where nothing stands between two of them."""
     words = [word.strip() for word in text.split(",")] if text else []

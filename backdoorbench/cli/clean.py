@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from backdoorbench.cli import theirs
-from backdoorbench.cli.arguments import Parser
+from backdoorbench.cli.arguments import Parser, quoted
 from backdoorbench.errors import ConfigError, StorageError, did_you_mean, few
 
 if TYPE_CHECKING:  # torch is imported only when work starts
@@ -163,8 +163,8 @@ def trigger_words(chosen: Namespace, classes: Sequence[str]) -> list[str]:
     if chosen.trigger in PATTERNS:
         return [*found, f"attack.trigger={chosen.trigger}"]
     if ":" in chosen.trigger and not Path(chosen.trigger).exists():
-        return [*found, "attack.trigger=function", f"attack.function={theirs.quoted(chosen.trigger)}"]
-    return [*found, "attack.trigger=picture", f"attack.file={theirs.quoted(chosen.trigger)}"]
+        return [*found, "attack.trigger=function", f"attack.function={quoted(chosen.trigger)}"]
+    return [*found, "attack.trigger=picture", f"attack.file={quoted(chosen.trigger)}"]
 
 
 def check_effect(judged: "Job", chosen: Namespace) -> None:

@@ -1,10 +1,11 @@
 """bdx config RUN [--diff]"""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from backdoorbench.cli.arguments import Parser, composed, run_folder
+from backdoorbench.cli.arguments import Parser, composed, quoted, run_folder
 from backdoorbench.config import plugins
 from backdoorbench.config.compose import ASK_THE_DATA_SET, flat
 from backdoorbench.config.groups import NAMES
@@ -137,14 +138,30 @@ def command(config: Mapping[str, Any], differing: Mapping[str, Any]) -> str:
 
 
 def typed(value: Any) -> str:
-    """A value as Hydra's command line takes it."""
+    """A value as Hydra's command line takes it, a text that would be read as something else in quotes."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(typed, value))}]"
-    text = str(value)
-    is_plain = isinstance(value, int | float) or all(character.isalnum() or character in "/-_.:+" for character in text)
-    return text if is_plain and text else "'" + text.replace("'", "\\'") + "'"
+    return (
+        value
+        if isinstance(value, str) and _is_plain(value)
+        else quoted(value)
+        if isinstance(value, str)
+        else str(value)
+    )
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text stays this text without quotes: letters of ASCII and few other characters, and neither a number nor null,
+    true or false."""
+    if not re.fullmatch(r"[A-Za-z0-9/_.:+-]+", text) or text.lower() in ("null", "true", "false"):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:

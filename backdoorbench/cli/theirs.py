@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from backdoorbench.cli.arguments import Parser, words_of
+from backdoorbench.cli.arguments import Parser, quoted, words_of
 from backdoorbench.config.groups import SETTINGS, STAGES
 from backdoorbench.errors import ConfigError, ModelError, few, join_words, no_weights
 
@@ -98,11 +98,6 @@ def network_of(model: str, side: int | None, out: Console) -> list[str]:
     if others:
         say(out, "", f"it fits as well: {'; '.join(' '.join(other.words) for other in others[:3])}")
     return first.words
-
-
-def quoted(path: str) -> str:
-    """A path as a setting's value: Hydra reads some characters otherwise."""
-    return "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 Sizes = Sequence[tuple[int, int]]  # width and height of pictures
