@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from backdoorbench.cli import flags
 from backdoorbench.cli.arguments import Parser, composed, run_folder
+from backdoorbench.config import plugins
 from backdoorbench.config.groups import GROUPS
 from backdoorbench.sweeps.compose import refuse_sweep
 
+TAKING = ("--to", "--format", plugins.FLAG, *flags.FOLDER_FLAGS)  # options that the next word belongs to
 POISONING = (*(group.name for group in GROUPS if group.infection), "holdout", "seed")  # what a poisoned set depends on
 
 
 def carry_out(words: Sequence[str]) -> int:
     """Writes a poisoned training set, or a run's model. Exit code."""
-    if "model" in words:
-        return carry_out_model([word for word in words if word != "model"])
+    if (place := model_at(words)) is not None:
+        return carry_out_model([*words[:place], *words[place + 1 :]])
     parser = Parser(
         "export",
         "The poisoned training set, for those who train elsewhere; nothing is trained. bdx export model RUN: a run's model, for "
@@ -31,6 +34,16 @@ def carry_out(words: Sequence[str]) -> int:
     counts = export.write(made, Path(chosen.to), chosen.format)
     print(f"wrote {chosen.to}: " + ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in counts.items()))
     return 0
+
+
+def model_at(words: Sequence[str]) -> int | None:
+    """Where the word stands that asks for a model, and is not what an option takes; None where it does not.
+
+    >>> model_at(["model", "model", "--to", "x"]), model_at(["attack=sig", "--to", "model"])
+    (0, None)
+    """
+    taken = {place + 1 for place, word in enumerate(words) if word in TAKING}
+    return next((place for place, word in enumerate(words) if word == "model" and place not in taken), None)
 
 
 def carry_out_model(words: Sequence[str]) -> int:
