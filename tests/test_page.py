@@ -17,7 +17,7 @@ from records import made_run
 from backdoorbench.cli import main as cli
 from backdoorbench.config.compose import compose
 from backdoorbench.metrics import Scores
-from backdoorbench.reporting import page, report
+from backdoorbench.reporting import page, report, rows
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 
@@ -118,6 +118,12 @@ def test_what_the_page_says_of_a_run(html: Path) -> None:
     assert not {"detector", "seed", "defense"} & set(held["other"]) and "gates" in held["other"]
     assert first["seconds"] == {"infect": 3.0, "evaluate_infected": 0.5, "purify": 1.25, "evaluate_purified": 0.25}
     assert (first["infected"], first["purified"]) == ([0.95, 0.99, 0.01], [0.9, 0.0, 0.9]) and "detector" not in first
+
+
+@pytest.mark.parametrize("share", [0.9837496, 12345 / 12630, 0.00125, 0.00375, 0.99995, 1 / 3])
+def test_the_page_holds_what_tables_print(share: float) -> None:
+    shown = page._rounded(share)
+    assert shown is not None and f"{100 * shown:.2f}" == rows.percent(share)  # the script prints it so
 
 
 def test_a_page_of_detectors(tmp_path: Path) -> None:

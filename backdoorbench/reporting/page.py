@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from backdoorbench.config.groups import AFTER, DETECT, INFECT, JUDGED, PURIFY, STAGES
 from backdoorbench.errors import DataError
+from backdoorbench.metrics import printed
 from backdoorbench.reporting import picture
 from backdoorbench.reporting.display import TYPED, Names
 from backdoorbench.reporting.grids import CLEAN, Grid
@@ -354,7 +355,8 @@ def _scores(scores: Scores | None) -> list[float | None]:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+    """A share as far as tables print it, so that the page's script rounds nothing a second time."""
+    return None if value is None else round(printed(value) / 100, 4)
 
 
 def _embedded(data: Any) -> str:
