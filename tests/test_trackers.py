@@ -162,6 +162,19 @@ def test_a_run_tells_its_journal_what_its_record_holds(run: Callable[..., Job], 
     assert journal.told.count(True) == 1  # a finished run is not tracked again
 
 
+def test_a_purified_model_that_was_found_has_its_curve_told(tmp_path: Path, journal: Remembered) -> None:
+    run = Run("0123456789ab", "running", "digits-badnets-ft-retune", compose(["after=retune", "defense=ft"]))
+    points = [{"epoch": epoch, "ca": 0.5, "asr": None, "ra": 0.5, "n": 100} for epoch in (1, 3)]
+    run.stages.append(Finding("purify", "ft", scores=PURIFIED, curve=points))
+    with tracked(NoTracker("none"), run, tmp_path) as tell:
+        tell("purify")
+        run.purification.cached = True
+        tell("purify")
+    final = (None, {"purified/ca": 0.875, "purified/asr": 0.0, "purified/ra": 0.75})
+    curve = [(epoch, {"defense/ca": 0.5, "defense/ra": 0.5}) for epoch in (1, 3)]
+    assert journal.told == [final, *curve, final, True]  # what was drawn point by point was told so
+
+
 def test_without_an_attack_there_is_only_ca_to_tell(run: Callable[..., Job], journal: Remembered) -> None:
     done = run("attack=none", "defense=none", *MINI).run
     assert journal.told[-3:] == [

@@ -54,7 +54,8 @@ class Finding:
     history   of the training, one entry an epoch
     seconds   wall time, by part
     spent     what else the stage cost: memory and device_memory (bytes, at most), joules, images_per_second; what nobody tells
-              is missing, and so is all but the last where the work was found done
+              is missing, and so is all but the last of an infection that was found done; of a purified model that was, it is
+              what making it cost
     """
 
     kind: str

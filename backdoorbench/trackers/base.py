@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from backdoorbench.config.compose import Plain
-from backdoorbench.config.groups import DETECT, INFECT, JUDGED
+from backdoorbench.config.groups import DETECT, INFECT, JUDGED, PURIFY
 from backdoorbench.errors import BdxError, ConfigError
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ def news(run: Run, stage: str) -> Iterator[tuple[int | None, dict[str, float]]]:
     if stage == INFECT.name:
         for epoch, figures in enumerate(found.history, 1):
             yield epoch, {f"infection/{name}": value for name, value in figures.items()}
-    if stage == "curve":
-        point = run.purification.curve[-1]
+    for point in _points(run, stage):
         yield (
             point["epoch"],
             {f"defense/{name}": point[name] for name in ("ca", "asr", "ra") if point[name] is not None},
@@ -117,3 +116,10 @@ def news(run: Run, stage: str) -> Iterator[tuple[int | None, dict[str, float]]]:
     kind = {DETECT.name: "detection"}.get(stage, stage)
     if known := {f"{kind}/{name}": value for name, value in found.figures.items() if value is not None}:
         yield None, known
+
+
+def _points(run: Run, stage: str) -> list[dict[str, Any]]:
+    """The points of the learning curve that are new: the latest, or all of a purified model that was found."""
+    if stage == "curve":
+        return run.purification.curve[-1:]
+    return run.purification.curve if stage == PURIFY.name and run.purification.cached else []
