@@ -1,5 +1,6 @@
 """Plots out of hand-made records: what the figures hold, their bytes, the verb, its mistakes."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import QUICK
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -15,8 +17,11 @@ from records import made_run
 
 from backdoorbench.cli import main as cli
 from backdoorbench.cli.arguments import LISTED
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose
 from backdoorbench.errors import DataError, join_words
 from backdoorbench.metrics import Scores
+from backdoorbench.models import checkpoint
 from backdoorbench.pipeline.job import Job
 from backdoorbench.reporting import comebacks, features
 from backdoorbench.reporting.features import Embedding
@@ -352,6 +357,26 @@ def test_features_of_a_run(request: pytest.FixtureRequest) -> None:
         features.embed(clean.run, clean.folder)
     assert str(raised.value) == (
         f"the run in {clean.folder} has no trigger, so t-SNE has nothing to mark. Choose a run with an attack."
+    )
+
+
+def test_features_of_a_network_to_which_its_defense_added_layers(tmp_path: Path) -> None:
+    config, file = compose(["defense=npd", "model.width=8"]), tmp_path / "purified.safetensors"
+    spec, dataset = build(config["model"], "model"), build(config["dataset"], "dataset")
+    model = spec.classifier(10, 32, dataset.mean, dataset.std)
+    build(config["defense"], "defense").reshape(model)
+    made = run()
+    made.config |= {"model": config["model"], "plugins": []}
+    checkpoint.save(model, file, {"defense": config["defense"]})
+    found = features._model(made, dataset, 10, file).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+    checkpoint.save(model, file)
+    with pytest.raises(DataError) as raised:
+        features._model(made, dataset, 10, file)
+    assert re.fullmatch(
+        rf"'{file}' holds other layers than demo \(.*\): its defense changed the network, or the file is damaged. Choose another "
+        r"run\.",
+        str(raised.value),
     )
 
 

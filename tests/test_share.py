@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import QUICK
+from records import made_run
 
 import backdoorbench as bb
 from backdoorbench.cli import main
+from backdoorbench.config.compose import compose
 from backdoorbench.errors import ModelError
+from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import share
 from backdoorbench.pipeline.job import Job
@@ -107,6 +110,35 @@ def test_the_card_says_what_it_is(done: Job, tmp_path: Path) -> None:
     assert len((tmp_path / "shared" / "load.py").read_text().splitlines()) <= 15
     share.export(done.folder, tmp_path / "clean", infected=False)
     assert "carries a backdoor" not in (tmp_path / "clean" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("attack", "infected", "asrs", "said"),
+    [
+        (
+            "badnets",
+            True,
+            (0.9, 0.05),
+            "**This model carries a backdoor**, planted on purpose (badnets). Deploy it nowhere.",
+        ),
+        ("none", True, (None, None), ""),
+        ("badnets", False, (0.9, 0.0999), ""),
+        (
+            "badnets",
+            False,
+            (0.9, 0.9),
+            "**The trigger still works on this model** (badnets: ASR 90.00 % after ft). Deploy it nowhere.",
+        ),
+        ("none", False, (None, None), ""),
+    ],
+)
+def test_a_card_warns_of_a_model_that_its_trigger_works_on(
+    attack: str, infected: bool, asrs: tuple[float | None, float | None], said: str
+) -> None:
+    before, after = (Scores(0.9, asr, None if asr is None else 1 - asr, 100, 90) for asr in asrs)
+    run = made_run("abc", compose([f"attack={attack}", "defense=ft"]), before, after)
+    card = share.card(run, "Title", infected, ["a", "b"], 32, {})
+    assert card.partition("| model |")[0].split() == f"# Title {said}".split()
 
 
 def test_the_infected_model_is_found_and_says_what_the_purified_one_does(done: Job) -> None:

@@ -5,6 +5,7 @@ import copy
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from backdoorbench.config.build import build
 from backdoorbench.errors import ModelError
 from backdoorbench.models import matching, reading
 from backdoorbench.models.matching import Fit
@@ -21,6 +23,7 @@ from backdoorbench.storage import store
 log = logging.getLogger(__name__)
 
 DESCRIPTION = "bdx"  # the entry of metadata
+ANEW = {"checkpoint": None, "pretrained": False}  # settings of a network that only choose its first weights
 READING = 2  # rises when a given file comes to be read as another network than before: what was made of it is made anew
 BYTES = 255  # what white is where a mean or a deviation is above 1
 
@@ -57,6 +60,17 @@ def description(file: Path) -> dict[str, Any] | None:
         return said
     parts = {name: json.loads(found[name]) for name in ("model", "classes", "size", "normalize") if name in found}
     return parts if "model" in parts else None
+
+
+def empty(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a network whose weights are about to be put in: none are read or fetched first."""
+    return {**node, **{key: value for key, value in ANEW.items() if key in node}}
+
+
+def reshape(model: nn.Module, said: Mapping[str, Any], plugins: Sequence[str] = ()) -> None:
+    """Gives a network the layers that the defense added whose model `said` describes."""
+    if "defense" in said:
+        build(said["defense"], "defense", plugins).reshape(model)
 
 
 def load_given(model: nn.Module, path: str, described: str, normalised: bool = False) -> Fit:

@@ -26,7 +26,7 @@ from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import evaluation
 from backdoorbench.pipeline.costs import metered
 from backdoorbench.pipeline.infect import fresh_network, obtain
-from backdoorbench.pipeline.infections import WEIGHTS, description, reshape
+from backdoorbench.pipeline.infections import WEIGHTS, description
 from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_clean_model
 from backdoorbench.storage import store
 from backdoorbench.storage.record import Finding, Run
@@ -236,7 +236,7 @@ def purified_elsewhere(made: Plan, folder: str) -> nn.Module:
     place = Path(folder).expanduser() / PURIFIED
     model = fresh_network(made, Stream(0))
     try:
-        reshape(model, checkpoint.description(place) or {}, made.config["plugins"])
+        checkpoint.reshape(model, checkpoint.description(place) or {}, made.config["plugins"])
         checkpoint.restore(model, place)
     except (OSError, ValueError) as error:
         raise ModelError(

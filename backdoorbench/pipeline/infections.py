@@ -1,7 +1,6 @@
 """An infection in a folder: weights, trigger, target, predictions, and of the training set only the rows it changed. And the
 network of a learned trigger in another, for the infections that share it."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from backdoorbench.attacks.base import Infection
-from backdoorbench.config.build import build
 from backdoorbench.config.compose import Plain
 from backdoorbench.data.images import ImageSet
 from backdoorbench.models import checkpoint
@@ -149,9 +147,3 @@ def describe_model(made: Plan) -> dict[str, Any]:
 def describe_purified(made: Plan) -> dict[str, Any]:
     """The same of a purified model, whose defense may have given the network more layers."""
     return describe_model(made) | ({"defense": made.config["defense"]} if made.defense.reshapes else {})
-
-
-def reshape(model: nn.Module, said: Mapping[str, Any], plugins: Sequence[str] = ()) -> None:
-    """Gives a network the layers that the defense added whose model `said` describes."""
-    if "defense" in said:
-        build(said["defense"], "defense", plugins).reshape(model)

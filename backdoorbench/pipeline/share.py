@@ -15,15 +15,15 @@ from backdoorbench.config.build import build
 from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.config.plugins import OWN_PACKAGE
 from backdoorbench.errors import ModelError, StorageError
+from backdoorbench.metrics import LIMITS
 from backdoorbench.models import checkpoint
-from backdoorbench.pipeline.infections import WEIGHTS, description, reshape
+from backdoorbench.pipeline.infections import WEIGHTS, description
 from backdoorbench.reporting.rows import heading, percent
 from backdoorbench.storage import record, store
 from backdoorbench.storage.outputs import outputs_of
 from backdoorbench.storage.record import Run
 
 PURIFIED = "purified.safetensors"  # in a run's folder
-ANEW = {"checkpoint": None, "pretrained": False}  # settings of a network that only choose its first weights
 TOLERANCE = 1e-4  # between logits of the model and of its exported program, of which kernels may round otherwise
 
 LOADER = '''"""{title}    python load.py IMAGE.png    (needs torch, and torchvision for an image)"""
@@ -103,12 +103,10 @@ def _cached(folder: Path, run: Run) -> Path:
 
 def load(file: Path, said: dict[str, Any], plugins: Sequence[str] = ()) -> nn.Module:
     """The network that `weights_of` found, in eval mode: [0, 1] pixels in, logits out."""
-    spec = build(
-        {**said["model"], **{key: value for key, value in ANEW.items() if key in said["model"]}}, "model", plugins
-    )
+    spec = build(checkpoint.empty(said["model"]), "model", plugins)
     size, normal = said["size"], said["normalize"]
     model: nn.Module = spec.classifier(len(said["classes"]), size, normal["mean"], normal["std"])
-    reshape(model, said, plugins)
+    checkpoint.reshape(model, said, plugins)
     try:
         checkpoint.restore(model, file)
     except ValueError as error:
@@ -213,14 +211,9 @@ def card(run: Run, title: str, infected: bool, classes: Sequence[str], size: int
     trigger = f"{attack['name']}, {notes.get('target', 'no target')}" + (
         f", poison rate {100 * attack['poison_rate']:g} %" if attack.get("poison_rate") is not None else ""
     )
-    warning = (
-        f"**This model carries a backdoor**, planted on purpose ({attack['name']}). Deploy it nowhere.\n\n"
-        if infected
-        else ""
-    )
     return CARD.format(
         title=title,
-        warning=warning if infected else "",
+        warning=_warning(run, infected),
         figures=figures,
         counts=f"{scores.n_clean:,} clean and {scores.n_triggered or 0:,} triggered images." if scores else "",
         size=size,
@@ -233,3 +226,16 @@ def card(run: Run, title: str, infected: bool, classes: Sequence[str], size: int
         device=run.environment.get("device"),
         more="".join(f"| `{name}` | {what} |\n" for name, what in more.items()),
     )
+
+
+def _warning(run: Run, infected: bool) -> str:
+    """What stands above all else on the card of a model that its trigger works on."""
+    found, attack = run.of((INFECT if infected else PURIFY).name).scores, run.config[INFECT.group]["name"]
+    if found is None or found.asr is None:
+        return ""
+    if infected:
+        return f"**This model carries a backdoor**, planted on purpose ({attack}). Deploy it nowhere.\n\n"
+    if LIMITS.is_ended(found.asr):
+        return ""
+    defense = run.config[PURIFY.group]["name"]
+    return f"**The trigger still works on this model** ({attack}: ASR {percent(found.asr)} % after {defense}). Deploy it nowhere.\n\n"

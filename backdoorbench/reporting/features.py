@@ -88,9 +88,16 @@ def _described(run: Run, folder: Path, infection: Path) -> dict[str, Any]:
 
 def _model(run: Run, dataset: Dataset, classes: int, file: Path) -> nn.Module:
     size = dataset.crop or dataset.size
-    spec: ModelSpec = build({**run.config["model"], "checkpoint": None}, "model", run.config["plugins"])
+    spec: ModelSpec = build(checkpoint.empty(run.config["model"]), "model", run.config["plugins"])
     model = spec.classifier(classes, size, dataset.mean, dataset.std)
-    checkpoint.restore(model, file)
+    checkpoint.reshape(model, checkpoint.description(file) or {}, run.config["plugins"])
+    try:
+        checkpoint.restore(model, file)
+    except ValueError as error:
+        raise DataError(
+            f"'{file}' holds other layers than {spec.name} ({' '.join(str(error).split())[:200]}): its defense changed the "
+            f"network, or the file is damaged. Choose another run."
+        ) from None
     return model.eval()
 
 
