@@ -238,4 +238,5 @@ def _warning(run: Run, infected: bool) -> str:
     if LIMITS.is_ended(found.asr):
         return ""
     defense = run.config[PURIFY.group]["name"]
-    return f"**The trigger still works on this model** ({attack}: ASR {percent(found.asr)} % after {defense}). Deploy it nowhere.\n\n"
+    said = f"{attack}: ASR {percent(found.asr)} % after {defense}"
+    return f"**The trigger still works on this model** ({said}). Deploy it nowhere.\n\n"
