@@ -166,6 +166,13 @@ def test_what_cannot_be_is_refused_before_any_work(outputs: Path) -> None:
         "class that the trigger is meant for; expected at least 2 images, and no more poisoned ones than either. Raise "
         "after.rate, or lower after.samples."
     )
+    nothing = [
+        f"after.{name}=[]" for name in ("opacities", "shifts", "scales", "repeats", "blurs", "qualities", "crops")
+    ]
+    assert refused("attack=badnets", "after=variations", "after.flip=false", *nothing) == (
+        "after=variations varies nothing: opacities, shifts, scales, repeats, blurs, qualities and crops are empty, and flip is "
+        "false; expected one variation at least. Give one of them a value, such as after.shifts=[1]."
+    )
     assert "after.lr is -1" in refused("attack=badnets", "after=retune", "after.lr=-1")
     assert refused("attack=badnets", "exact.epochs=3").startswith(
         "exact.epochs is 3, and nothing reads it beside after.name=none: it acts only with an after-attack."

@@ -15,13 +15,18 @@ from conftest import QUICK
 from safetensors.torch import load_file
 
 import backdoorbench
+from backdoorbench.attacks.base import Infection
 from backdoorbench.config.compose import compose
+from backdoorbench.data.holdout import pick
+from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import TrainingError
 from backdoorbench.metrics import Scores
-from backdoorbench.pipeline import evaluation, infect, job, plan, purify, watch
+from backdoorbench.pipeline import after, evaluation, infect, job, plan, purify, watch
 from backdoorbench.pipeline.job import Job
 from backdoorbench.storage import record, store
 from backdoorbench.storage.record import Finding
+from backdoorbench.streams import Stream
+from backdoorbench.triggers.base import SourceSpecific
 
 
 def test_a_run_leaves_everything(run: Callable[..., Job]) -> None:
@@ -61,6 +66,51 @@ def test_a_learning_curve_makes_its_triggered_images_once(
     assert len(made) == 1 and len(kept.purification.curve) == 3
     monkeypatch.setattr(watch, "KEPT", 120 * 3 * 32 * 32 * 4 - 1)  # one byte short
     assert run(*words).run.purification.curve == kept.purification.curve and len(made) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_point_of_few_images_has_one_that_the_attacker_acts_on(seed: int, images: ImageSet) -> None:
+    labels, rows = images.labels, torch.arange(5, 120)
+    target, stream = SourceSpecific(0, (7,)), Stream(seed)
+    found = evaluation.few(images, rows, 3, target, stream)
+    assert len(found) == 3 and found.tolist() == sorted(found.tolist()) and set(found.tolist()) <= set(rows.tolist())
+    assert (labels[found] == 7).any()
+    drawn = rows[pick(labels[rows], 30, 10, "uniform", stream)]
+    assert (labels[drawn] == 7).any() and torch.equal(evaluation.few(images, rows, 30, target, stream), drawn)
+    assert evaluation.few(images, rows, 115, target, stream) is rows
+
+
+def test_a_curve_and_an_after_attack_are_judged_on_such_images(
+    tmp_path: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan.plan(
+        compose(
+            [
+                *QUICK,
+                "attack=tact",
+                "after=variations",
+                "after.images=1",
+                "curve.every=1",
+                "curve.images=1",
+                f"runtime.outputs={tmp_path}",
+            ]
+        )
+    )
+    test, target = made.splits.test, made.attack.make_target(10)
+    infection = Infection(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)),
+        torch.nn.Identity(),
+        target,
+        None,
+        None,
+        [],
+        {},
+    )
+    finding = Finding("purify", "ft")
+    watch.probe(made, infection, test, finding, lambda stage: None)(infection.model, 0)
+    assert finding.curve[0]["n"] == 1 and finding.curve[0]["asr"] is not None
+    stage = after.prepare(made, infection, test)
+    assert target is not None and target.is_eligible(stage.test.labels).tolist() == [True]
 
 
 def test_kept_predictions_give_the_same_figures(run: Callable[..., Job]) -> None:

@@ -75,4 +75,7 @@ def test_a_bar_and_a_launcher_start_where_the_work_does(monkeypatch: pytest.Monk
     told = worker.Reporter(screen.Silent(), link).open("resumed", 10, "epoch", 2, 14)
     told.advance()
     told.advance()
-    assert [(each["part"], each["left"]) for each in sent] == [("resumed epoch 8/10", 10.0), ("resumed epoch 9/10", 8.0)]
+    assert [(each["part"], each["left"]) for each in sent] == [
+        ("resumed epoch 8/10", 10.0),
+        ("resumed epoch 9/10", 8.0),
+    ]

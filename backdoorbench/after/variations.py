@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from backdoorbench.after.base import AfterAttack, Scenario, Trial
-from backdoorbench.errors import check_range
+from backdoorbench.errors import ConfigError, check_range, join_words
 from backdoorbench.shapes import Images
 from backdoorbench.tensors.vary import blurred, compressed, cropped, repeated, scaled, shifted
 from backdoorbench.triggers.base import Trigger
@@ -57,6 +57,11 @@ class Variations(AfterAttack):
         for name, (least, most) in BOUNDS.items():
             for place, value in enumerate(getattr(self, name)):
                 check_range(f"after.{name}[{place}]", value, least, most)
+        if not any((*self.of_difference(), *self.of_image())):
+            raise ConfigError(
+                f"after={self.name} varies nothing: {join_words([*BOUNDS])} are empty, and flip is false; expected one variation "
+                f"at least. Give one of them a value, such as after.shifts=[1]."
+            )
 
     def most_images(self) -> int:
         return self.images

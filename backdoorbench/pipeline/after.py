@@ -19,7 +19,6 @@ from backdoorbench import device, metrics
 from backdoorbench.after.base import AfterAttack, Scenario, Trial, painted
 from backdoorbench.attacks.base import Infection
 from backdoorbench.config.groups import AFTER, INFECT, PURIFY
-from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ModelError, first_line
 from backdoorbench.models import checkpoint
@@ -130,7 +129,10 @@ def carry_out(made: Plan, infection: Infection, purified: nn.Module, test: Image
 def prepare(made: Plan, infection: Infection, test: ImageSet) -> Stage:
     """What the after-attack of a plan works with; the clean model cached, or trained."""
     clean = obtain_clean(made, test) if has_clean_model(made) else None
-    return Stage(made, infection, clean, made.parts.train.to(made.device), few(made, test))
+    rows, most = made.parts.test_rows, made.after.most_images()
+    if most is not None:
+        rows = evaluation.few(test, rows, most, infection.target, made.stream.child("judged"))
+    return Stage(made, infection, clean, made.parts.train.to(made.device), test.subset(rows))
 
 
 def figures(after: AfterAttack, found: Mapping[str, Sequence[Judged]]) -> dict[str, float | None]:
@@ -151,15 +153,6 @@ def in_one(shares: Sequence[float], counts: str) -> float:
     if counts == "mean":
         return statistics.fmean(shares)
     return max(shares[1:]) if counts == "largest" else shares[0]
-
-
-def few(made: Plan, test: ImageSet) -> ImageSet:
-    """The test images that trials are judged on: all that the run evaluates, or so many of them, of all classes."""
-    rows, most = made.parts.test_rows, made.after.most_images()
-    if most is not None and len(rows) > most:
-        labels = made.splits.test.labels[rows]
-        rows = rows[pick(labels, most, len(test.classes), "uniform", made.stream.child("judged"))]
-    return test.subset(rows)
 
 
 # ---- controls -------------------------------------------------------------------------------------------------------

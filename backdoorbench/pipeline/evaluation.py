@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from backdoorbench import metrics
+from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.metrics import Scores
 from backdoorbench.models.base import evaluating
@@ -68,6 +69,20 @@ def triggered(test: ImageSet, trigger: Trigger, precision: Precision) -> list[Im
     """`test` under the trigger, `batch_of` it at a time."""
     with torch.inference_mode(), autocast(precision, test.device):
         return [trigger(images) for images, _ in test.batches(batch_of(test))]
+
+
+def few(test: ImageSet, rows: Rows, most: int, target: Target | None, stream: Stream) -> Rows:
+    """`most` of the test images at `rows` (M,), or all, drawn whatever their class; one at least of those that the attacker acts
+    on, without which there is no ASR."""
+    if len(rows) <= most:
+        return rows
+    labels = test.labels.cpu()[rows]
+    drawn = pick(labels, most, len(test.classes), "uniform", stream)
+    meant = target.is_eligible(labels) if target is not None else torch.ones_like(labels, dtype=torch.bool)
+    if not meant[drawn].any():
+        eligible = meant.nonzero()[:, 0]
+        drawn[0] = eligible[stream.child("eligible").permutation(len(eligible))[0]]
+    return rows[drawn.sort().values]
 
 
 def batch_of(test: ImageSet) -> int:

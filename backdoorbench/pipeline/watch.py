@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from backdoorbench import metrics
 from backdoorbench.attacks.base import Infection
-from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.pipeline import evaluation
 from backdoorbench.pipeline.plan import Plan
@@ -21,15 +20,12 @@ KEPT = 2**30  # bytes of triggered images, at most, that a learning curve keeps 
 def probe(
     made: Plan, infection: Infection, test: ImageSet, finding: Finding, announce: Callable[[str], None]
 ) -> Callable[[nn.Module, int], None]:
-    """Draws the learning curve: CA, ASR and RA over a stratified part of the test set, every so many epochs.
+    """Draws the learning curve: CA, ASR and RA over a random part of the test set, every so many epochs.
 
     Its triggered images are made once, unless they are too many to keep: a network that draws triggers costs more than most
     that are judged by them."""
     every, images = made.config["curve"]["every"], made.config["curve"]["images"]
-    rows = made.parts.test_rows
-    if len(rows) > images:
-        labels = made.splits.test.labels[rows]
-        rows = rows[pick(labels, images, len(test.classes), "uniform", made.stream.child("curve"))]
+    rows = evaluation.few(test, made.parts.test_rows, images, infection.target, made.stream.child("curve"))
     small = test.subset(rows)
     trigger, precision, kept = infection.trigger, made.recipe.precision, list[Images]()
     are_few = 4 * small.images.numel() <= KEPT
