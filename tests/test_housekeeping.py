@@ -216,9 +216,10 @@ def bdx(capsys: pytest.CaptureFixture[str], outputs: Path, *words: str) -> list[
 
 
 def test_cache_lists(four: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    snapshots = tmp_path / "cache" / "snapshots"
-    snapshots.mkdir()
-    (snapshots / "0123456789ab.pt").write_bytes(bytes(1500))
+    sizes = {"snapshots": 1500, "purification": 2500, "exact": 3500, "network": 4500}
+    for name, size in sizes.items():
+        (tmp_path / "cache" / name).mkdir()
+        (tmp_path / "cache" / name / "0123456789ab").write_bytes(bytes(size))
     listed = bdx(capsys, tmp_path)
     assert listed == [
         " digits · demo · train=demo · holdout=standard",
@@ -231,7 +232,7 @@ def test_cache_lists(four: dict[str, str], tmp_path: Path, capsys: pytest.Captur
         ),
         f" {four['large']}  blended 1 % · seed 0    5.0 MB    12 h      2:05     0",
         f" {four['control']}  none · seed 0          10.0 kB     9 d      2:05     0",
-        "  4 infections, 5.1 MB; snapshots 1.5 kB",
+        "  4 infections, 5.1 MB; snapshots 1.5 kB; purified models 2.5 kB; exact purifications 3.5 kB; networks of triggers 4.5 kB",
     ]
     assert bdx(capsys, tmp_path, "list") == listed
 

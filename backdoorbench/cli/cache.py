@@ -56,6 +56,9 @@ def _list(words: Sequence[str]) -> int:
         "data sets": cached.size_of(outputs.data),
         "snapshots": cached.size_of(outputs.snapshots),
         "verdicts": cached.size_of(outputs.cache / "detection"),
+        "purified models": cached.size_of(outputs.cache / "purification"),
+        "exact purifications": cached.size_of(outputs.cache / "exact"),
+        "networks of triggers": cached.size_of(outputs.cache / "network"),
     }
     if found:
         print_infections(make_console(), found, time.time())
