@@ -109,6 +109,7 @@ def test_a_curve_and_an_after_attack_are_judged_on_such_images(
     finding = Finding("purify", "ft")
     watch.probe(made, infection, test, finding, lambda stage: None)(infection.model, 0)
     assert finding.curve[0]["n"] == 1 and finding.curve[0]["asr"] is not None
+    assert set(finding.seconds) == {"curve"}  # counted apart from the defense's
     stage = after.prepare(made, infection, test)
     assert target is not None and target.is_eligible(stage.test.labels).tolist() == [True]
 
