@@ -22,9 +22,10 @@ from backdoorbench.config.compose import compose, option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Scenario as Defenders
 from backdoorbench.errors import BdxError, ConfigError, DataError, ModelError, PairingError
-from backdoorbench.pipeline import after, infect, job, plan, purify
+from backdoorbench.models import checkpoint
+from backdoorbench.pipeline import after, evaluation, infect, job, plan, purify
 from backdoorbench.pipeline.job import Job
-from backdoorbench.storage import record
+from backdoorbench.storage import record, store
 from backdoorbench.storage.record import Finding
 from backdoorbench.tensors import vary
 
@@ -115,6 +116,37 @@ def test_a_finished_run_without_one_is_taken_over(run: Callable[..., Job], monke
     assert (
         found.purification.curve == plain.purification.curve and found.purification.cost == plain.purification.seconds
     )
+
+
+def test_a_model_that_calls_images_otherwise_than_it_did_is_not_taken_over(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As one computed on a device whose kernels are wrong, or whose images are others."""
+    stage = staged(outputs, *RETUNE)
+    made, infection, test = stage.made, stage.infection, stage.test
+    weights, calls = (
+        tmp_path / "purified.safetensors",
+        evaluation.predict(stage.infection.model, stage.test, None, "float32"),
+    )
+    checkpoint.save(infection.model, weights)
+    known = record.Run("", "done", "", {}, [Finding("purify", "ft", seconds={"purify": 2.0}, curve=[{"epoch": 1}])])
+    monkeypatch.setattr(purify.record, "find_done", lambda *_: tmp_path)
+    monkeypatch.setattr(purify.record, "read", lambda _: known)
+    for moved, is_taken in ((0, True), (test.labels.numel() // 25, True), (test.labels.numel() // 10, False)):
+        clean = calls.clean.clone()
+        clean[:moved] = (clean[:moved] + 1) % 10
+        store.write_tensors(tmp_path / purify.CALLS, {"purified_clean": clean})
+        finding = Finding("purify", "ft")
+        found = purify.taken_over(made, infection, test, finding)
+        assert (found is not None) == is_taken
+        if found is not None:
+            assert not found.is_new and torch.equal(found.predictions.clean, clean)
+            assert (finding.cached, finding.cost, finding.seconds, finding.curve) == (
+                True,
+                {"purify": 2.0},
+                {},
+                [{"epoch": 1}],
+            )
 
 
 def test_damaged_weights_are_not_taken_over(run: Callable[..., Job]) -> None:

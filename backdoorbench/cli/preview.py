@@ -46,8 +46,8 @@ def carry_out(words: Sequence[str]) -> int:
     looks = [preview.look(one, chosen.images) for one in made]
     for one, seen in zip(made, looks, strict=True):
         print(f"{one.attack.name} on {one.dataset.name}: {seen}")
-    attacks = "-".join(dict.fromkeys(one.attack.name for one in made))
-    file = Path(chosen.output or made[0].outputs.root / f"preview-{attacks}-{made[0].dataset.name}.png")
+    named = usual_name([(one.attack.name, one.dataset.name) for one in made])
+    file = Path(chosen.output or made[0].outputs.root / named)
     if not is_figure:
         preview.draw(looks[0], file)
     else:
@@ -58,6 +58,15 @@ def carry_out(words: Sequence[str]) -> int:
         _draw(titles, [picture.gallery(seen.clean, seen.triggered).numpy() for seen in looks], file)
     print(f"wrote {file}: {picture.SAID[0].lower()}{picture.SAID[1:-1]}")
     return 0
+
+
+def usual_name(shown: Sequence[tuple[str, str]]) -> str:
+    """The file of a preview of these attacks on these data sets.
+
+    >>> usual_name([("badnets", "digits"), ("badnets", "gtsrb")])
+    'preview-badnets-digits-gtsrb.png'
+    """
+    return f"preview-{'-'.join(dict.fromkeys(name for part in zip(*shown, strict=True) for name in part))}.png"
 
 
 def each_of(settings: Sequence[str]) -> list[tuple[list[str], list[str]]]:
