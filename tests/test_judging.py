@@ -17,7 +17,7 @@ from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Verdict
 from backdoorbench.metrics import Scores
-from backdoorbench.pipeline import after, costs, detect, evaluation, gates, plan, purify
+from backdoorbench.pipeline import after, costs, detect, evaluation, gates, infect, plan, purify
 from backdoorbench.pipeline.after import Stage
 from backdoorbench.pipeline.detect import Case
 from backdoorbench.pipeline.evaluation import Predictions
@@ -108,6 +108,29 @@ def test_a_constant_network_is_broken() -> None:
         "broken",
         ["the network calls 96% of the clean test images the same"],
     )
+
+
+def test_the_control_is_judged_on_the_images_of_this_run(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was found on other images, or of another control, is not taken for it; what was found on the same is."""
+    asked: list[str] = []
+
+    def obtain(clean: Plan, *_: Any) -> tuple[Infection, None]:
+        asked.append(clean.infection_key)
+        return infected(AllToOne(0), 1), None
+
+    test, rows = made.splits.test, made.parts.test_rows
+    monkeypatch.setattr(infect, "obtain", obtain)
+    monkeypatch.setattr(infect, "has_control", lambda _: True)
+    for name, judged, count in (("a", rows, 1), ("a", rows, 1), ("a", rows[:50], 2), ("a", ALL, 3), ("b", ALL, 4)):
+        clean = replace(made, infection_key=name)
+        monkeypatch.setattr(infect, "clean_plan", lambda _, clean=clean: clean)
+        there = replace(made, config={**made.config, "control": "train"}, parts=replace(made.parts, test_rows=judged))
+        found = infect.find_control(there, test, infected(AllToOne(0)), Finding("infect", "badnets"))
+        labels = test.labels[judged]
+        assert found == Scores(int((labels == 1).sum()) / len(labels), 0, int((labels == 1).sum()) / int((labels != 0).sum()), len(labels), int((labels != 0).sum()))  # fmt: skip
+        assert len(asked) == count and asked[-1] == name
+    off = replace(there, config={**made.config, "control": "off"})
+    assert infect.find_control(off, test, infected(AllToOne(0)), Finding("infect", "badnets")) is None
 
 
 # ---- after-attacks --------------------------------------------------------------------------------------------------
