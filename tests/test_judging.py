@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import QUICK
 
-from backdoorbench.after.base import Trial
+from backdoorbench.after.base import Scenario, Trial
 from backdoorbench.attacks.base import Infection
 from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
@@ -23,6 +23,7 @@ from backdoorbench.pipeline.detect import Case
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.storage.record import Finding, Run
+from backdoorbench.streams import Stream
 from backdoorbench.trackers import base as trackers
 from backdoorbench.training import fit
 from backdoorbench.triggers.base import AllToAll, AllToOne, SourceSpecific
@@ -147,6 +148,21 @@ def test_a_trial_by_hand(made: Plan, images: ImageSet) -> None:
     assert stage.judge(plain, saying(0)) == {"label": "x", "ca": None, "asr": 1, "ra": 0, "untriggered": None}
     moved = Stage(made, infected(AllToAll(10)), None, images, images).judge(lured, lured.model)
     assert (moved["asr"], moved["ra"], moved["untriggered"]) == (0.1, 0.1, 0.1)  # those of 2 are to be called 3
+
+
+def test_an_attacker_triggers_images_that_his_trigger_is_meant_for(made: Plan, images: ImageSet) -> None:
+    scenario = Scenario(
+        frozenset({"trigger", "train"}), model=saying(0), infected=saying(0), clean=None, trigger=lambda shown: shown * 0,
+        target=SourceSpecific(0, (3, 4)), train=images, load=lambda folder: saying(0), recipe=made.recipe, stream=Stream(0),
+        device=made.device, note=lambda name, value: None,
+    )  # fmt: skip
+    found = scenario.eligible(100, Stream(1))
+    assert sorted(found.labels.tolist()) == [3] * 12 + [4] * 12
+    few = scenario.eligible(5, Stream(1))
+    assert torch.equal(few.images, found.images[:5]) and torch.equal(few.labels, found.labels[:5])
+    shown = scenario.triggered(few), scenario.triggered(few, torch.zeros_like(few.labels))
+    assert all(not each.images.any() and each.images.dtype == torch.uint8 for each in shown)
+    assert torch.equal(shown[0].labels, few.labels) and not shown[1].labels.any()
 
 
 def test_several_trials_as_one() -> None:
