@@ -244,6 +244,23 @@ def test_what_a_verdict_is_kept_by(made: Plan, monkeypatch: pytest.MonkeyPatch) 
     assert key(made, alone, {"name": "m"}) == key(others[-1], alone, {"name": "m"})
 
 
+def test_a_control_that_is_trained_for_a_detector_is_paid_for(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its answers to a trigger are known, and the model was pruned."""
+
+    def obtain(*_: Any) -> tuple[Infection, None]:
+        monkeypatch.setattr(fit.PACE, "earlier", fit.PACE.earlier + 50.0)  # most of it by a process that was killed
+        return infected(AllToOne(0)), None
+
+    said = Verdict(torch.zeros(2), torch.tensor([False, True]))
+    case = Case(saying(0), None, torch.zeros(2, 3, 32, 32), torch.tensor([False, True]))
+    for name, known in {"obtain": obtain, "present": lambda *_: case, "obtain_verdict": lambda *_: said}.items():
+        monkeypatch.setattr(detect, name, known)
+    monkeypatch.setattr(detect, "has_clean_model", lambda _: True)
+    run = Run("abc", "running", "x", made.config)
+    detect.carry_out(made, infected(AllToOne(0)), made.splits.test, run)
+    assert 50 <= run.detection.seconds["control"] < 60 and run.detection.beside["tpr"] == 1
+
+
 # ---- costs and trackers ---------------------------------------------------------------------------------------------
 
 

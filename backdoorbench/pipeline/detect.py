@@ -21,7 +21,7 @@ from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Reversed, Verdict
 from backdoorbench.pipeline import evaluation
-from backdoorbench.pipeline.costs import metered
+from backdoorbench.pipeline.costs import metered, timed
 from backdoorbench.pipeline.infect import fresh_network, obtain
 from backdoorbench.pipeline.infections import description
 from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_clean_model
@@ -71,12 +71,12 @@ def carry_out(made: Plan, infection: Infection, test: ImageSet, run: Run) -> Ver
         finding.details["flagged_classes"] = verdict.flagged.nonzero()[:, 0].tolist()
     clean = clean_plan(made)
     if has_clean_model(made) and infection.trigger is not None:  # without one this is a clean model's verdict already
-        control, _ = obtain(clean, test, Finding(INFECT.name, clean.attack.name))
-        beside = Finding(DETECT.name, made.detector.name)
-        other = present(clean, control, infection.trigger, infection.target, test, beside)
-        said = obtain_verdict(made, other, clean.infection_settings, beside)
+        with timed(finding, "control"):  # which may have to be trained anew
+            control, _ = obtain(clean, test, Finding(INFECT.name, clean.attack.name))
+            beside = Finding(DETECT.name, made.detector.name)
+            other = present(clean, control, infection.trigger, infection.target, test, beside)
+            said = obtain_verdict(made, other, clean.infection_settings, beside)
         finding.beside = figures(said, other.positive, infection.target)
-        finding.seconds["control"] = beside.seconds.get("detect", 0.0)
     return verdict
 
 
