@@ -281,6 +281,25 @@ def test_a_defense_does_not_pay_for_being_watched(made: Plan, monkeypatch: pytes
     assert finding.scores is not None and finding.scores.n_clean == 100
 
 
+def test_settings_are_chosen_by_images_that_the_defense_did_not_get(
+    made: Plan, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purify, "purify", lambda made, infection, *_: copy.deepcopy(infection.model))
+    infection, test = infected(AllToOne(0)), made.splits.test
+    calls = evaluation.predict(infection.model, test, None, "float32")
+    parts = (
+        replace(made.parts, holdout=images.subset(ALL[images.labels != 0])),
+        replace(made.parts, validation=images.subset(ALL[images.labels == 0])),
+        replace(made.parts, holdout=None),
+    )
+    told = []
+    for part in parts:
+        finding = Finding("purify", "ft")
+        purify.work(replace(made, parts=part), infection, calls, test, finding, lambda stage: None)
+        told.append(finding.details.get("holdout_ca"))
+    assert told == [0, 1, None]
+
+
 def test_what_a_killed_process_trained_is_paid_for() -> None:
     finding, before = Finding("infect", "badnets"), fit.PACE.earlier
     try:
