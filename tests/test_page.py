@@ -17,9 +17,10 @@ from records import made_run
 from backdoorbench.cli import main as cli
 from backdoorbench.config.compose import compose
 from backdoorbench.metrics import Scores
+from backdoorbench.pipeline import outcome
 from backdoorbench.reporting import page, report, rows
 from backdoorbench.storage import record
-from backdoorbench.storage.record import Run
+from backdoorbench.storage.record import Finding, Run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
@@ -124,6 +125,33 @@ def test_what_the_page_says_of_a_run(html: Path) -> None:
 def test_the_page_holds_what_tables_print(share: float) -> None:
     shown = page._rounded(share)
     assert shown is not None and f"{100 * shown:.2f}" == rows.percent(share)  # the script prints it so
+
+
+def test_parts_that_several_stages_have_are_told_apart() -> None:
+    one = run(0, "ft", 0.1)
+    one.stages.insert(1, Finding("detect", "strip", seconds={"detect": 4.0, "control": 5.0}))
+    one.infection.seconds |= {"control": 2.0}
+    assert page._seconds(one) == {
+        "infect": 3.0, "evaluate_infected": 0.5, "control": 2.0, "detect": 4.0, "detect_control": 5.0, "purify": 1.25,
+        "evaluate_purified": 0.25,
+    }  # fmt: skip
+
+
+def test_what_came_of_an_after_attack() -> None:
+    trials = [{"label": "as it was", "asr": 0.1}, {"label": "flip", "asr": 0.5}]
+    found = Finding("after", "variations", figures={"asr_varied": 0.5}, details={"trials": {"purified": trials}})
+    told = {"name": "variations", "ASR varied": "50.00", "notes": {}}
+    assert page._afterwards(found) == told | {"as it was": "10.00", "flip": "50.00"}
+    found.details["trials"]["purified"].pop()
+    assert page._afterwards(found) == told
+    one = run(0, "fst", 0.1)
+    figures = {"asr_retuned": 0.8, "ca_retuned": 0.9, "asr_retuned_clean": 0.02, "asr_clean": 0.01, "asr_retuned_exact": 0.05, "asr_exact": 0.03}  # fmt: skip
+    one.stages.append(Finding("after", "retune", figures=figures, details={"figure": "retuned"}))
+    assert outcome.after_lines(one) == [
+        "  retune     ASR 10.00 → 80.00, CA 90.00",
+        "  clean      ASR 1.00 → 2.00",
+        "  exact      ASR 3.00 → 5.00",
+    ]
 
 
 def test_a_page_of_detectors(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.pipeline import export, infect, preview
 from backdoorbench.pipeline import plan as plans
 from backdoorbench.pipeline.plan import Plan
+from backdoorbench.reporting import picture
 from backdoorbench.storage.record import Finding
 from backdoorbench.tensors import similarity
 
@@ -72,6 +73,24 @@ def test_ssim_equals_a_plain_loop(wave: torch.Tensor) -> None:
 
 
 # ---- preview --------------------------------------------------------------------------------------------------------
+
+
+def test_a_gallery_shows_what_a_trigger_adds() -> None:
+    """0.01 more than 0.4, in levels: below both, grey plus ten times that, each in a white frame."""
+    clean = torch.full((2, 3, 4, 4), 0.4)
+    shown = picture.gallery(clean, clean + 0.01)
+    assert shown.shape == (300, 200, 3) and [int(shown[y, 50, 0]) for y in (0, 50, 150, 250)] == [255, 102, 105, 153]
+
+
+def test_what_a_preview_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth more everywhere: 51 levels around any pixel and at most, and 20 log10 5 dB."""
+    monkeypatch.setattr(preview, "find_trigger", lambda made: lambda images: images + 0.2)
+    seen = preview.look(plan(tmp_path, "attack=badnets"), 3)
+    assert {name: round(value, 3) for name, value in seen.figures.items() if name != "ssim"} == {
+        "psnr": 13.979, "local_levels": 51.0, "largest_levels": 51.0,
+    }  # fmt: skip
+    assert seen.clean.shape == (3, 3, 32, 32) and torch.allclose(seen.triggered, seen.clean + 0.2)
+    assert 0 < seen.figures["ssim"] < 1
 
 
 def test_preview_draws_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
