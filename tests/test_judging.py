@@ -4,7 +4,6 @@ keys of answers hold."""
 import copy
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,8 @@ from conftest import QUICK
 
 from backdoorbench.after.base import Scenario, Trial
 from backdoorbench.attacks.base import Infection
-from backdoorbench.config.compose import compose
+from backdoorbench.config.build import build
+from backdoorbench.config.compose import compose, option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Verdict
 from backdoorbench.metrics import Scores
@@ -170,17 +170,15 @@ def test_several_trials_as_one() -> None:
     assert [after.in_one(shares, counts) for counts in ("only", "mean", "largest")] == [1.0, 2 / 3, 0.75]
 
 
-@pytest.mark.parametrize(("words", "more"), [(["after=retune"], set()), (["after=query", "control=train"], {"clean"})])
+@pytest.mark.parametrize(("name", "more"), [("retune", set()), ("query", {"clean"})])
 def test_what_answers_of_controls_are_kept_by(
-    words: list[str], more: set[str], made: Plan, images: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, more: set[str], made: Plan, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[tuple[str, set[str]]] = []
     monkeypatch.setattr(after.store, "key", lambda kind, settings: kept.append((kind, set(settings))) or "key")
     monkeypatch.setattr(after.store, "read_answer", lambda file, names: {"trials": []})
-    asked = plan.sketch(compose([*QUICK[:-2], *words, f"runtime.outputs={tmp_path}"]), plan.Shared())
-    kept.clear()
-    there = replace(made, after=asked.after, settings=asked.settings)
-    monkeypatch.setattr(after, "clean_plan", lambda _: there)
+    monkeypatch.setattr(after, "clean_plan", lambda _: made)
+    there = replace(made, after=build(option("after", name), "after"))
     stage = Stage(there, infected(AllToOne(0)), None, images, images)
     assert after.obtain_answers(stage, "clean", stage.infection.model, "abc") == []
     assert kept == [("after", {"control", "infection", "after", "holdout", "seed", *more})]
