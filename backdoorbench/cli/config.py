@@ -143,13 +143,9 @@ def typed(value: Any) -> str:
         return "null" if value is None else str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(typed, value))}]"
-    return (
-        value
-        if isinstance(value, str) and _is_plain(value)
-        else quoted(value)
-        if isinstance(value, str)
-        else str(value)
-    )
+    if not isinstance(value, str):
+        return str(value)
+    return value if _is_plain(value) else quoted(value)
 
 
 def _is_plain(text: str) -> bool:
