@@ -61,10 +61,17 @@ class TrainingError(BdxError):
     """A loss that left the finite numbers, or an infection too broken to purify."""
 
 
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pth.tar", ".distcp")  # how files of weights end
+
+
 def no_weights(named: str, path: "str | os.PathLike[str]") -> ModelError:
     """What to say of a file of weights that is none. named: as a message calls it."""
-    what = "a folder" if os.path.isdir(path) else "no file"
-    return ModelError(f"{named} is {what}; expected a file of weights, such as safetensors, .pt or .pth. Name another.")
+    expected = "expected a file of weights, such as safetensors, .pt or .pth"
+    if not os.path.isdir(path):
+        return ModelError(f"{named} is no file; {expected}. Name another.")
+    inside = sorted(name for name in os.listdir(path) if name.endswith(WEIGHTS))
+    remedy = f"Name one of those in it: {few(inside)}." if inside else "Name another."
+    return ModelError(f"{named} is a folder; {expected}. {remedy}")
 
 
 def nearest(name: str, options: Iterable[str], most: int = 3) -> list[str]:

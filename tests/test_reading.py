@@ -158,7 +158,7 @@ def test_what_was_taken_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert [record.message for record in caplog.records] == [
         "given.pt: the weights are those under 'state_dict'.",
         "given.pt: 'model.' was taken off the names of the weights.",
-        "given.pt: 1 tensors beside the network's are left out.",
+        "given.pt: 1 tensors beside the network's are left out (criterion.weight).",
         f"given.pt: {Stranger.__module__}.Stranger in it are left unread; nothing of the file was run.",
     ]
 
@@ -168,6 +168,9 @@ def test_several_states_that_fit_are_said(tmp_path: Path, caplog: pytest.LogCapt
     torch.save({"best_model": bare(best), "net": bare(last)}, file)
     load(ours := classifier(), file)
     assert same(ours, last) and "given.pt holds net, best_model, which all fit; net is read." in caplog.text
+    torch.save({"args": Stranger(), "state_dict": bare(last), "model_ema": bare(best)}, file)
+    load(ours, file)  # torch.load alone refuses such a file
+    assert "save_file(torch.load(FILE, weights_only=False)['model_ema'], NEW) (which runs code that" in caplog.text
 
 
 # --- pickled networks and pickles -------------------------------------------------------------------------------------
@@ -180,6 +183,13 @@ class Theirs(nn.Module):
         super().__init__()
         self.conv1, self.layer1, self.layer2, self.layer3, self.layer4 = net.conv1, net.layer1, net.layer2, net.layer3, net.layer4
         self.linear = net.linear
+
+class Compiled:  # as torch.compile's, which is made anew from the network
+
+    def __init__(self, network):
+        self.network = network
+    def __reduce__(self):
+        return Compiled, (self.network,)
 """
 
 
@@ -193,14 +203,19 @@ def theirs_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     sys.modules.pop("their_networks", None)
 
 
-@pytest.mark.parametrize("wrap", ["whole", "parallel", "net"])
+@pytest.mark.parametrize("wrap", ["whole", "parallel", "net", "compiled"])
 @pytest.mark.parametrize("write", [zipped, legacy])
 def test_a_pickled_network_is_read_without_its_class(
     write: Callable[[Any, Path], None], wrap: str, tmp_path: Path, theirs_module: Any
 ) -> None:
     given, file = classifier(seed=1), tmp_path / "model.pth"
     network = theirs_module.Theirs(given.net)
-    content = {"whole": network, "parallel": nn.DataParallel(network), "net": {"net": network, "acc": 0.9}}[wrap]
+    content = {
+        "whole": network,
+        "parallel": nn.DataParallel(network),
+        "net": {"net": network, "acc": 0.9},
+        "compiled": theirs_module.Compiled(network),
+    }[wrap]
     write(content, file)
     del sys.modules["their_networks"]
     (tmp_path / "their_networks.py").unlink()
@@ -226,6 +241,20 @@ def test_arrays_are_weights_too(protocol: int, tmp_path: Path) -> None:
     file.write_bytes(pickle.dumps(arrays, protocol))
     load(ours := classifier(), file)
     assert same(ours, given)
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_arrays_of_no_numbers_are_notes_beside_weights(protocol: int, tmp_path: Path) -> None:
+    given, file = classifier(seed=1), tmp_path / "given.pt"
+    beside = {
+        "table": np.zeros(3, dtype=[("row", "i4"), ("loss", "f4")]),
+        "when": np.datetime64("2026-11-30"),
+        "days": np.arange("2026-11-01", "2026-11-05", dtype="datetime64[D]"),
+        "any": np.array(["a", None], dtype=object),
+    }
+    torch.save({"net": bare(given), **beside}, file, pickle_protocol=protocol)
+    fit = load(ours := classifier(), file)
+    assert same(ours, given) and all(isinstance(fit.found.tree[name], Foreign) for name in beside)
 
 
 def test_views_parameters_and_other_dtypes_are_rebuilt(tmp_path: Path) -> None:

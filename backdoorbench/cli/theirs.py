@@ -17,6 +17,7 @@ from backdoorbench.errors import ConfigError, ModelError, few, join_words, no_we
 
 if TYPE_CHECKING:  # torch is imported only when work starts
     from backdoorbench.config.compose import Plain
+    from backdoorbench.models.reading import Found
     from backdoorbench.pipeline.job import Job
     from backdoorbench.storage.record import Run
 
@@ -83,13 +84,16 @@ def network_of(model: str, side: int | None, out: Console) -> list[str]:
     """The words of the network whose weights a file holds; ModelError where none here fits them.
 
     side  pixels of the images, where somebody knows"""
-    from backdoorbench.models import reading
+    from backdoorbench.models import matching, reading, unmerged
     from backdoorbench.models.identify import identify
 
-    fitting = identify(reading.read(model), side)
+    found = reading.read(model)
+    fitting = identify(found, side)
+    if not fitting and (not found.states or unmerged.told(found) is not None):
+        raise matching.misfit({}, found, "any network")
     if not fitting:
         raise ModelError(
-            f"'{model}' holds the weights of no network here: neither names nor shapes fit. Name it: model=wrn_16_1, "
+            f"'{model}' holds the weights of no network here: {unlike(found)}. Name it: model=wrn_16_1, "
             f"model=timm model.timm_name=NAME, or your own code, model=module model.target=package.module:factory "
             f"plugins=[package]; docs/your-model.md says how."
         )
@@ -98,6 +102,16 @@ def network_of(model: str, side: int | None, out: Console) -> list[str]:
     if others:
         say(out, "", f"it fits as well: {'; '.join(' '.join(other.words) for other in others[:3])}")
     return first.words
+
+
+def unlike(found: "Found") -> str:
+    """What of a file that fits no network was compared."""
+    if found.is_ordered:
+        return "neither names nor shapes fit"
+    return (
+        "its names fit none, and a safetensors file does not keep the order of weights, by which they are told under other "
+        "names; torch.save(model.state_dict(), FILE) keeps it"
+    )
 
 
 Sizes = Sequence[tuple[int, int]]  # width and height of pictures
@@ -303,7 +317,7 @@ def print_weights_alone(chosen: Namespace, out: Console) -> None:
     """What a file of weights says by itself, without an image: what it holds, which network it is, and what those detectors find
     in it that need nothing else. ModelError where it holds no weights, or not those of the network that the words name."""
     from backdoorbench.cli.arguments import composed
-    from backdoorbench.models import matching, reading
+    from backdoorbench.models import matching, reading, unmerged
     from backdoorbench.models.base import LARGE
     from backdoorbench.models.identify import SMALL, identify
     from backdoorbench.pipeline import cleaned
@@ -331,6 +345,8 @@ def print_weights_alone(chosen: Namespace, out: Console) -> None:
         resolved = composed([*first.words, *given], chosen.config_dirs)
         model = cleaned.fitted(found, resolved, first.size)
     else:
+        if unmerged.told(found) is not None:
+            raise matching.misfit({}, found, "any network")
         say(out, "network", "none here that they fit; name it by model=..., as docs/your-model.md says, for more")
         return
     for name, verdict in cleaned.without_images(model, resolved).items():

@@ -9,6 +9,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from torch import Tensor
+
 from backdoorbench.models.reading import Weights, is_averaged
 
 COUNTER = "num_batches_tracked"  # of a batch norm; older versions of torch had none
@@ -25,6 +27,11 @@ def is_optional(name: str) -> bool:
     """Whether a file is whole without a weight: normalisation, which the data set gives, batch norms' counters, and what
     torchvision's GoogLeNet and Inception have for their training alone."""
     return name.startswith("normalize.") or name.endswith(f".{COUNTER}") or name.startswith(AUXILIARY)
+
+
+def is_count(value: Tensor) -> bool:
+    """Whether a tensor is a single whole number, as averages of weights keep beside them how many they are of."""
+    return not value.ndim and not value.is_floating_point()
 
 
 def fits_shape(there: tuple[int, ...], here: tuple[int, ...]) -> bool:
@@ -62,7 +69,7 @@ class Named:
             *(self.colours or ()),
             *(name for copy in self.copies.values() for name in copy.values()),
         }
-        self.left = [there for there in under.values() if there not in known]
+        self.left = [there for there in under.values() if there not in known and not is_count(weights[there])]
 
     def _copy(self, inner: Places, bare: Places, head: str) -> Places:
         """The network's names under another head, as far as they lie there in their shapes and are not its own."""

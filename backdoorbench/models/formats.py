@@ -9,6 +9,7 @@ import json
 import re
 import struct
 import sys
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ JOINED = {  # the ending of such a file -> what reads one, and what writes all o
     "safetensors": ("safetensors.torch.load_file(file)", "safetensors.torch.save_file({}, 'whole.safetensors')"),
     "bin": ("torch.load(file, weights_only=True)", "torch.save({}, 'whole.bin')"),
 }
+DISTRIBUTED = (".distcp", ".metadata")  # the ends of what torch.distributed.checkpoint writes into a folder
 PROGRAMS = {  # the end of a record's name in a zip file -> what that is, what to do
     "constants.pkl": (
         "a TorchScript program, whose code bdx does not run",
@@ -106,6 +108,12 @@ def read(file: Path, named: str) -> Content:
         raise ModelError(
             f"{named} cannot be read ({error.strerror}); expected a file of weights. Name another."
         ) from None
+    if file.name.endswith(DISTRIBUTED):
+        raise ModelError(
+            f"{named} is one of the files that torch.distributed.checkpoint writes for the processes of a training; expected "
+            f"whole weights. Join them: torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE), and name that "
+            f"file."
+        )
     refuse_others(data, named)
     refuse_parts(data, file, named)
     try:
@@ -209,7 +217,9 @@ def _zip(data: bytes, named: str) -> Content:
 def _by_torch(data: bytes) -> Any:
     """What torch itself reads of a file that holds nothing but weights and plain values; None where there is more."""
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of kinds of tensors that torch gives up
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:  # of another kind for every reason; the second reader finds it too, and says it
         return None
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from backdoorbench.errors import ModelError, few
-from backdoorbench.models import by_order
+from backdoorbench.models import by_order, unmerged
 from backdoorbench.models.by_names import Named, Places, Shapes, is_optional, normalisation
 from backdoorbench.models.by_order import counts, shapes_in
 from backdoorbench.models.reading import Found, State
@@ -81,6 +81,8 @@ def find(model: nn.Module, found: Found, described: str) -> list[Fit]:
 
 def misfit(own: Shapes, found: Found, described: str) -> ModelError:
     """Why no state of a file fits a network: what the nearest by name lacks, or that it has none."""
+    if (made_of := unmerged.told(found)) is not None:
+        return ModelError(f"{found.named} {made_of}")
     if not found.states and found.optimizers:
         return ModelError(
             f"{found.named} holds the state of an optimizer ({few(found.optimizers)}) and no weights of a network; expected a "
@@ -165,9 +167,11 @@ def _say(chosen: Fit, others: list[Fit], described: str) -> None:
     name = state.name or "the file itself"
     averaged = next((other.state.name for other in others if other.state.is_averaged), "")
     if averaged and not state.is_averaged:
+        load = "torch.load(FILE, weights_only=False)" if found.foreign else "torch.load(FILE)"
+        trusting = " (which runs code that the file names)" if found.foreign else ""
         log.warning(
             f"{file} holds averaged weights ({averaged}) beside the last ones ({name}): the last ones are read. "
-            f"Save the others alone to have them: safetensors.torch.save_file(torch.load(FILE)['{averaged}'], NEW)"
+            f"Save the others alone to have them: safetensors.torch.save_file({load}['{averaged}'], NEW){trusting}"
         )
     elif others:
         log.warning(
@@ -186,8 +190,8 @@ def _say(chosen: Fit, others: list[Fit], described: str) -> None:
         )
     copied = [name for copy in chosen.copies.values() for name in copy.values()]
     known = {*chosen.places.values(), *(chosen.colours or ()), *copied}
-    if left := len(state.weights) - len(known):
-        log.info(f"{file}: {left} tensors beside the network's are left out.")
+    if left := [there for there in state.weights if there not in known]:
+        log.info(f"{file}: {len(left)} tensors beside the network's are left out ({few(left)}).")
     if found.foreign:
         log.info(f"{file}: {few(found.foreign)} in it are left unread; nothing of the file was run.")
     if chosen.by == "order":

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from backdoorbench.models import formats
 from backdoorbench.models.formats import Format
-from backdoorbench.models.unpickling import Foreign
+from backdoorbench.models.unpickling import Foreign, Global
 
 Weights = dict[str, Tensor]
 Keys = tuple[Any, ...]  # lead from the whole content to a part of it
@@ -33,6 +33,7 @@ WRAPPERS = (
 )  # where scripts usually put it
 AVERAGED = ("ema", "swa", "averaged", "shadow")  # in the names of states that are means of others
 MODULE = ("_parameters", "_buffers", "_modules")  # what a pickled network keeps its parts in
+WRAPPER = Global("torch._utils", "_rebuild_wrapper_subclass")  # what makes tensors that are no plain ones
 DEEPEST, MOST = 4, 10_000  # containers inside each other, and in all, that are looked through
 
 
@@ -84,6 +85,21 @@ class Found:
     def is_ordered(self) -> bool:
         """Whether its weights stand in the order in which the network registered them; safetensors files sort theirs."""
         return self.format != "safetensors"
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """Entries of state dicts that are no plain tensors, quantised ones or parts of one, by their names: of which kind."""
+        inside = (
+            value.inside if isinstance(value, Foreign) else value
+            for _, value in _containers(self.tree)
+            if not (isinstance(value, Foreign) and is_module(value))
+        )
+        return {
+            name: kind
+            for entries in inside
+            for name, part in entries.items()
+            if isinstance(name, str) and (kind := _kind(part)) is not None
+        }
 
     @property
     def optimizers(self) -> list[str]:
@@ -153,6 +169,7 @@ def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(value)
     elif isinstance(value, Foreign) and not is_module(value):
         yield from value.inside.items()
+        yield from enumerate(value.arguments)
 
 
 def _states(tree: Any) -> Iterator[State]:
@@ -161,11 +178,22 @@ def _states(tree: Any) -> Iterator[State]:
             weights = dict(module_weights(value))
         else:
             inside = value.inside if isinstance(value, Foreign) else value
-            weights = {
-                name: part for name, part in inside.items() if isinstance(name, str) and isinstance(part, Tensor)
-            }
+            weights = {name: part for name, part in inside.items() if isinstance(name, str) and is_plain(part)}
         if weights:
             yield State(keys, weights, isinstance(value, Foreign))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether something is a tensor of torch's own kind, and no part or code of one."""
+    return type(value) in (Tensor, nn.Parameter)
+
+
+def _kind(value: Any) -> str | None:
+    """The name of the class of a tensor that is no plain one, or of the note of one; None for anything else."""
+    if isinstance(value, Tensor):
+        return None if is_plain(value) else type(value).__name__
+    is_note = isinstance(value, Foreign) and value.kind == WRAPPER
+    return str(value.arguments[0]) if is_note and value.arguments else None
 
 
 def is_module(value: Foreign) -> bool:

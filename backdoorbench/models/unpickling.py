@@ -278,10 +278,13 @@ class DType:
     code: str
     order: str = "="
 
+    @property
+    def is_read(self) -> bool:
+        """Whether it is of numbers or texts, and not of dates, records or objects."""
+        return re.fullmatch(r"[biufcSU]\d{1,4}|[?]", self.code) is not None
+
     def read(self) -> np.dtype[Any]:
-        """The dtype of numbers or texts; ValueError for any other."""
-        if not re.fullmatch(r"[biufcSU]\d{1,4}|[?]", self.code):
-            raise ValueError(f"arrays of '{self.code}' are not read")
+        """The dtype of numbers or texts."""
         return np.dtype(self.code).newbyteorder(self.order if self.order in "<>" else "=")  # type: ignore[arg-type]
 
 
@@ -294,13 +297,15 @@ class Array:
     def filled(self, state: Any) -> Any:
         """The array that numpy's `__setstate__` would make: a tensor of numbers; a note where it holds anything else."""
         _, shape, dtype, by_columns, content = state
-        if not isinstance(content, bytes):
-            return Foreign(Global("numpy", "ndarray"), (shape,), items=list(content))
+        if not isinstance(content, bytes) or not dtype.is_read:
+            return Foreign(Global("numpy", "ndarray"), (shape,), items=content if isinstance(content, list) else [])
         return array(content, dtype, shape, "F" if by_columns else "C")
 
 
 def array(content: Any, dtype: DType, shape: Any, order: str = "C") -> Any:
-    """A tensor of what an array holds, or its list where that is no number."""
+    """A tensor of what an array holds, its list where that is texts, a note where it is neither."""
+    if not dtype.is_read:
+        return Foreign(Global("numpy", "ndarray"), (shape,))
     found = np.frombuffer(bytes(content), dtype.read()).reshape(_numbers(shape), order="F" if order == "F" else "C")
     if found.dtype.kind in "SU":
         return found.tolist()
@@ -308,7 +313,9 @@ def array(content: Any, dtype: DType, shape: Any, order: str = "C") -> Any:
 
 
 def scalar(dtype: DType, content: Any = b"") -> Any:
-    """The plain number that a numpy scalar is."""
+    """The plain number that a numpy scalar is; a note of a date or a record."""
+    if not dtype.is_read:
+        return Foreign(Global("numpy", dtype.code))
     return np.frombuffer(bytes(content), dtype.read())[0].item()
 
 

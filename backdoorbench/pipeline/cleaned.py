@@ -14,7 +14,7 @@ from backdoorbench.config.build import build
 from backdoorbench.config.compose import Plain, option
 from backdoorbench.detectors.base import Detector, Scenario, Verdict
 from backdoorbench.errors import ModelError
-from backdoorbench.models import by_order, checkpoint, matching, reading, stems
+from backdoorbench.models import by_order, checkpoint, matching, reading, stems, unmerged
 from backdoorbench.models.base import Classifier, ModelSpec
 from backdoorbench.models.identify import class_counts, likely_side
 from backdoorbench.models.matching import Fit
@@ -181,6 +181,8 @@ def fitted(found: Found, resolved: Plain, size: int | None) -> Classifier:
                 checkpoint.load(model, fits[0])
                 return model.eval()
             failed = failed or matching.misfit(by_order.shapes_in(model.state_dict()), found, described)
+    if failed is None and unmerged.told(found) is not None:
+        failed = matching.misfit({}, found, "any network")
     raise failed or ModelError(
         f"{found.named} has no last layer that says how many classes it is for; expected a linear one. Add --data DIR."
     )
