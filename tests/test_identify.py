@@ -3,18 +3,24 @@
 pytest tests/test_identify.py
 """
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import save_file
 from test_reading import as_nad, headed, renamed
 from torch import Tensor
 
+from backdoorbench.cli import theirs
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import option
-from backdoorbench.models import reading
-from backdoorbench.models.identify import identify
+from backdoorbench.models import beside, reading
+from backdoorbench.models.identify import class_counts, identify
+from backdoorbench.models.reading import State
 
 Weights = dict[str, Tensor]
 
@@ -83,3 +89,71 @@ def test_a_stem_of_large_images_is_known_at_small_ones(tmp_path: Path) -> None:
     torch.save(found, tmp_path / "theirs.pth")
     first = identify(reading.read(tmp_path / "theirs.pth"), 32)[0]
     assert first.words == ["model=torchvision", "model.architecture=resnet18", "model.stem=as_is"] and first.size == 32
+
+
+def test_what_lies_beside_a_file_names_its_network(tmp_path: Path) -> None:
+    """As timm's for the hub does."""
+    save_file(timms("test_resnet"), file := tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "test_resnet", "num_classes": 10}')
+    first, *_ = identify(reading.read(file), 32, beside.read(file).names)
+    assert first.words == ["model=timm", "model.timm_name=test_resnet"] and first.fit.by == "names"
+
+
+def test_the_last_layer_is_the_outermost_of_those_that_are_called_so() -> None:
+    """As in transformers, whose attention has outputs, in the order of safetensors files."""
+    names = {
+        "classifier.weight": (10, 64),
+        "encoder.0.attention.output.dense.weight": (64, 64),
+        "encoder.0.mlp.weight": (128, 64),
+    }
+    state = State((), {name: torch.zeros(shape) for name, shape in names.items()})
+    assert class_counts(state) == [10, 64, 128]
+    chain = {"module.classifier.0.weight": (64, 64), "module.classifier.3.weight": (7, 64)}
+    assert class_counts(State((), {name: torch.zeros(shape) for name, shape in chain.items()})) == [7]
+
+
+TRANSFORMERS = {
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.25] * 3,
+}
+TIMM = {
+    "architecture": "convnext_atto",
+    "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]},
+    "mean": [0, 0, 0],
+}
+HALVES = ["model.mean=[0.5,0.5,0.5]", "model.std=[0.25,0.25,0.25]"]
+SAID: dict[str, tuple[dict[str, Any], list[str]]] = {  # files beside the weights -> how images are normalised
+    "transformers": ({"preprocessor_config.json": TRANSFORMERS}, HALVES),
+    "transformers, not normalised": (
+        {"preprocessor_config.json": TRANSFORMERS | {"do_normalize": False}}, ["model.mean=none", "model.std=none"],
+    ),
+    "transformers, of other pixels": ({"preprocessor_config.json": TRANSFORMERS | {"rescale_factor": 1 / 127.5}}, []),
+    "timm": ({"config.json": TIMM}, HALVES),
+    "timm, as it was": ({"config.json": {"architecture": "resnet18", "mean": [0.5], "std": [0.25]}}, ["model.mean=[0.5]", "model.std=[0.25]"]),
+    "somebody else's": ({"config.json": {"mean": [0.5] * 3, "std": [0.25] * 3, "pretrained_cfg": 3}}, []),
+    "no numbers": ({"config.json": TIMM | {"pretrained_cfg": {"mean": "imagenet", "std": None}}}, []),
+    "no object": ({"config.json": [1], "preprocessor_config.json": "a"}, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_files_beside_the_weights_say_how_images_are_normalised(kind: str, tmp_path: Path) -> None:
+    files, words = SAID[kind]
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    out = Console(file=io.StringIO(), width=300)
+    assert theirs.normalised(str(tmp_path / "model.safetensors"), ["model=demo"], out) == words
+    assert (
+        theirs.normalised(str(tmp_path / "model.safetensors"), ["dataset.mean=[0,0,0]"], out) == []
+    )  # somebody said it
+    if words:
+        assert f"normalised as {next(iter(files))} beside the weights says: {' '.join(words)}" in out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_broken_file_beside_the_weights_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"')
+    (tmp_path / "preprocessor_config.json").mkdir()
+    assert beside.read(tmp_path / "model.safetensors") == beside.Beside()

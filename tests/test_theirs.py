@@ -1,5 +1,8 @@
 """`bdx inspect` and `bdx clean`: a model that somebody else trained, a folder of images, no line of Python."""
 
+import io
+import json
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -371,6 +374,17 @@ def test_a_function_is_a_trigger_though_the_network_needs_no_plugin(
 def test_a_class_is_named_by_its_name_before_its_number() -> None:
     assert class_number("cat", ("dog", "cat")) == class_number("1", ("dog", "cat")) == 1
     assert class_number("1", ("1", "2", "10")) == 0  # as folders are called, not where they stand
+
+
+def test_images_are_normalised_as_a_file_beside_the_weights_says(digits: Path, tmp_path: Path) -> None:
+    said = {"do_rescale": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    (file := tmp_path / "theirs.pth").write_bytes(b"")
+    chosen = Namespace(model=str(file), data=str(digits), settings=["model=demo"], config_dirs=[])
+    out = Console(file=io.StringIO())
+    assert theirs.words(chosen, out)[-2:] == ["model.mean=[0.5,0.5,0.5]", "model.std=[0.25,0.25,0.25]"]
+    chosen.settings.append("model.mean=none")
+    assert "model.mean" not in " ".join(theirs.words(chosen, out))
 
 
 def test_images_that_are_scaled_are_remarked_upon(capsys: pytest.CaptureFixture[str]) -> None:

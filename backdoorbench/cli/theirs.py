@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # torch is imported only when work starts
 
 IMAGES = 5000  # of the training split, at most, that the defender takes: more cost hours and tell nothing new
 HINTS = ("order", "input")  # notes of an infection: what a given network seems to have been trained on
+NORMALISE = {"model.mean", "model.std", "model.range", "model.channels", "dataset.mean", "dataset.std"}
 PROBED = 32  # pictures that are looked at to tell how large they are
 PHOTO = 224  # pixels a side, as photographs are shown to networks
 LARGEST = 448  # pixels a side of the largest squares that are not taken for photographs
@@ -69,7 +70,23 @@ def words(chosen: Namespace, out: Console) -> list[str]:
         found.append(f"dataset.size={side}")
     if "model" not in named:
         found += network_of(chosen.model, side, out)
-    return found
+    return [*found, *normalised(chosen.model, [*given, *found], out)]
+
+
+def normalised(model: str, words: Sequence[str], out: Console) -> list[str]:
+    """The words of how images are normalised, where a file beside the weights says it and other words do not."""
+    from backdoorbench.models import beside
+
+    said = beside.read(Path(model))
+    named = {word.partition("=")[0].lstrip("+") for word in words}
+    if not said.words or not NORMALISE.isdisjoint(named):
+        return []
+    say(
+        out,
+        "images",
+        f"normalised as {said.source} beside the weights says: {' '.join(said.words)}; other words change it",
+    )
+    return said.words
 
 
 def tell_scaled(side: int | None, settings: Sequence[str], out: Console) -> None:
@@ -84,11 +101,11 @@ def network_of(model: str, side: int | None, out: Console) -> list[str]:
     """The words of the network whose weights a file holds; ModelError where none here fits them.
 
     side  pixels of the images, where somebody knows"""
-    from backdoorbench.models import matching, reading, unmerged
+    from backdoorbench.models import beside, matching, reading, unmerged
     from backdoorbench.models.identify import identify
 
     found = reading.read(model)
-    fitting = identify(found, side)
+    fitting = identify(found, side, beside.read(found.file).names)
     if not fitting and (not found.states or unmerged.told(found) is not None):
         raise matching.misfit({}, found, "any network")
     if not fitting:
@@ -317,7 +334,7 @@ def print_weights_alone(chosen: Namespace, out: Console) -> None:
     """What a file of weights says by itself, without an image: what it holds, which network it is, and what those detectors find
     in it that need nothing else. ModelError where it holds no weights, or not those of the network that the words name."""
     from backdoorbench.cli.arguments import composed
-    from backdoorbench.models import matching, reading, unmerged
+    from backdoorbench.models import beside, matching, reading, unmerged
     from backdoorbench.models.base import LARGE
     from backdoorbench.models.identify import SMALL, identify
     from backdoorbench.pipeline import cleaned
@@ -337,12 +354,18 @@ def print_weights_alone(chosen: Namespace, out: Console) -> None:
     if any(word.startswith("model=") for word in given):
         model = cleaned.fitted(found, resolved, size)
         say(out, "network", f"{resolved['model']['name']}, as it was named: the weights are its")
-    elif fitting := identify(found, size):
+    elif fitting := identify(found, size, names := beside.read(found.file).names):
         first = fitting[0]
         say(out, "network", f"{' '.join(first.words)}, for {first.classes} classes: {first.how}")
-        if size is None and first.size == LARGE and (small := identify(found, SMALL)) and small[0].words != first.words:
+        if (
+            size is None
+            and first.size == LARGE
+            and (small := identify(found, SMALL, names))
+            and small[0].words != first.words
+        ):
             say(out, "", f"so for images of {LARGE} px and more; for smaller ones it is {' '.join(small[0].words)}")
-        resolved = composed([*first.words, *given], chosen.config_dirs)
+        read = normalised(chosen.model, [*given, *first.words], out)
+        resolved = composed([*first.words, *read, *given], chosen.config_dirs)
         model = cleaned.fitted(found, resolved, first.size)
     else:
         if unmerged.told(found) is not None:

@@ -12,6 +12,7 @@ import logging
 import re
 import typing
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any, Literal
@@ -38,6 +39,7 @@ COMMON = (  # of torchvision's networks, where the file does not say which
 )  # fmt: skip
 UNSAID = 99  # the rank of those
 SMALL, LARGE_STEM = 32, 7  # pixels: what a network reads whose first filters are smaller than those of large images
+LAST = re.compile(r"(.*\.)?(fc|linear|head|classifier|output)(\.\w+)*\.weight")  # what last layers are called
 NAMES = (
     "arch",
     "model_name",
@@ -78,14 +80,15 @@ class Candidate:
         )
 
 
-def identify(found: Found, size: int | None = None) -> list[Candidate]:
+def identify(found: Found, size: int | None = None, names: Sequence[str] = ()) -> list[Candidate]:
     """The networks that a file fits: those that need the fewest settings other than ours, by names before by order.
 
-    size  pixels a side of the images, where somebody knows"""
+    size   pixels a side of the images, where somebody knows
+    names  of networks that it may be of, beside those that it has itself"""
     for state in found.states[:3]:
         for classes in class_counts(state) if _stem(state) is not None else []:
             side = size or likely_side(state)
-            for rank, alike in groupby(_guesses(state, found), key=lambda guess: guess.rank):
+            for rank, alike in groupby(_guesses(state, [*_said(found), *_names(names)]), key=lambda guess: guess.rank):
                 fitting = [
                     Candidate(guess.option, guess.overrides, side, classes, fit)
                     for guess in alike
@@ -103,14 +106,13 @@ def likely_side(state: State) -> int:
 
 
 def class_counts(state: State) -> list[int]:
-    """How many classes a network may have: the rows of its last layers, the very last one first."""
-    last = [value for value in state.weights.values() if value.ndim in (2, 4) and _is_linear(value)]
-    named = [
-        value
-        for name, value in state.weights.items()
-        if re.fullmatch(r"(.*\.)?(fc|linear|head|classifier|output)(\.\w+)*\.weight", name) and _is_linear(value)
-    ]
-    return list(dict.fromkeys(len(value) for value in [*named[-1:], *last[-1:]]))
+    """How many classes a network may have: the rows of what is called its last layer, of all that are so called the least deep
+    first, since parts of blocks are, too; and those of the very last one."""
+    linear = {name: value for name, value in state.weights.items() if value.ndim in (2, 4) and _is_linear(value)}
+    named = [name for name in linear if LAST.fullmatch(name)]
+    least = min((name.count(".") for name in named), default=0)
+    outer = [name for name in named if name.count(".") == least]
+    return list(dict.fromkeys(len(linear[name]) for name in [*outer[-1:], *named[-1:], *list(linear)[-1:]]))
 
 
 def _is_linear(value: Tensor) -> bool:
@@ -126,9 +128,11 @@ class Guess:
     overrides: dict[str, Any]
 
 
-def _guesses(state: State, found: Found) -> list[Guess]:
-    """Each option as it is, then with its other choices and widths; those that name one network once."""
-    stem, said = _stem(state), _said(found)
+def _guesses(state: State, said: list[str]) -> list[Guess]:
+    """Each option as it is, then with its other choices and widths; those that name one network once.
+
+    said  names of networks that it may be"""
+    stem = _stem(state)
     first = {"channels": 1} if stem is not None and stem.shape[1] == 1 else {}
     guesses: list[Guess] = []
     for name in catalog.names("model"):
@@ -189,8 +193,12 @@ def _choices(node: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
 
 def _said(found: Found) -> list[str]:
     """Names of networks that the file itself has beside its weights."""
-    named = (found.beside.get(key) for key in NAMES)
-    return [text for text in named if isinstance(text, str) and re.fullmatch(r"[\w.]{3,60}", text)]
+    return _names(found.beside.get(key) for key in NAMES)
+
+
+def _names(values: Iterable[Any]) -> list[str]:
+    """Those values that may be a network's name."""
+    return [text for text in values if isinstance(text, str) and re.fullmatch(r"[\w.]{3,60}", text)]
 
 
 def _fit(guess: Guess, found: Found, state: State, classes: int, size: int) -> Fit | None:
