@@ -682,6 +682,18 @@ def test_purified_weights_under_other_names_are_written_under_those(tmp_path: Pa
     assert list(read) == list(wanted) and all(torch.equal(read[name], wanted[name]) for name in wanted)
 
 
+def test_weights_that_are_written_less_precise_than_they_were_judged_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    halves = {name: value.bfloat16() if value.ndim > 1 else value for name, value in bare(classifier(seed=1)).items()}
+    torch.save(halves, file := tmp_path / "given.pt")
+    checkpoint.save_as(load(ours := classifier(), file), ours, written := tmp_path / "clean.pt")
+    assert torch.load(written)["conv1.weight"].dtype == torch.bfloat16
+    assert (
+        "clean.pt has weights in bfloat16, as given.pt has them: they are rounded from those that were" in caplog.text
+    )
+
+
 def test_a_safetensors_file_is_written_as_one(tmp_path: Path) -> None:
     given, purified = classifier(seed=1), classifier(seed=2)
     save_file(headed("module.")(bare(given)), tmp_path / "given.safetensors", {"format": "pt"})

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import nn
 
 from backdoorbench.config.build import build
-from backdoorbench.errors import ModelError
+from backdoorbench.errors import ModelError, few
 from backdoorbench.models import matching, reading
 from backdoorbench.models.matching import Fit
 from backdoorbench.models.reading import Found, Keys, Weights
@@ -144,6 +144,15 @@ def save_as(fit: Fit, model: nn.Module, file: Path) -> None:
     model  the Classifier, as `fit` was made for, with other weights"""
     weights = _as_there(fit, model)
     found = fit.found
+    own = model.state_dict()
+    rounded = {
+        weights[there].dtype for name, there in fit.places.items() if weights[there].itemsize < own[name].itemsize
+    }
+    if rounded:
+        kinds = few(sorted(str(dtype).removeprefix("torch.") for dtype in rounded))
+        log.warning(
+            f"{file.name} has weights in {kinds}, as {found.file.name} has them: they are rounded from those that were judged."
+        )
     if found.format == "safetensors":
         with store.storage_errors(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
