@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # One would guess that the file which save_pretrained writes has the names of the network's state dict, so that load_file and
 # load_state_dict give the network back: ResNet and ConvNeXt of transformers do that, and torchvision's and timm's networks.
-# ViT, DeiT, Swin and DINOv2 have other names in the file, those of transformers 4, than in the network (vit.encoder.layer.0 there,
-# vit.layers.0 here; query, key and value for q_proj, k_proj and v_proj). from_pretrained translates and loads either. What reads the
-# file otherwise is refused, or with strict=False leaves most weights as they were drawn: of a ViT it reads the embeddings and the
+# ViT, DeiT, Swin and DINOv2 have other names in the file than in the network (vit.encoder.layer.0 there, vit.layers.0 here; query,
+# key and value for q_proj, k_proj and v_proj). from_pretrained translates and loads either. What reads the file otherwise is
+# refused, or with strict=False leaves most weights as they were drawn: of a ViT it reads the embeddings, the last norm and the
 # head, so that shapes and the number of classes look right.
 # It matters because purified weights are handed on as safetensors, and defenses compare, average or prune layers of two files
-# by name: torch.save and save_pretrained of one network have a fifth of their names in common.
+# by name: of one ViT what torch.save and what save_pretrained writes have a fifth of their names in common.
 # Versions: transformers 5.24.0, torch 2.15.0, safetensors 0.8.0, numpy 2.4.6.
-# Source: transformers/conversion_mapping.py, which save_pretrained applies backwards (modeling_utils.py).
+# Source: transformers/conversion_mapping.py, which save_pretrained applies backwards (modeling_utils.py) unless it is told
+# save_original_format=False.
 # Seen 2026-11-30 (names of the network in its own file; logits after load_state_dict with strict=False; after from_pretrained, of
 # that file and of one under the network's own names):
 #   ViT       8 of 40, off by 0.75; 0, 0
@@ -92,6 +93,8 @@ for name, (kind, config) in NETWORKS.items():
     found = [fresh, kind.from_pretrained(folder), kind.from_pretrained(other)]
     off = [float((logits(network) - logits(saved)).abs().max()) for network in found]
     common = len(file.keys() & own.keys())
+    saved.save_pretrained(told := f"{work}/{name}-told", save_original_format=False)
+    assert load_file(f"{told}/model.safetensors").keys() == own.keys()
     print(f"{name}: {common} of {len(own)} names are in the file; with strict=False logits are off by {off[0]:.2f};", end=" ")
     print(f"from_pretrained of it, and of a file with the network's names: {off[1]:g}, {off[2]:g}")
     assert len(left.missing_keys) == len(left.unexpected_keys) == len(own) - common
