@@ -149,9 +149,9 @@ def test_hooks_go_even_when_the_network_fails() -> None:
 def test_trace_lists_modules_as_they_end(images: Tensor) -> None:
     calls = surgery.trace(built("preact10"), images)
     names = [call.name for call in calls]
-    assert names[:4] == ["crop", "normalize", "net.conv1", "net.layer1.0.bn1"]
+    assert names[:6] == ["crop.0", "crop.1", "crop", "normalize", "net.conv1", "net.layer1.0.bn1"]
     assert names[-3:] == ["net.linear", "net", ""] and calls[-1].caller is None and calls[-2].caller == ""
-    assert calls[0].output is calls[1].input and calls[2].reads(calls[1]) and calls[-2].returns(calls[-3])
+    assert calls[2].output is calls[3].input and calls[4].reads(calls[3]) and calls[-2].returns(calls[-3])
 
 
 # --- classifier ------------------------------------------------------------------------------------------------------
