@@ -296,6 +296,38 @@ def test_pruning(
     assert said[-1] == f"  kept {4 - len(gone)}: {kept}" or not kept
 
 
+EXACT = "exact purifications: 1, 900 bytes"
+BESIDE = ["purified models: 1, 700 bytes", "verdicts: 1, 40 bytes"]
+
+
+@pytest.mark.parametrize(
+    ("lock", "gone"),
+    [("none", [EXACT, *BESIDE]), ("exact/1", BESIDE), ("locks/000000000009", [])],
+    ids=["nobody", "who makes it", "a running run"],
+)
+def test_what_was_made_of_infections_goes_unless_somebody_may_want_it(
+    lock: str, gone: list[str], four: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_run(tmp_path, 9, "attack=sig", status="running")
+    made = {
+        "detection/nc-1": (9, 40),
+        "purification/ft-1": (9, 700),
+        "purification/ft-2": (0.1, 60),
+        "exact/1": (9, 900),
+    }
+    for name, (days, size) in made.items():
+        folder = tmp_path / "cache" / name
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(bytes(size))
+        os.utime(folder, (time.time() - days * DAY,) * 2)
+    with held(tmp_path / "cache" / f"{lock}.lock"):
+        said = bdx(capsys, tmp_path, "prune", "--older-than", "1d", "--unreferenced", "--yes")
+    told = [line.removeprefix("  deleted ") for line in said if line.startswith("  deleted ")]
+    assert told == ["1 infection, 30.0 kB", *gone]
+    left = [name for name in made if (tmp_path / "cache" / name).is_dir()]
+    assert len(left) == len(made) - len(gone) and "purification/ft-2" in left
+
+
 def test_a_live_run_keeps_the_infections_it_may_want(
     four: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

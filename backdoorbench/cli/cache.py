@@ -5,6 +5,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from backdoorbench.cli.arguments import Parser, outputs_folder
 from backdoorbench.cli.listing import count, plain_table
 from backdoorbench.errors import ConfigError, DataError, did_you_mean
 from backdoorbench.reporting import cached, ledger
-from backdoorbench.reporting.cached import Stored
+from backdoorbench.reporting.cached import Derived, Stored
 from backdoorbench.reporting.ledger import Entry
 from backdoorbench.screen import clock, make_console
 from backdoorbench.storage import store
@@ -55,10 +56,7 @@ def _list(words: Sequence[str]) -> int:
     beside = {
         "data sets": cached.size_of(outputs.data),
         "snapshots": cached.size_of(outputs.snapshots),
-        "verdicts": cached.size_of(outputs.cache / "detection"),
-        "purified models": cached.size_of(outputs.cache / "purification"),
-        "exact purifications": cached.size_of(outputs.cache / "exact"),
-        "networks of triggers": cached.size_of(outputs.cache / "network"),
+        **{kind: cached.size_of(place) for kind, place in outputs.derived.items()},
     }
     if found:
         print_infections(make_console(), found, time.time())
@@ -91,15 +89,18 @@ def _why(words: Sequence[str]) -> int:
 def _prune(words: Sequence[str]) -> int:
     parser = Parser(
         "cache prune",
-        "Deletes infections that nobody uses; what they were trained with is in the records, and a later run trains them "
-        "anew. What was set aside as damaged goes too, once it is as old. Without --yes it only says what would go.",
+        "Deletes infections that nobody uses, and purified models, verdicts and networks of triggers beside them; what they were "
+        "made with is in the records, and a later run makes them anew. What was set aside as damaged goes too, once it is as "
+        "old. Without --yes it only says what would go.",
     )
     parser.add_argument(
         "--older-than", metavar="AGE", help=f"not used for so long: 45m, 12h, 30d, 4w; {YOUNG} by default"
     )
     parser.add_argument("--unreferenced", action="store_true", help="that no record needs")
     parser.add_argument(
-        "--max-size", metavar="SIZE", help="longest unused first, until all together take so much: 500MB, 20GB"
+        "--max-size",
+        metavar="SIZE",
+        help="longest unused first, until all together, data sets aside, take so much: 500MB, 20GB",
     )
     parser.add_argument("--yes", action="store_true", help="delete them")
     chosen, found, entries = _stored(words, parser)
@@ -112,15 +113,20 @@ def _prune(words: Sequence[str]) -> int:
     before = time.time() - _amount("--older-than", age, UNITS, "an age such as 45m, 12h, 30d or 4w")
     size = "a size such as 500MB or 20GB"
     most = int(_amount("--max-size", chosen.max_size, SIZES, size)) if chosen.max_size is not None else None
-    going, staying = cached.sort_out(found, cached.in_use(found, entries), before, chosen.unreferenced, most)
+    all_of_it: list[Stored | Derived] = [*found, *cached.derived(Outputs(Path(chosen.outputs)))]
+    going, staying = cached.sort_out(all_of_it, cached.in_use(all_of_it, entries), before, chosen.unreferenced, most)
     if chosen.yes:
         gone = [stored for stored in going if store.discard(stored.folder, before)]
         staying += [(stored, "in use") for stored in going if stored not in gone]
         going = gone
-    if going:
-        print_infections(make_console(), going, time.time())
-    freed = decimal(sum(stored.size for stored in going))
-    print(f"  {'deleted' if chosen.yes else 'would delete'} {count(len(going), 'infection')}, {freed}")
+    if infections := [stored for stored in going if isinstance(stored, Stored)]:
+        print_infections(make_console(), infections, time.time())
+    did = "deleted" if chosen.yes else "would delete"
+    print(f"  {did} {count(len(infections), 'infection')}, {decimal(sum(stored.size for stored in infections))}")
+    beside = [stored for stored in going if isinstance(stored, Derived)]
+    for kind, part in groupby(sorted(beside, key=lambda stored: stored.kind), key=lambda stored: stored.kind):
+        sizes = [stored.size for stored in part]
+        print(f"  {did} {kind}: {len(sizes)}, {decimal(sum(sizes))}")
     clear(Outputs(Path(chosen.outputs)), before, chosen.yes)
     reasons = Counter(f"{why} than {age}" if why == "younger" else why for _, why in staying)
     if staying:
@@ -172,7 +178,7 @@ def _stored(
     outputs = outputs_folder(chosen.outputs)
     entries = ledger.entries(outputs)
     found = cached.infections(outputs, entries)
-    if not found and not Outputs(outputs).set_aside():
+    if not found and not Outputs(outputs).set_aside() and not cached.derived(Outputs(outputs)):
         raise DataError(
             f"no infection lies in {Outputs(outputs).infections}; expected at least one. Name another outputs folder "
             f"with --outputs DIR, or run something first: bdx attack=badnets defense=none."

@@ -1,4 +1,5 @@
-"""The infected models in the cache: what they are, what they take, which two differ in what, and which can go.
+"""The infected models in the cache, and what was made of them: what they are, what they take, which two differ in what, and what
+can go.
 
 Answers without torch."""
 
@@ -7,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from backdoorbench.config.compose import Plain, flat, option
 from backdoorbench.config.groups import GROUPS, INFECT, PURIFY, as_called_now
@@ -46,6 +47,32 @@ class Stored:
         """Its settings in the shape of a run's, for tables."""
         named = {"holdout": self.settings["holdout"] or {"name": "any"}, PURIFY.group: {"name": ""}}
         return as_called_now(self.settings | named)
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What was made of an infected model, or for it, and is made again where it is missing: no record needs it.
+
+    kind  as it is called, of several; size and used: as an infection's"""
+
+    kind: str
+    folder: Path
+    size: int
+    used: float
+    needed: ClassVar[bool] = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind} {self.folder.name}"
+
+
+def derived(outputs: Outputs) -> list[Derived]:
+    """All that lies beside the infections in the cache, but for data sets and snapshots."""
+    return [
+        Derived(kind, folder, size_of(folder), folder.stat().st_mtime)
+        for kind, place in outputs.derived.items()
+        for folder in _folders(place)
+    ]
 
 
 def infections(outputs: Path, runs: Sequence[Entry]) -> list[Stored]:
@@ -137,29 +164,31 @@ def differences(one: Stored, other: Stored) -> list[tuple[str, str, str]]:
     ]
 
 
-def in_use(found: Sequence[Stored], runs: Sequence[Entry]) -> set[str]:
-    """Keys of infections that a live process may want: of a running run's data set, with its attack or with none; or locked."""
+def in_use(found: Iterable[Stored | Derived], runs: Sequence[Entry]) -> set[str]:
+    """Keys of what a live process may want: infections of a running run's data set, with its attack or with none; beside them
+    anything, while one runs; and what is locked."""
     live = [entry.content["config"] for entry in runs if entry.status == "running"]
     wanted = {(c["dataset"]["name"], attack) for c in live for attack in (c["attack"]["name"], "none")}
-    return {
-        stored.key
-        for stored in found
-        if (stored.settings["dataset"]["name"], stored.settings["attack"]["name"]) in wanted
-        or store.is_held(store.lock_of(stored.folder))
-    }
+
+    def is_wanted(one: Stored | Derived) -> bool:
+        if isinstance(one, Derived):
+            return bool(live)
+        return (one.settings["dataset"]["name"], one.settings["attack"]["name"]) in wanted
+
+    return {one.key for one in found if is_wanted(one) or store.is_held(store.lock_of(one.folder))}
 
 
 def sort_out(
-    found: Sequence[Stored], used: Collection[str], before: float, unreferenced: bool, most: int | None
-) -> tuple[list[Stored], list[tuple[Stored, str]]]:
-    """Infections that can go, longest unused first, and those that stay, with the reason.
+    found: Sequence[Stored | Derived], used: Collection[str], before: float, unreferenced: bool, most: int | None
+) -> tuple[list[Stored | Derived], list[tuple[Stored | Derived, str]]]:
+    """What can go, longest unused first, and what stays, with the reason.
 
     used          keys of those in use; before: those used later stay
     unreferenced  those that a record needs stay
     most          bytes: no more go than it takes to come down to it; None: all that can"""
     left = sum(stored.size for stored in found)
-    going: list[Stored] = []
-    staying: list[tuple[Stored, str]] = []
+    going: list[Stored | Derived] = []
+    staying: list[tuple[Stored | Derived, str]] = []
     for stored in sorted(found, key=lambda stored: stored.used):
         if stored.key in used:
             staying.append((stored, "in use"))

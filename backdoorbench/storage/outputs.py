@@ -43,6 +43,16 @@ class Outputs:
         """States of trainings under way."""
         return self.cache / "snapshots"
 
+    @property
+    def derived(self) -> dict[str, Path]:
+        """What is made of infected models or for them, each in a folder of its own: how that is called, and where it lies."""
+        return {
+            "verdicts": self.cache / "detection",
+            "purified models": self.cache / "purification",
+            "exact purifications": self.cache / "exact",
+            "networks of triggers": self.cache / "network",
+        }
+
     def infection(self, attack: str, dataset: str, key: str) -> Path:
         """The folder of one infected model."""
         return self.infections / f"{attack}-{dataset}-{key}"
