@@ -76,7 +76,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 def plant(root: Path, names: Sequence[str] = ("ant", "bee"), count: int = 10) -> np.ndarray:
-    pixels = levels(len(names) * count)
+    pixels = levels(len(names) * count, seed=count)
     for label, name in enumerate(names):
         for row in range(count):
             write(root / name / f"{row}.png", pixels[label * count + row])

@@ -418,16 +418,16 @@ def folder(root: Path, **knobs: Any) -> Dataset:
     return build(OmegaConf.to_container(node, resolve=True), "dataset")
 
 
-def fill(place: Path, count: int, shade: int = 50, ending: str = ".png") -> None:
+def fill(place: Path, count: int, shade: int = 50, ending: str = ".png", blue: int = 0) -> None:
     place.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        solid("RGB", (shade, number, 0)).save(place / f"{number}{ending}")
+        solid("RGB", (shade, number, blue)).save(place / f"{number}{ending}")
 
 
 def plant(root: Path, classes: Sequence[str] = ("a", "b")) -> Path:
     for shade, name in enumerate(classes):
         fill(root / "train" / name, 3, shade)
-        fill(root / "test" / name, 2, shade)
+        fill(root / "test" / name, 2, shade, blue=1)
     return root
 
 
@@ -464,7 +464,7 @@ def test_plain_images_are_worth_no_word(tmp_path: Path, cache: Path, said: Calla
 def test_conversions_are_counted_said_and_kept(tmp_path: Path, cache: Path, said: Callable[[], list[str]]) -> None:
     root = plant(tmp_path / "raw")
     (root / "train" / "a" / "deep.png").write_bytes(png(0, 16, [4000]))
-    (root / "test" / "b" / "deep.png").write_bytes(png(0, 16, [4000]))
+    (root / "test" / "b" / "deep.png").write_bytes(png(0, 16, [8000]))
     solid("RGBA", (0, 0, 100, 51)).save(root / "train" / "b" / "alpha.png")
     converted = {"16-bit grey": 2, "transparent, on white": 1}
     for _ in range(2):  # decoded, then opened
@@ -542,6 +542,22 @@ def test_neither_setting_is_part_of_a_key_and_both_tell_rows_apart(tmp_path: Pat
 # -- what lies there --------------------------------------------------------------------------------------------------
 
 
+def test_images_that_stand_where_they_should_not_are_counted(
+    tmp_path: Path, cache: Path, said: Callable[[], list[str]]
+) -> None:
+    root = plant(tmp_path / "raw")
+    fill(root / "test" / "b", 1, 0)  # an image of the training split, of another class
+    solid("RGB", (1, 1, 0)).save(root / "train" / "a" / "twice.png")
+    for size in ({}, {"train_size": 4}):
+        found = folder(root, **size).load(cache)
+        assert found.facts == {"repeated": {"in_both_splits": 1, "under_two_labels": 1}}
+        assert said() == [
+            "folder: 1 of 4 test images are training images too, byte for byte: what a network knows of them by heart counts as "
+            "accuracy",
+            "folder: training images that lie in several classes, byte for byte: 1",
+        ]
+
+
 def test_what_is_left_out_is_counted_in_a_line(tmp_path: Path, cache: Path, said: Callable[[], list[str]]) -> None:
     root = plant(tmp_path / "raw")
     for name in ("x.tga", "y.tga", "z.TGA", "notes.txt", "LICENSE", ".hidden.png", "._0.png", ".DS_Store"):
@@ -562,7 +578,7 @@ def test_what_is_left_out_is_counted_in_a_line(tmp_path: Path, cache: Path, said
 def test_gif_and_other_endings_are_read(tmp_path: Path, cache: Path, said: Callable[[], list[str]]) -> None:
     root = plant(tmp_path / "raw")
     for number in range(15):
-        palette([1, 2, number] * 2).save(root / "train" / "a" / f"more{number}.gif")
+        palette([9, 2, number] * 2).save(root / "train" / "a" / f"more{number}.gif")
     solid("L", 9).save(root / "train" / "b" / "x.BMP")
     solid("L", 9).save(root / "train" / "b" / "y.jfif", "JPEG")
     splits = folder(root).load(cache)
@@ -804,7 +820,7 @@ def test_the_record_says_what_was_read(tmp_path: Path) -> None:
     root = tmp_path / "raw"
     for shade, name in enumerate(("a", "b")):
         fill(root / "train" / name, 24, 200 * shade)
-        fill(root / "test" / name, 4, 200 * shade)
+        fill(root / "test" / name, 4, 200 * shade, blue=1)
         (root / "train" / name / "deep.png").write_bytes(png(0, 16, [4000 + 40000 * shade]))
     (root / "test" / "a" / "notes.txt").touch()
     run = api.run(

@@ -40,8 +40,9 @@ class Splits:
     digest  hexadecimal, of every image and label in both splits: two roots that hold the same data share it, and a
             result's key contains it in place of the root
     facts   for the record, of the raw data as a whole, where there is something to say: how many images were `converted`,
-            by what they were; what was `left_out`, by ending; how many lay in `sub_folders` of a class folder; the `layout` and
-            the `test_share` that was drawn; how many training rows are known to be `poisoned`
+            by what they were; how many are `repeated` where they should not be; what was `left_out`, by ending; how many lay in
+            `sub_folders` of a class folder; the `layout` and the `test_share` that was drawn; how many training rows are known
+            to be `poisoned`
     reading how its files were read, so that other files are read alike; None: it has none
     poisoned  (N,) bool over `train`: rows that somebody poisoned, as the data set says; None: it says nothing. For the record
             alone: no defense and no detector is told

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,6 +39,7 @@ FORMAT = 2  # rises when the same raw data would be decoded to other bytes
 SPLITS = ("train", "test")
 POISONED = "poisoned.npy"  # beside the images: rows that somebody poisoned, as he says
 CHUNK = 64  # images decoded at a time
+SEEN = 0.001  # share of the test images above which repeated ones are warned of
 DAMAGED = ("cannot be decoded", "Copy them again from the original, or remove them.")
 
 Fit: TypeAlias = Callable[[Image.Image, int], Image.Image]
@@ -104,6 +105,7 @@ def load(
     facts = {**splits.facts, **{name: value for name, value in listed.items() if value}}
     splits = replace(splits, facts=facts, reading=Reading(fit, background))
     tell(dataset.name, root, splits.facts)
+    tell_repeated(dataset.name, splits)
     return finish(dataset, splits)
 
 
@@ -119,6 +121,17 @@ def tell(name: str, root: Path, facts: Mapping[str, Any]) -> None:
         log.info(f"{name}: training images that its files call poisoned, for the record alone: {facts['poisoned']:,}")
     if "converted" in facts:
         log.info(f"{name}: images converted to 8-bit RGB: {counted(facts['converted'])}")
+
+
+def tell_repeated(name: str, splits: Splits) -> None:
+    """Says which images stand where they should not; as a warning where they are many enough to be seen in a figure."""
+    found = splits.facts.get("repeated", {})
+    if both := found.get("in_both_splits"):
+        level = logging.WARNING if both > SEEN * len(splits.test) else logging.INFO
+        said = f"{both:,} of {len(splits.test):,} test images are training images too, byte for byte"
+        log.log(level, f"{name}: {said}: what a network knows of them by heart counts as accuracy")
+    if two := found.get("under_two_labels"):
+        log.warning(f"{name}: training images that lie in several classes, byte for byte: {two:,}")
 
 
 def write_store(folder: Path, dataset: Dataset, raw: Raw, fit: Fit, settings: Mapping[str, Any]) -> None:
@@ -148,7 +161,7 @@ def write_store(folder: Path, dataset: Dataset, raw: Raw, fit: Fit, settings: Ma
     counts = {name: part.counts().tolist() for name, part in zip(SPLITS, (train, test), strict=True)}
     told = digest(train, test, poisoned_of(folder, len(train)))
     meta = {"classes": list(classes), "counts": counts, "digest": told, "source": settings}
-    meta |= {"converted": dict(converted.most_common())}
+    meta |= {"converted": dict(converted.most_common()), "repeated": repeated(train, test)}
     write_json(folder / "meta.json", meta)
 
 
@@ -265,8 +278,27 @@ def open_store(folder: Path) -> Splits:
         train, test = (map_split(folder / name, meta["classes"]) for name in SPLITS)
         if [train.counts().tolist(), test.counts().tolist()] != [meta["counts"][name] for name in SPLITS]:
             raise ValueError("the labels are not those that were stored")
-        facts = {"converted": meta["converted"]} if meta["converted"] else {}
+        kept = {name: meta.get(name) for name in ("converted", "repeated")}  # older stores do not count the latter
+        facts = {name: value for name, value in kept.items() if value}
         return Splits(train, test, meta["digest"], facts, poisoned=poisoned_of(folder, len(train)))
+
+
+def repeated(train: ImageSet, test: ImageSet) -> dict[str, int]:
+    """How many images stand where they should not, byte for byte: in the test split of those of the training split, and in the
+    training split under two labels. What there is none of is left out."""
+    labels: dict[bytes, set[int]] = {}
+    for content, label in zip(_contents(train), train.labels.tolist(), strict=True):
+        labels.setdefault(content, set()).add(label)
+    found = {
+        "in_both_splits": sum(content in labels for content in _contents(test)),
+        "under_two_labels": sum(len(under) > 1 for under in labels.values()),
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+def _contents(part: ImageSet) -> Iterator[bytes]:
+    """A digest of each image."""
+    return (hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in part.images.numpy())
 
 
 def map_split(folder: Path, classes: Iterable[str]) -> ImageSet:
