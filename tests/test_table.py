@@ -412,8 +412,10 @@ def test_csv_holds_fractions() -> None:
     assert lines == [
         "dataset,model,attack,rate,defense,n,infected_n,collapsed,seeds,status,fragile,infected_ca,infected_ca_std,infected_asr,infected_asr_std,"
         "infected_ra,infected_ra_std,purified_ca,purified_ca_std,purified_asr,purified_asr_std,purified_ra,purified_ra_std,"
-        "der,der_std,seconds,memory,device_memory,energy,images_per_second,published_ca,published_asr,published_ra,certainty,source",
-        "digits,demo,badnets,10 %,ft,1,1,0,0,took,,0.970000,,0.950000,,0.050000,,0.960000,,0.900000,,0.100000,,0.520000,,,,,,,,,,,",
+        "der,der_std,seconds,seconds_n,memory,memory_n,device_memory,device_memory_n,energy,energy_n,images_per_second,images_per_second_n,"
+        "published_ca,published_asr,published_ra,certainty,source",
+        "digits,demo,badnets,10 %,ft,1,1,0,0,took,,0.970000,,0.950000,,0.050000,,0.960000,,0.900000,,0.100000,,0.520000,,"
+        ",0,,0,,0,,0,,0,,,,,",
     ]
 
 

@@ -308,7 +308,8 @@ def latex(text: str) -> str:
 def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None, asked: Sequence[str] = ()) -> str:
     """Fractions, not percent: one line a row, mean and spread of each figure, empty where not measured; then what was
     published for it, how sure that reading is, and its source. `fragile` is empty where no plain fine-tuning tells; `infected_n`
-    counts the runs of the infected model's means, since a defense that collapsed on one has fewer.
+    counts the runs of the infected model's means, since a defense that collapsed on one has fewer, and each cost the runs whose
+    records tell it.
 
     beside  place of a row -> its comparison
     asked   figures, of which those that stand in no column have their own, beside their n: records may lack them"""
@@ -318,13 +319,15 @@ def as_csv(rows: Sequence[Row], beside: Mapping[int, Comparison] | None = None, 
     measured = [f"{figure}{part}" for figure in figures for part in ("", "_std")]
     further = [name for name in asked if name not in (*FIGURES, "der", *COSTS)]
     counts = ["n", "infected_n", "collapsed"]
-    head = [*columns, *counts, "seeds", "status", "fragile", *measured, *COSTS]
+    head = [*columns, *counts, "seeds", "status", "fragile", *measured]
+    head += [f"{name}{part}" for name in COSTS for part in ("", "_n")]
     head += [f"{name}{part}" for name in further for part in ("", "_std", "_n")]
     lines: list[list[Any]] = []
     for place, row in enumerate(rows):
         cells = [*(row.before[name] for name in FIGURES), *(row.figures[name] for name in (*FIGURES, "der"))]
         shown = [fraction(value) for cell in cells for value in (cell.mean, cell.spread)]
-        shown += [fraction(row.figures.get(name, Cell(())).mean) for name in COSTS]
+        for cell in (row.figures.get(name, Cell(())) for name in COSTS):
+            shown += [fraction(cell.mean), str(len(cell.values))]
         for cell in (row.figures.get(name, Cell(())) for name in further):
             shown += [fraction(cell.mean), fraction(cell.spread), str(len(cell.values))]
         found = beside.get(place) if beside else None
