@@ -88,7 +88,7 @@ def lora(weights: Weights) -> Weights:
 
 
 OTHERS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
-    "an adapter inside": (lora, "holds an adapter (linear.base_layer.weight, linear.base_layer.bias and 2 more), whose weights are added"),
+    "an adapter inside": (lora, "holds an adapter (linear.lora_A.default.weight, linear.lora_B.default.weight), whose weights are added"),
     "an adapter alone": (
         lambda _: {"base_model.model.fc.lora_A.weight": torch.ones(2, 16), "base_model.model.fc.lora_B.weight": torch.ones(5, 2)},
         "Merge them where it runs, with peft by model.merge_and_unload(), then torch.save(model.state_dict(), FILE).",
@@ -116,6 +116,33 @@ def test_weights_that_lack_something_are_told_by_their_names(kind: str, tmp_path
     with pytest.raises(ModelError) as refused:
         load(classifier(seed=1), file)
     assert said in str(refused.value)
+
+
+ORDINARY: dict[str, dict[str, Tensor]] = {
+    "a layer called base_layer, as in timm's DLA": {"module.base_layer.0.weight": torch.ones(2, 3, 3, 3)},
+    "an empty buffer": {"conv.weight": torch.ones(2, 3, 3, 3), "queue": torch.empty(0)},
+    "a layer of no outputs": {"conv.weight": torch.ones(2, 3, 3, 3), "none.weight": torch.empty(0, 2)},
+    "steps of its own beside fractions": {"conv.weight": torch.ones(2, 3, 3, 3), "conv.zero_point": torch.tensor(0)},
+    "trained as if quantised": {
+        "conv.weight": torch.ones(2, 3, 3, 3),
+        "conv.weight_fake_quant.fake_quant_enabled": torch.tensor([1]),
+        "conv.weight_fake_quant.zero_point": torch.tensor([0]),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ORDINARY)
+def test_weights_that_are_whole_are_not_told_to_be_parts(kind: str, tmp_path: Path) -> None:
+    torch.save(ORDINARY[kind], file := tmp_path / "theirs.pth")
+    assert unmerged.told(reading.read(file)) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["a.lora_A.default.weight", "a.boft_R.default", "lora_unet_a", "a.modules_to_save.default.weight"]
+)
+def test_adapters_are_told_by_names(name: str, tmp_path: Path) -> None:
+    torch.save({"a.base_layer.weight": torch.ones(2, 2), name: torch.ones(2, 2)}, file := tmp_path / "theirs.pth")
+    assert f"holds an adapter ({name})" in str(unmerged.told(reading.read(file)))
 
 
 class Packed(Tensor):

@@ -37,7 +37,10 @@ PAIRS: dict[tuple[str, str], Apart] = {  # endings of two names that stand for o
 }
 WEIGHTS = ("weight", "bias")  # what those are of
 PARAMETRISED = re.compile(r"(^|\.)parametrizations\.")
-OF_ADAPTERS = re.compile(r"(^|[._])(lora|ia3|hada|lokr|oft|vera)_|\.(base_layer|modules_to_save)\.")
+ADAPTERS = (
+    "lora|vblora|randlora|ia3|hada|lokr|oft|boft|hra|vera|shira|c3a|fourierft"  # as peft begins their tensors' names
+)
+OF_ADAPTERS = re.compile(rf"(^|[._])({ADAPTERS})_|\.modules_to_save\.")
 OF_QUANTISED = re.compile(r"(^|[._])(packed_params|zero_point|qweight|qzeros)$")
 SHARDED = ("DTensor", "ShardedTensor")
 HERE = "Where the network runs, call {}, then torch.save(model.state_dict(), FILE)."
@@ -86,12 +89,12 @@ def _of_names(weights: Weights) -> str | None:
             "expected the network with both in one. Merge them where it runs, with peft by model.merge_and_unload(), then "
             "torch.save(model.state_dict(), FILE)."
         )
-    if parts := _matching(OF_QUANTISED, weights):
+    if parts := [name for name in _matching(OF_QUANTISED, weights) if not _is_fraction(name, weights)]:
         return (
             f"holds a quantised network ({few(parts, 2)}); expected weights that are fractions. Choose the file from before it "
             "was quantised."
         )
-    if parts := [name for name, value in weights.items() if not value.numel()]:
+    if parts := [name for name, value in weights.items() if value.shape == (0,) and name.endswith(".weight")]:
         return (
             f"holds {len(parts)} weights without a number in them ({few(parts, 2)}), as DeepSpeed's ZeRO-3 leaves them in "
             "the file of each process; expected whole ones. Join them with the zero_to_fp32.py that it wrote into that folder, "
@@ -113,6 +116,14 @@ def _pairs(weights: Weights, first: str, second: str) -> list[tuple[str, str]]:
         for stem in stems
         if stem not in weights and stem + second in weights and stem.rpartition(".")[2] in WEIGHTS
     ]
+
+
+def _is_fraction(name: str, weights: Weights) -> bool:
+    """Whether the layer that is quantised by a tensor of this name has its own weights as fractions: it trains as if it were
+    quantised."""
+    layer = name.rpartition(".")[0]
+    weight = weights.get(f"{layer}.weight")
+    return f"{layer}.fake_quant_enabled" in weights or weight is not None and weight.is_floating_point()
 
 
 def _matching(pattern: re.Pattern[str], weights: Weights) -> list[str]:
