@@ -135,6 +135,17 @@ SAID: dict[str, tuple[dict[str, Any], list[str]]] = {  # files beside the weight
     "timm, as it was": ({"config.json": {"architecture": "resnet18", "mean": [0.5], "std": [0.25]}}, ["model.mean=[0.5]", "model.std=[0.25]"]),
     "somebody else's": ({"config.json": {"mean": [0.5] * 3, "std": [0.25] * 3, "pretrained_cfg": 3}}, []),
     "no numbers": ({"config.json": TIMM | {"pretrained_cfg": {"mean": "imagenet", "std": None}}}, []),
+    "to the last digit": (
+        {"config.json": TIMM | {"pretrained_cfg": {"mean": 0.48145466, "std": 0.26862954}}},
+        ["model.mean=[0.48145466]", "model.std=[0.26862954]"],
+    ),
+    **{
+        f"no pixels in [0, 1]: {str(mean)[:20]}, {std}": ({"config.json": TIMM | {"pretrained_cfg": {"mean": mean, "std": std}}}, [])
+        for mean, std in (
+            ([123.7, 116.3, 103.5], [58.4, 57.1, 57.4]), ([0.5] * 3, [0] * 3), ([0.5] * 3, [-1] * 3), (float("nan"), 1),
+            (0.5, float("inf")), (10**400, 1), (0.5, [0.5] * 3), (True, True),
+        )
+    },
     "no object": ({"config.json": [1], "preprocessor_config.json": "a"}, []),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ It is read as data, and only what is of the kind that is expected; whatever else
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,8 @@ def read(weights: Path) -> Beside:
     if (found := _of_transformers(images)) is not None:
         return Beside(names, *found, "preprocessor_config.json")
     inner = config.get("pretrained_cfg", config)  # older files have no part of that name
-    mean, std = (_numbers(inner.get(key) if isinstance(inner, Mapping) else None) for key in ("mean", "std"))
-    if names and mean is not None and std is not None:
-        return Beside(names, mean, std, "config.json")
-    return Beside(names)
+    told = _normalisation(inner, "mean", "std") if names and isinstance(inner, Mapping) else None
+    return Beside(names, *told, "config.json") if told is not None else Beside(names)
 
 
 def _of_transformers(said: Mapping[str, Any]) -> tuple[Numbers, Numbers] | None:
@@ -60,8 +59,7 @@ def _of_transformers(said: Mapping[str, Any]) -> tuple[Numbers, Numbers] | None:
         return None
     if said.get("do_normalize") is False:
         return NONE, NONE
-    mean, std = (_numbers(said.get(key)) for key in ("image_mean", "image_std"))
-    return (mean, std) if mean is not None and std is not None else None
+    return _normalisation(said, "image_mean", "image_std")
 
 
 def _object(file: Path) -> Mapping[str, Any]:
@@ -75,12 +73,23 @@ def _object(file: Path) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _normalisation(said: Mapping[str, Any], mean: str, std: str) -> tuple[Numbers, Numbers] | None:
+    """Mean and deviation under these names, where pixels in [0, 1] can have them; None for anything else."""
+    means, deviations = _numbers(said.get(mean)), _numbers(said.get(std))
+    if means is None or deviations is None or len(means) != len(deviations):
+        return None
+    can_be = all(0 <= number <= 1 for number in means) and all(0 < number <= 1 for number in deviations)
+    return (means, deviations) if can_be else None
+
+
 def _numbers(value: Any) -> Numbers | None:
-    """Three numbers, or one; None for anything else."""
+    """Three finite numbers, or one; None for anything else."""
     listed = value if isinstance(value, list) else [value]
     is_read = len(listed) in (1, COLOURS) and all(type(number) in (int, float) for number in listed)
-    return tuple(map(float, listed)) if is_read else None
+    if not is_read or not all(abs(number) <= sys.float_info.max for number in listed):
+        return None
+    return tuple(map(float, listed))
 
 
 def _typed(value: Numbers) -> str:
-    return "none" if value == NONE else f"[{','.join(f'{number:g}' for number in value)}]"
+    return "none" if value == NONE else f"[{','.join(f'{number:.12g}' for number in value)}]"
