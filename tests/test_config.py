@@ -3,6 +3,7 @@
 import ast
 import copy
 import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ from hydra.errors import HydraException
 import backdoorbench
 from backdoorbench.config import catalog, groups
 from backdoorbench.config.build import BESIDE, File, Folder, build, paths, settings
-from backdoorbench.config.compose import compose, composer, conf_dir, plain, rounded, with_brought
+from backdoorbench.config.compose import compose, composer, conf_dir, plain, rounded, stamps, with_brought
 from backdoorbench.defenses.none import NoDefense
 from backdoorbench.errors import ConfigError, nearest
 from backdoorbench.pipeline import plan
@@ -86,6 +87,32 @@ def test_a_file_that_was_edited_is_read_again(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(HydraException, match="Could not find 'attack/mine'"):
         compose(["attack=mine"], [str(tmp_path)])
+
+
+def test_a_file_that_was_replaced_by_one_of_the_same_time_and_length_is_read_again(tmp_path: Path) -> None:
+    """As rsync, archives and `cp -p` do."""
+    (file := tmp_path / "a.yaml").write_text("seed: 1")
+    first, status = stamps([tmp_path]), file.stat()
+    assert stamps([tmp_path]) == first
+    file.write_text("seed: 2")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (second := stamps([tmp_path])) != first
+    (other := tmp_path / "b").write_text("seed: 3")
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(file)
+    assert stamps([tmp_path]) not in (first, second)
+
+
+def test_a_file_that_a_primary_files_own_search_path_leads_to_is_read_again(tmp_path: Path) -> None:
+    (far := tmp_path / "far").mkdir()
+    (own := tmp_path / "own").mkdir()
+    (own / "main.yaml").write_text(f"defaults: [_self_, part]\nhydra:\n  searchpath: ['file://{far}']\n")
+    made = composer((), [str(own)], "main")
+    with pytest.raises(HydraException, match="Could not load 'part'|Could not find 'part'"):
+        made([])
+    for seed in (1, 22):
+        (far / "part.yaml").write_text(f"seed: {seed}\n")
+        assert made.chosen_by([]).written == {"seed": seed}
 
 
 REFERRING = {  # how a yaml file may refer to another setting -> a word that sets this one

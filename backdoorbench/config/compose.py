@@ -81,17 +81,26 @@ def composer(words: Sequence[str] = (), folders: Sequence[str] = (), primary: st
 @cache
 def _composer(folders: tuple[Path, ...], primary: str) -> Composer:
     own = [str(folder) for folder in folders]
+    further: list[Path] = []  # folders that a primary file's own hydra.searchpath names: known once it was read
 
     def opened() -> Load:
         from hydra.types import RunMode
 
         reader = loader(own)
-        return lambda choices: reader.load_configuration(primary, list(choices), RunMode.RUN, from_shell=False)
+
+        def load(choices: Sequence[str]) -> DictConfig:
+            try:
+                return reader.load_configuration(primary, list(choices), RunMode.RUN, from_shell=False)
+            finally:
+                sources = [each for each in reader.get_sources() if each.provider.startswith(SEARCH_PATH)]
+                further[:] = [Path(place) for each in sources if (place := _searched(f"{each.scheme()}://{each.path}"))]
+
+        return load
 
     def is_group(name: str) -> bool:
         return any((folder / name).is_dir() for folder in folders)
 
-    return Composer(opened, is_group, own, primary, lambda: stamps(folders))
+    return Composer(opened, is_group, own, primary, lambda: stamps([*folders, *further]))
 
 
 def loader(folders: Sequence[str]) -> ConfigLoaderImpl:
@@ -114,13 +123,14 @@ def loader(folders: Sequence[str]) -> ConfigLoaderImpl:
     return reader
 
 
-def stamps(folders: Sequence[Path]) -> frozenset[tuple[str, int, int]]:
-    """What tells whether a yaml file in these folders was edited, came or went: each with its time and its length."""
-    found = set()
+def stamps(folders: Sequence[Path]) -> frozenset[tuple[str | int, ...]]:
+    """What tells whether a yaml file in these folders was edited, came or went: each with its number, times and length. The
+    time of a change is beside that of an edit, which `cp -p`, rsync and archives bring along."""
+    found: set[tuple[str | int, ...]] = set()
     for file in (file for folder in folders for file in files_below(folder, ".yaml")):
         with contextlib.suppress(FileNotFoundError):
             status = file.stat()
-            found.add((str(file), status.st_mtime_ns, status.st_size))
+            found.add((str(file), status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size))
     return frozenset(found)
 
 
