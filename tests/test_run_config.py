@@ -34,6 +34,11 @@ WORDS = [
         "dataset.name=mushrooms",
         "dataset.root=x",
     ],
+    [
+        "model=module",
+        "model.target=mine:Net",
+        "model.options={depth: 16,act: null,more: {a: [1,'2']},stages: [{width: 3,bias: false}]}",
+    ],
 ]
 
 

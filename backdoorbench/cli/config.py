@@ -7,7 +7,7 @@ from typing import Any
 
 from backdoorbench.cli.arguments import Parser, composed, quoted, run_folder
 from backdoorbench.config import plugins
-from backdoorbench.config.compose import ASK_THE_DATA_SET, flat
+from backdoorbench.config.compose import ASK_THE_DATA_SET, BRINGS, flat
 from backdoorbench.config.groups import NAMES
 from backdoorbench.errors import ConfigError, join_words
 
@@ -108,7 +108,7 @@ def _is_followed(key: str) -> bool:
 
 def words_of(differing: Mapping[str, Any], settings: Mapping[str, Any], without: Sequence[str] = ()) -> list[str]:
     """Differences as words of a command. A mapping inside a method's settings may stand for the data set's as a whole
-    (`train.augment`), so it is said as a whole.
+    (`train.augment`), and one inside a network's have any keys (`model.options`), so it is said as a whole.
 
     settings  all of the configuration, by dotted key; without: keys that are left out"""
     words: dict[str, str] = {}
@@ -116,15 +116,25 @@ def words_of(differing: Mapping[str, Any], settings: Mapping[str, Any], without:
         group, *inner = key.split(".")
         if key in without:
             continue
-        if len(inner) > 1 and group in ASK_THE_DATA_SET:
+        if len(inner) > 1 and group in (*ASK_THE_DATA_SET, BRINGS):
             place = f"{group}.{inner[0]}"
-            parts = {
-                name.removeprefix(f"{place}."): item for name, item in settings.items() if name.startswith(f"{place}.")
-            }
-            words[place] = "{" + ",".join(f"{name}: {typed(item)}" for name, item in parts.items()) + "}"
+            words[place] = typed(_mapping(place, settings))
         else:
             words[key] = typed(value)
     return [f"{key}={value}" for key, value in words.items()]
+
+
+def _mapping(place: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What settings by dotted key have below one, as mappings again."""
+    made: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key.startswith(f"{place}."):
+            *parents, last = key.removeprefix(f"{place}.").split(".")
+            inside = made
+            for parent in parents:
+                inside = inside.setdefault(parent, {})
+            inside[last] = value
+    return made
 
 
 def command(config: Mapping[str, Any], differing: Mapping[str, Any]) -> str:
@@ -143,6 +153,8 @@ def typed(value: Any) -> str:
         return "null" if value is None else str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(typed, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}: {typed(item)}" for name, item in value.items()) + "}"
     if not isinstance(value, str):
         return str(value)
     return value if _is_plain(value) else quoted(value)
