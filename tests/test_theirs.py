@@ -379,10 +379,15 @@ def test_a_class_is_named_by_its_name_before_its_number() -> None:
 def test_images_are_normalised_as_a_file_beside_the_weights_says(digits: Path, tmp_path: Path) -> None:
     said = {"do_rescale": True, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
-    (file := tmp_path / "theirs.pth").write_bytes(b"")
+    torch.save(weights := {"1.weight": torch.ones(2, 3)}, file := tmp_path / "theirs.pth")
     chosen = Namespace(model=str(file), data=str(digits), settings=["model=demo"], config_dirs=[])
     out = Console(file=io.StringIO())
     assert theirs.words(chosen, out)[-2:] == ["model.mean=[0.5,0.5,0.5]", "model.std=[0.25,0.25,0.25]"]
+    torch.save(
+        {"0.mean": torch.tensor([0.4]), "0.std": torch.tensor([0.2]), **weights}, file
+    )  # which the file itself says
+    assert "model.mean" not in " ".join(theirs.words(chosen, out))
+    torch.save(weights, file)
     chosen.settings.append("model.mean=none")
     assert "model.mean" not in " ".join(theirs.words(chosen, out))
 

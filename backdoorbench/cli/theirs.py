@@ -74,12 +74,15 @@ def words(chosen: Namespace, out: Console) -> list[str]:
 
 
 def normalised(model: str, words: Sequence[str], out: Console) -> list[str]:
-    """The words of how images are normalised, where a file beside the weights says it and other words do not."""
-    from backdoorbench.models import beside
+    """The words of how images are normalised, where a file beside the weights says it, and neither other words nor the weights'
+    own file do."""
+    from backdoorbench.models import beside, by_names, reading
 
     said = beside.read(Path(model))
     named = {word.partition("=")[0].lstrip("+") for word in words}
     if not said.words or not NORMALISE.isdisjoint(named):
+        return []
+    if any(by_names.normalisation(state.weights, beside.COLOURS) for state in reading.read(model).states[:1]):
         return []
     say(
         out,
