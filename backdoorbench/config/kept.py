@@ -9,8 +9,8 @@ from hydra.plugins.config_source import ConfigResult
 
 
 class KeptFiles(ConfigRepository):
-    """Hydra's own, which reads all files of a configuration anew for every one that it composes, and this takes half as long as
-    the rest. What was edited since is not seen: whoever keeps one of these looks after that (`compose.stamps`)."""
+    """Hydra's own, which reads all files of a configuration anew for every one that it composes, over a quarter of what composing
+    costs. What was edited since is not seen: whoever keeps one of these looks after that (`compose.stamps`)."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         self.read: dict[str, ConfigResult | None] = {}
