@@ -7,7 +7,7 @@ PAPERS := aft pbe fmp fst tnr backdoorbench
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-pretend test-gpu check format lint types docs picture goldens wheel clean $(PAPERS:%=reproduce-%)
+.PHONY: help setup demo test test-wide test-slow test-pretend test-gpu check format lint types docs picture goldens wheel clean $(PAPERS:%=reproduce-%)
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-zA-Z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,8 +32,11 @@ reproduce-PAPER: ## aft, pbe, fmp, fst, tnr or backdoorbench: its table beside o
 $(PAPERS:%=reproduce-%): reproduce-%: setup
 	$(BIN)/bdx reproduce $* --scale $(SCALE) $(SETTINGS)
 
-test: setup      ## the quick tests, minutes on two cores
+test: setup      ## the quick tests, under 5 minutes on two cores
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-wide: setup ## the quick and the wide tests, as CI runs them: whole commands, sweeps, every setting; three times as long
+	$(BIN)/python -m pytest -n 2 --dist worksteal --wide
 
 test-slow: setup ## the slow tests
 	$(BIN)/python -m pytest -m slow
@@ -44,7 +47,7 @@ test-pretend: setup  ## every method on a pretended GPU, minutes
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-check: setup lint types test  ## all that a change must pass: format, lint, types, docs in sync, quick tests
+check: setup lint types test  ## what a change must pass before CI: format, lint, types, docs in sync, quick tests
 	$(BIN)/python scripts/methods_page.py --check
 
 format: setup    ## rewrite the code's layout

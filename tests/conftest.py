@@ -1,5 +1,6 @@
-"""Shared fixtures. pytest -n 2 --dist worksteal    the quick tier, minutes on two cores
-pytest -m "slow or gpu or pretend"  the rest"""
+"""Shared fixtures, and the tiers. pytest -n 2 --dist worksteal         the quick tier, minutes on two cores
+pytest -n 2 --dist worksteal --wide  the wide one too, as CI runs it; so does a file or a test that is named
+pytest -m "slow or gpu or pretend"   the rest"""
 
 import os
 
@@ -29,6 +30,18 @@ from backdoorbench.training.scenario import Scenario
 QUICK = (  # a run in seconds
     "dataset.train_size=400", "dataset.test_size=120", "model.width=8", "train.epochs=6", "train.batch_size=32", "control=off", "curve.every=0",
 )  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--wide", action="store_true", help="run the tests that take more than a second, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The wide tests are left out unless they are asked for: by `--wide`, by a mark, or as a file or test by name."""
+    marks = config.option.markexpr
+    named = config.args_source is pytest.Config.ArgsSource.ARGS and not any(Path(each).is_dir() for each in config.args)
+    if marks and "wide" not in marks and not config.option.wide and not named:
+        config.option.markexpr = f"({marks}) and not wide"
 
 
 @pytest.fixture(autouse=True)

@@ -48,6 +48,7 @@ def test_a_batch_and_an_image_are_trapped_otherwise() -> None:
     assert float(batch) == pytest.approx(float(low + high) / 2) and float(image) == pytest.approx(float(high - low) / 2)
 
 
+@pytest.mark.wide
 def test_as_many_rows_as_the_rate_asks_are_isolated_and_they_are_those_of_the_lowest_loss(scene: Scene) -> None:
     made, infection = scene
     assert infection.train is not None
@@ -72,12 +73,14 @@ def test_ascent_raises_the_loss_of_what_is_unlearnt(scene: Scene) -> None:
     assert float(losses(model, few).mean()) > before
 
 
+@pytest.mark.wide
 def test_without_isolation_it_is_tuning_and_ordinary_training_alone(scene: Scene) -> None:
     first, _ = chosen_rows(scene, method("abl", isolation_rate=0.0, **SHORT))
     second, _ = chosen_rows(scene, method("abl", isolation_rate=0.0, **SHORT | {"unlearning_epochs": 0}))
     assert same(first, second)
 
 
+@pytest.mark.wide
 def test_ascent_without_bound_is_said_and_nothing_returned(scene: Scene) -> None:
     wild = method("abl", **SHORT | {"unlearning_epochs": 60, "isolation_rate": 0.1}, unlearning_lr=1e30)
     with pytest.raises(TrainingError, match="the loss of 'abl unlearning' became"):

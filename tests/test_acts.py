@@ -56,6 +56,7 @@ IN_VAIN = [  # words, what is said
 ]  # fmt: skip
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("words", "said"), IN_VAIN, ids=[" ".join(words) for words, _ in IN_VAIN])
 def test_what_nothing_reads_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(IdleError) as caught:
@@ -79,6 +80,7 @@ TO_SPARE = [
 ]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("words", TO_SPARE, ids=" ".join)
 def test_what_is_read_or_was_not_given_is_not_refused(words: list[str]) -> None:
     plan.plan(compose(words))

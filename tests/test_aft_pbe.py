@@ -85,6 +85,7 @@ def holdout(scene: Scene) -> ImageSet:
 # ---- the matrix of section 9 ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", NAMES)
 def test_inputs_are_left_alone_and_runs_are_bit_equal(name: str, scene: Scene) -> None:
     made, infection = scene
@@ -133,6 +134,7 @@ def test_networks_without_batch_norm(name: str, scene: Scene) -> None:
     assert not same(purify(scene, defense(name), model=copy.deepcopy(plain)), plain)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", NAMES)
 def test_frozen_statistics_stay(name: str, scene: Scene) -> None:
     before, after = state(scene[1].model), state(purify(scene, defense(name, bn_mode="eval")))
@@ -195,6 +197,7 @@ def test_pbe_with_a_clean_set_is_aft(dataset: str) -> None:
 # ---- AFT, specification 3.8 -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("change", [{"eps_255": 0}, {"steps": 0}], ids=["eps 0", "K 0"])
 def test_aft_1_without_a_perturbation_it_is_natural_fine_tuning(change: dict[str, Any], scene: Scene) -> None:
     assert same(purify(scene, defense("aft", adversarial_epochs=2, natural_epochs=1, **change)), tuned(scene, 3))
@@ -275,6 +278,7 @@ def selections(scene: Scene, chosen: PBE, seed: int = 0) -> list[tuple[str, torc
     return found
 
 
+@pytest.mark.wide
 def test_pbe_1_selections_have_their_sizes_and_no_duplicates(scene: Scene) -> None:
     found = selections(scene, defense("pbe", shares=[0.05, 0.29, 0.5, 0.7]))
     assert [name for name, _, _ in found] == ["selection0", "selection1", "selection2", "selection3"]
@@ -297,6 +301,7 @@ def test_pbe_1_the_first_selection_is_as_poisoned_as_the_set(scene: Scene) -> No
     assert len(set(shares)) > 5 and abs(sum(shares) / 30 - 0.1) < 3 * error
 
 
+@pytest.mark.wide
 def test_pbe_2_the_infected_models_logits_are_read_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     infection, found = scene[1], list[torch.Tensor]()
     plain = module.logits
@@ -378,6 +383,7 @@ def test_pbe_is_adversarial_in_round_0_and_at_the_start_of_the_others() -> None:
     assert [chosen.is_adversarial(2, 64, step) for step in range(4)] == [True, True, False, False]  # one epoch at most
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("restart", "optimisers"), [("current", 1), ("infected", 3)])
 def test_pbe_restarts_where_asked(restart: str, optimisers: int, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     made, starts, seen = list[int](), list[dict[str, torch.Tensor]](), list[int]()
@@ -430,6 +436,7 @@ def test_a_selection_is_judged_for_the_record_only(scene: Scene) -> None:
     assert run.notes["third"] == {"images": 12}
 
 
+@pytest.mark.wide
 def test_the_record_tells_what_margins_alone_tell(scene: Scene) -> None:
     notes = Finding("purify", "")
     purify(scene, defense("pbe"), inspect=watch.inspection(scene[1], notes))
@@ -463,6 +470,7 @@ def test_scores_that_are_margins_tell_nothing_among_like_margins() -> None:
     assert metrics.matched_auc(noise, positive & False, margins) is None
 
 
+@pytest.mark.wide
 def test_being_inspected_changes_nothing(scene: Scene) -> None:
     judged = purify(scene, defense("pbe"), inspect=watch.inspection(scene[1], Finding("purify", "")))
     assert same(judged, purify(scene, defense("pbe")))

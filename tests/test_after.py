@@ -84,6 +84,7 @@ def test_a_run_without_an_after_attack_has_the_key_it_had() -> None:
     } == settings[0]
 
 
+@pytest.mark.wide
 def test_after_attacks_purify_once(run: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     original = purify.purify
@@ -149,6 +150,7 @@ def test_a_model_that_calls_images_otherwise_than_it_did_is_not_taken_over(
             )
 
 
+@pytest.mark.wide
 def test_damaged_weights_are_not_taken_over(run: Callable[..., Job]) -> None:
     words = ("attack=badnets", "defense=ft", "defense.epochs=4", *SHORT, "seed=21")
     plain = run(*words)
@@ -160,6 +162,7 @@ def test_damaged_weights_are_not_taken_over(run: Callable[..., Job]) -> None:
     assert not found.purification.cached and found.purification.scores == plain.run.purification.scores
 
 
+@pytest.mark.wide
 def test_a_network_of_another_shape_is_attacked_too(run: Callable[..., Job]) -> None:
     words = (
         "attack=badnets",
@@ -316,6 +319,7 @@ QUERY = ("after=query", "control=train", "after.hidden=16")
 LEARNT = (*QUERY, "after.images=60")
 
 
+@pytest.mark.wide
 def test_a_query_is_changed_by_epsilon_at_most(outputs: Path) -> None:
     stage = staged(outputs, *LEARNT, "after.retuning.rate=0.1", "after.epochs=3", "after.lr=1.0")
     (trial,) = tried(stage, stage.infection.model)
@@ -336,6 +340,7 @@ def test_an_untrained_generator_leaves_clean_models_alone(outputs: Path) -> None
     assert (lured == plain).float().mean() > 0.95
 
 
+@pytest.mark.wide
 def test_without_the_retuned_model_nothing_comes_back(outputs: Path) -> None:
     """alpha 0: the clean control, in the place of the purified model, is called the target no more than by chance."""
     stage = staged(outputs, *LEARNT, "after.alpha=0", "after.epochs=5")
@@ -365,6 +370,7 @@ def test_the_loss_of_a_query_by_hand(outputs: Path) -> None:
     torch.testing.assert_close(found, 0.2 * divergence + truth)
 
 
+@pytest.mark.wide
 def test_the_clean_control_sees_the_same_queries(run: Callable[..., Job]) -> None:
     words = (
         "attack=badnets",
@@ -383,6 +389,7 @@ def test_the_clean_control_sees_the_same_queries(run: Callable[..., Job]) -> Non
 # ---- patterns -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("name", "epsilon"), [("perturb", 0.031373), ("alternative", 0.062745)])
 def test_one_pattern_within_its_bound_for_all_images(name: str, epsilon: float, outputs: Path) -> None:
     stage = staged(outputs, f"after={name}", "after.images=60", "after.epochs=2", "after.batch_size=20")
@@ -392,6 +399,7 @@ def test_one_pattern_within_its_bound_for_all_images(name: str, epsilon: float, 
     assert torch.equal(shown[0], shown[1]) and 0 < shown.abs().max() <= epsilon + 1e-6
 
 
+@pytest.mark.wide
 def test_a_perturbation_helps_the_trigger(outputs: Path) -> None:
     words = ("after.images=200", "after.epochs=4", "after.epsilon=0.1", "after.step=0.02")
     stage = staged(outputs, "after=perturb", *words, "control=train")
@@ -548,6 +556,7 @@ def test_the_largest_of_all_variations_counts_but_not_the_trigger_as_it_was(outp
 # ---- controls -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_exact_purification_is_made_once(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = staged(outputs, *RETUNE, *SHORT, "exact.epochs=15")
     first = after.obtain_exact(stage.made, stage.infection, stage.test)
@@ -591,6 +600,7 @@ def test_exact_purification_ends_the_backdoor(outputs: Path) -> None:
     assert found.asr is not None and found.asr < 0.1 and found.ca > 0.8
 
 
+@pytest.mark.wide
 def test_what_controls_answer_is_known_to_other_defenses(
     run: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -609,6 +619,7 @@ def test_what_controls_answer_is_known_to_other_defenses(
     }
 
 
+@pytest.mark.wide
 def test_no_holdout_no_exact_purification(run: Callable[..., Job]) -> None:
     found = run("attack=badnets", "defense=none", *SHORT, *RETUNE, "holdout.rate=0").run.after
     assert set(found.figures) == {"asr_retuned", "ca_retuned"}

@@ -22,6 +22,7 @@ from backdoorbench.pipeline import own
 SMALL = ("model.width=8", "train.epochs=6", "train.batch_size=32")
 
 
+@pytest.mark.wide
 def test_a_step_at_a_time() -> None:
     clean, test = bb.load_dataset("digits", train_size=400, test_size=120)
     victims, holdout = bb.withhold(clean, 0.1)
@@ -36,6 +37,7 @@ def test_a_step_at_a_time() -> None:
     assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in before.items())
 
 
+@pytest.mark.wide
 def test_run_composes_like_the_command_line(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(str(tmp_path))
     run = bb.run("attack=badnets", "defense=none", *QUICK)
@@ -211,6 +213,7 @@ class Viewing(nn.Module):
         return logits
 
 
+@pytest.mark.wide
 def test_a_network_that_calls_view_runs_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """Images arrive in channels_last, unless the network cannot read that."""
     caplog.set_level("INFO")
@@ -226,6 +229,7 @@ def test_a_network_that_calls_view_runs_and_that_is_said_once(caplog: pytest.Log
     ]
 
 
+@pytest.mark.wide
 def test_an_infection_is_kept_and_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = bb.load_dataset("digits", train_size=300, test_size=100)
     first = bb.infect(bb.build("attack/badnets", poison_rate=0.2), train, *SMALL, "train.epochs=1", cache=tmp_path)

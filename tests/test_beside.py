@@ -121,6 +121,7 @@ def test_a_classifier_of_ours_follows_the_settings_where_they_say_more(tmp_path:
         assert torch.allclose(model.normalize.mean, torch.tensor(mean)), is_said
 
 
+@pytest.mark.wide
 def test_a_network_is_known_by_its_weights_whatever_lies_beside(
     weights: Callable[..., Weights], tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ CHOSEN = [
 ]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("words", "recipe"), CHOSEN, ids=[" ".join(words) for words, _ in CHOSEN])
 def test_which_recipe_a_network_gets(words: list[str], recipe: str) -> None:
     assert compose(words)["train"]["name"] == recipe
@@ -93,6 +94,7 @@ def written(files: dict[str, str], folder: Path) -> list[str]:
     return [str(folder)]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("files", "words", "recipe"), IN_FILES.values(), ids=IN_FILES)
 def test_which_recipe_a_network_gets_that_a_file_chooses(
     files: dict[str, str], words: str, recipe: str, tmp_path: Path
@@ -123,6 +125,7 @@ def test_a_primary_file_of_ones_own_brings_its_networks_recipe(
     assert recipe_of(capsys.readouterr().out) == "airbench"
 
 
+@pytest.mark.wide
 def test_each_run_of_a_sweep_brings_what_its_own_files_choose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +138,7 @@ def test_each_run_of_a_sweep_brings_what_its_own_files_choose(
     assert "scale=digits" in digits  # whose file names the network and the recipe
 
 
+@pytest.mark.wide
 def test_what_is_traced_is_what_is_composed(tmp_path: Path) -> None:
     folders = written({"experiment/mine": MINE + CIFAR + AIRBENCH}, tmp_path)
     assert origins.trace(["experiment=mine"], folders).values["train.name"] == "airbench"

@@ -77,6 +77,7 @@ def apart(first: nn.Module, second: nn.Module, before: nn.Module) -> float:
 # ---- FST and its siblings (purification, 6.3) -----------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("name", "moved", "alpha", "redrawn", "projected"),
     [
@@ -143,6 +144,7 @@ def test_aft() -> None:
     assert apart(purify(start(), few(), chosen), model, start()) < 1e-2
 
 
+@pytest.mark.wide
 def test_pbe() -> None:
     shares, images = [0.25, 0.5, 0.7], agreed(start(), 48)
     chosen = defense("pbe", shares=shares, epochs=2, adversarial_batches=2, batch_size=8, steps=2, lr=0.01)
@@ -171,6 +173,7 @@ def test_pbe() -> None:
 # ---- Trap-and-Replace (7.3 to 7.5) ----------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_trap_and_replace() -> None:
     """WRN-16-1, its published cut and decoder; SGD in place of Adam, which at 0.03 makes much of a last bit."""
 

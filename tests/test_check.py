@@ -79,11 +79,13 @@ def said(capsys: pytest.CaptureFixture[str], code: int, *words: str) -> dict[str
     return {**found, "": last.strip()}
 
 
+@pytest.mark.wide
 def test_files_that_are_right(planted: Callable[[dict[str, str]], None], capsys: pytest.CaptureFixture[str]) -> None:
     planted({**RIGHT, "README.md": "no yaml", ".hidden.yaml": "- a\n"})
     assert said(capsys, 0) == dict.fromkeys(RIGHT, "") | {"": f"{len(RIGHT)} files: {len(RIGHT)} ok, 0 wrong"}
 
 
+@pytest.mark.wide
 def test_each_wrong_file_is_named_and_none_hides_another(
     planted: Callable[[dict[str, str]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +116,7 @@ def test_settings_hold_for_every_file(
     assert "which is no dataclass" in said(capsys, 2, "plugins=[collections]")["defense/mine.yaml"]
 
 
+@pytest.mark.wide
 def test_a_run_names_the_file_that_it_cannot_read(
     planted: Callable[[dict[str, str]], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +136,7 @@ def test_a_run_names_the_file_that_it_cannot_read(
     )
 
 
+@pytest.mark.wide
 def test_what_is_ours_is_right() -> None:
     for file in sorted(conf_dir().rglob("*.yaml")):
         yamls.read(file)

@@ -117,6 +117,7 @@ def test_what_a_condition_on_one_option_leaves_out_is_counted(configs: list[dict
     assert "no run has them together (defense.fst.alpha=0.5 would bind the runs of fst alone)" in str(caught.value)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("form", ["terminal", "csv", "runs-csv", "md", "latex"])
 def test_a_report_of_any_format_chooses_and_counts(
     form: str, outputs: Path, capsys: pytest.CaptureFixture[str]

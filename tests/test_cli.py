@@ -114,6 +114,7 @@ def test_a_run_prints_its_table(
     assert "done before; rerun=true repeats it" in capsys.readouterr().out
 
 
+@pytest.mark.wide
 def test_report(run: Callable[..., Job], outputs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = str(run("attack=badnets", "defense=ft", *QUICK).folder)
     run_one = str(run("attack=badnets", "defense=ft", "seed=1", *QUICK).folder)
@@ -157,6 +158,7 @@ def test_show_names_every_refinement_and_its_file(capsys: pytest.CaptureFixture[
     assert "with dataset=gtsrb: alpha 0.1 (on/defense/fst/gtsrb.yaml)" in shown(capsys, "show", "defense=fst")
 
 
+@pytest.mark.wide
 def test_show_prints_what_holds_elsewhere_and_the_file_of_each(capsys: pytest.CaptureFixture[str]) -> None:
     said = shown(capsys, "show", "defense=fst", "dataset=gtsrb", "scale=small", "defense.lr=0.3")
     assert said[-17:-10] == [
@@ -210,6 +212,7 @@ def test_help_lists_what_a_user_chooses_and_no_refinement(capsys: pytest.Capture
     assert len(said.splitlines()) < 45
 
 
+@pytest.mark.wide
 def test_a_folder_of_ones_own_serves_every_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own, outputs = tmp_path / "own", tmp_path / "out"
     (own / "defense").mkdir(parents=True)

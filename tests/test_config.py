@@ -42,6 +42,7 @@ COMPOSED = [  # values of every kind, each beside choices of options
 ]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("words", COMPOSED, ids=" ".join)
 def test_composing_is_what_hydra_composes_however_often(words: tuple[str, ...]) -> None:
     """Choices of options are remembered, values put in afterwards."""
@@ -63,6 +64,7 @@ def test_composing_is_what_hydra_composes_however_often(words: tuple[str, ...]) 
             found["attack"].clear()  # what was handed out is the caller's
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "word", ["attack=nothing", "attack.nothing=1", "seed=1,2", "seed=[1", "~attack.nothing", "+attack=badnets"]
 )
@@ -125,6 +127,7 @@ REFERRING = {  # how a yaml file may refer to another setting -> a word that set
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("said", "word"), REFERRING.items())
 def test_a_setting_follows_what_it_refers_to_however_that_is_written(said: str, word: str, tmp_path: Path) -> None:
     (tmp_path / "attack").mkdir()
@@ -149,6 +152,7 @@ def test_a_variable_of_the_environment_that_changed_is_read_again(monkeypatch: p
     assert compose(["dataset=cifar10"])["dataset"]["root"] == "data/cifar10"
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("said", ["${oc.env:'HERE'}", "${oc.env:${attack.of}}", "${oc.decode:${oc.env:HERE}}"])
 def test_however_it_is_written(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "attack").mkdir()
@@ -178,6 +182,7 @@ def test_a_folder_that_is_typed_as_hydra_has_it_is_looked_through(tmp_path: Path
         assert found["attack"]["poison_rate"] == rate
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("word", ["[{0}]", "[file://{0}]", '["file://{0}"]', "[pkg://brought]"])
 def test_a_network_of_a_folder_brings_its_recipe_however_the_folder_is_typed(
     word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -194,6 +199,7 @@ def test_a_network_of_a_folder_brings_its_recipe_however_the_folder_is_typed(
     assert compose(words)["train"]["name"] == "airbench"
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("folder", ["a, b", "it's", "[x] (1)", "ü=1"])
 def test_a_folder_of_yaml_files_may_be_called_anything(folder: str, tmp_path: Path) -> None:
     (tmp_path / folder / "attack").mkdir(parents=True)
@@ -212,6 +218,7 @@ SPELT: list[tuple[list[str], str]] = [  # words with an option as its file is ca
 ]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("spelling", ["{}.yaml", "/{}", "./{}", "/{}.yaml"])
 @pytest.mark.parametrize(
     ("words", "option"), SPELT, ids=lambda part: " ".join(part) if isinstance(part, list) else part
@@ -263,6 +270,7 @@ def test_every_option_is_explained(group: str, name: str) -> None:
         assert set(option.method) == {"Idea", "Paper", "Follows", "Departs", "Cost"}
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_every_overlay_composes_and_builds(overlay: Path) -> None:
     group, method, where = parts(overlay)

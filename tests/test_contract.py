@@ -514,6 +514,7 @@ def effects(group: str) -> list[Any]:
     return found
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("row", "effect"), effects(groups.INFECT.group))
 def test_takes_on_digits(row: Row, effect: Takes, run: Callable[..., Job]) -> None:
     found = run(str(row), *BARE).run
@@ -523,6 +524,7 @@ def test_takes_on_digits(row: Row, effect: Takes, run: Callable[..., Job]) -> No
     assert found.purified == found.infected  # no defense, no difference
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("row", "effect"), effects(groups.PURIFY.group))
 def test_what_is_left_on_digits(row: Row, effect: Leaves, run: Callable[..., Job]) -> None:
     found = run(str(row), *BARE).run

@@ -47,6 +47,7 @@ def test_the_pace_of_a_training_is_images_over_seconds() -> None:
     assert costs.pace([]) is None
 
 
+@pytest.mark.wide
 def test_a_run_records_what_its_stages_cost(tmp_path: Path) -> None:
     done = api.run(*QUICK, "attack=badnets", "defense=ft", f"runtime.outputs={tmp_path}")
     infection, purification = done.infection.spent, done.purification.spent
@@ -98,6 +99,7 @@ def test_what_was_found_has_the_seconds_that_it_once_took() -> None:
     assert rows.cost(again)["seconds"] == 12.0
 
 
+@pytest.mark.wide
 def test_costs_of_runs_that_shared_machine_or_process_otherwise_are_marked() -> None:
     runs = [costly("ft", 0, 1.0, 500), costly("fst", 0, 1.0, 500)]
     for each, at_once, is_fresh in zip(runs, (1, 2), (False, True), strict=True):

@@ -80,6 +80,7 @@ def rate_and_size(draw: random.Random, most: float) -> tuple[float, list[int]]:
     return rate, [draw.choice((1, 2, draw.randint(1, 60))) for _ in range(10)]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("row", contract.rows("attack"), ids=lambda row: row.name)
 def test_any_rate_gives_its_rows_or_is_refused_with_a_rate_that_does(row: Row) -> None:
     draw = random.Random(row.name)
@@ -414,6 +415,7 @@ def test_the_counts_of_a_resumed_training_are_those_of_all_its_rows(tmp_path: Pa
     }  # fmt: skip
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["badnets", "sig", "wanet"])
 def test_records_carry_both_counts(name: str, run: Callable[..., Job]) -> None:
     notes = run(
@@ -433,6 +435,7 @@ def infected(run: Callable[..., Job]) -> Path:
     return done.folder / "purified.safetensors"
 
 
+@pytest.mark.wide
 def test_a_given_network_is_no_control_of_itself(
     run: Callable[..., Job], infected: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -468,6 +471,7 @@ def test_a_detector_is_not_asked_about_the_same_network_twice(run: Callable[...,
     assert asked.detection.figures and not asked.detection.beside
 
 
+@pytest.mark.wide
 def test_a_control_that_starts_from_the_given_network_is_said_to(run: Callable[..., Job], infected: Path) -> None:
     words = [f"model.checkpoint={infected}", "train.epochs=1", "train.lr=0.0001", *GIVEN, "control=train"]
     found = run("attack=badnets", "defense=none", *words).run.infection
@@ -481,6 +485,7 @@ def test_a_control_that_starts_from_the_given_network_is_said_to(run: Callable[.
     assert fresh.control is not None and "control" not in fresh.notes
 
 
+@pytest.mark.wide
 def test_a_surrogate_that_starts_from_the_given_network_is_said_to(run: Callable[..., Job], infected: Path) -> None:
     words = [f"model.checkpoint={infected}", "train.epochs=0", *GIVEN, "attack.steps=2"]
     found = run("attack=trojannn", "defense=none", *words).run.infection
@@ -500,6 +505,7 @@ def test_a_fresh_network_for_a_defense_is_not_the_given_one(tmp_path: Path, infe
 # ---- broken infections ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("words", [[], ["detector=strip", "detector.overlays=5"]])
 def test_a_broken_infection_without_a_defense_is_recorded(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -630,6 +636,7 @@ def test_a_network_of_another_order_is_hinted_at(
     )
 
 
+@pytest.mark.wide
 def test_a_data_set_of_fixed_order_has_another_remedy(run: Callable[..., Job], infected: Path, tmp_path: Path) -> None:
     weights = load_file(infected)
     turned = {name: value.roll(3, 0) if name.startswith("net.linear") else value for name, value in weights.items()}

@@ -38,6 +38,7 @@ def purified(images: ImageSet, notes: dict[str, Any] | None = None, **changes: A
     return defense(**changes).purify(scenario_of(D3, network(), images, notes=notes))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("norm", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("start", ["random", "zero", "negated", "noise"])
 def test_the_classifier_keeps_its_norm_and_leaves_its_place(start: str, norm: float, images: ImageSet) -> None:
@@ -78,6 +79,7 @@ def test_the_loss_is_the_papers(weight: float, images: ImageSet, monkeypatch: py
     torch.testing.assert_close(loss(model, batch, labels), (weight * clean - distance) / divisor)
 
 
+@pytest.mark.wide
 def test_without_a_clean_loss_it_goes_to_the_opposite(images: ImageSet) -> None:
     notes: dict[str, Any] = {}
     purified(images, notes, loss_weight=0.0, epochs=30, lr=0.1)

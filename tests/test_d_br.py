@@ -50,6 +50,7 @@ def test_what_is_not_transformed_does_not_move(scene: Scene, images: ImageSet) -
     assert turned.shape == (120,) and (turned > 0).all() and (shifted > 0).any() and not torch.equal(turned, shifted)
 
 
+@pytest.mark.wide
 def test_the_shares_are_exact_and_disjoint(scene: Scene) -> None:
     short = {"warmup_epochs": 1, "spread_epochs": 1, "epochs": 1}
     _, found = chosen_rows(scene, method("d_br", **short))
@@ -60,6 +61,7 @@ def test_the_shares_are_exact_and_disjoint(scene: Scene) -> None:
         method("d_br", clean_share=0.6, poisoned_share=0.5)
 
 
+@pytest.mark.wide
 def test_rounds_climb_on_the_one_and_descend_on_the_other(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     passes: list[tuple[int, bool]] = []
     plain: Callable[..., Any] = module.fit
@@ -81,6 +83,7 @@ def test_rounds_climb_on_the_one_and_descend_on_the_other(scene: Scene, monkeypa
     assert passes == [(19, False), (76, True)] * 2
 
 
+@pytest.mark.wide
 def test_it_is_the_codes_loops() -> None:
     """Written out: one optimiser spreads, one unlearns and relearns; least moved rows are relearnt, most moved ones unlearnt."""
     settings: dict[str, Any] = {

@@ -354,6 +354,7 @@ def test_a_byte_of_a_snapshot_costs_its_epochs_and_no_figure(tmp_path: Path, cap
     ]
 
 
+@pytest.mark.wide
 def test_verbs_that_make_nothing_say_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"runtime.outputs={tmp_path}", *TINY, *ONE]
     job.carry_out(compose(words))
@@ -571,6 +572,7 @@ def first_of(outputs: Path) -> str:
     return f"bdx: {len(RECORDS)} records are left out; the first: {outputs}/runs/20000101-000000_digits-badnets-none_000000000000/record.json is "
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("form", ["terminal", "csv", "runs-csv", "md", "latex"])
 def test_reports_leave_wrong_records_out(
     form: str, among: Path, done: Path, capsys: pytest.CaptureFixture[str]
@@ -599,6 +601,7 @@ def test_only_wrong_records(among: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert code == 2 and err.startswith(first_of(among)) and "no record.json lies below" in err
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", ["empty", "a list", "of something else", "scores that are texts", "a folder"])
 def test_the_same_run_goes_on_beside_a_wrong_record(
     kind: str, done: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -616,6 +619,7 @@ def test_the_same_run_goes_on_beside_a_wrong_record(
     assert carry_out(outputs, *ONE).repeated
 
 
+@pytest.mark.wide
 def test_a_sweep_is_planned_beside_wrong_records(among: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"runtime.outputs={among}", *TINY, "control=off", "train.epochs=0", "defense=none,ft"]
     code, out, _ = bdx(capsys, "plan", *words)
@@ -642,6 +646,7 @@ def test_a_sweep_with_damaged_files(text: str | None, tmp_path: Path) -> None:
 # ---- permissions ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)]
 )
@@ -674,6 +679,7 @@ def test_weights_that_may_not_be_made_read_only_are_copied(tmp_path: Path, monke
     assert not store.link(tmp_path / "a", tmp_path / "b") and not (tmp_path / "b").exists()
 
 
+@pytest.mark.wide
 def test_weights_that_were_overwritten_by_their_other_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = carry_out(tmp_path, "control=off", "defense=none")
     weights = first.folder / "purified.safetensors"
@@ -722,6 +728,7 @@ def as_somebody(user: int, group: int, work: Callable[[], None]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be somebody else")
 def test_two_accounts_on_one_outputs_folder(done: Path) -> None:
     """With umask 002 the second reads what the first trained, and both write beside it; what is damaged either mends."""

@@ -149,6 +149,7 @@ def test_fst_3_the_head_ends_opposite_to_the_infected_one(scene: Any) -> None:
     )  # this net is hardly trained: its norm, so alpha |W0|^2, is small
 
 
+@pytest.mark.wide
 def test_fst_4_siblings_move_what_they_say(scene: Any) -> None:
     before = state(scene[1].model)
 

@@ -38,6 +38,7 @@ def test_a_verdict_is_a_stage_of_the_record(run: Callable[..., Job]) -> None:
     assert read.purified == read.infected and done.folder.name.split("_")[1] == "digits-badnets-none-ss"
 
 
+@pytest.mark.wide
 def test_a_verdict_is_made_once_for_a_model(run: Callable[..., Job]) -> None:
     first = run("attack=badnets", *STRIP, "defense=ft", "defense.epochs=1", *QUICK).run
     second = run("attack=badnets", *STRIP, "defense=none", *QUICK).run
@@ -49,6 +50,7 @@ def test_a_verdict_is_made_once_for_a_model(run: Callable[..., Job]) -> None:
     assert first.detection.details["positives"] == 108 and first.detection.details["negatives"] == 120
 
 
+@pytest.mark.wide
 def test_a_clean_model_stands_beside_where_there_is_one(run: Callable[..., Job]) -> None:
     words = (
         "attack=badnets",
@@ -184,6 +186,7 @@ def test_a_models_figures_ask_for_the_target() -> None:
     assert detect.figures(verdict, None, AllToAll(10))["target_flagged"] is None
 
 
+@pytest.mark.wide
 def test_the_reversed_trigger_of_the_most_suspicious_class_is_tried_before_and_after(run: Callable[..., Job]) -> None:
     nc = ("detector=nc", "detector.units=4", "detector.success=0.2")
     done = run("attack=badnets", *nc, "defense=ft", "defense.epochs=1", *QUICK).run

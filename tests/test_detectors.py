@@ -122,6 +122,7 @@ def test_a_verdict_has_one_score_and_one_flag_for_each_thing(name: str, offer: C
     assert all(value is None or math.isfinite(value) for value in verdict.figures.values())
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", CLASSES)
 def test_equal_seeds_give_bit_equal_verdicts(name: str, offer: Callable[..., Scenario]) -> None:
     detector = make(name, **QUICK[name])
@@ -616,6 +617,7 @@ def test_nc_against_a_plain_loop() -> None:
     torch.testing.assert_close(found.masks[0], kept, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.wide
 def test_nc_all_at_once_equals_one_after_another() -> None:
     model, images = brightness_net(), noise(30, 0)
     knobs: dict[str, Any] = {"units": 30, "batch_size": 8, "success": 0.5, "patience": 2, "stop_patience": 4}

@@ -34,6 +34,7 @@ def writer() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "scripts" / "methods_page.py"))
 
 
+@pytest.mark.wide
 def test_methods_are_described_as_the_code_describes_them(writer: dict[str, Any]) -> None:
     assert not writer["stale"](writer["written"]()), "run `make docs`"
 
@@ -48,6 +49,7 @@ def test_a_stale_a_missing_and_a_leftover_page_are_told(writer: dict[str, Any], 
     assert writer["stale"](files) == ["docs/methods/ft.md", "docs/methods/gone.md", "docs/methods/new.md"]
 
 
+@pytest.mark.wide
 def test_a_page_says_what_its_options_share_once_and_all_of_them(writer: dict[str, Any]) -> None:
     written = writer["written"]()
     for group in ("attack", "defense", "detector"):
@@ -132,6 +134,7 @@ def chosen_by(words: list[str]) -> list[str]:
     return found
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("command", commands())
 def test_every_printed_command_composes(command: str) -> None:
     verb, *words = shlex.split(command)[1:]
@@ -158,6 +161,7 @@ def test_examples_in_docstrings(name: str) -> None:
     assert results.attempted and not results.failed
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("page", ["python.md", "networks.md"])
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks of a page, one after another, in an empty folder."""

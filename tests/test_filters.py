@@ -78,6 +78,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 # ---- filter and train anew ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["ac", "ss"])
 def test_what_is_left_out_is_what_the_detector_flags_and_the_rest_is_trained_on(name: str, scene: Scene) -> None:
     made, infection = scene
@@ -95,6 +96,7 @@ def test_what_is_left_out_is_what_the_detector_flags_and_the_rest_is_trained_on(
     assert same(purified, anew)
 
 
+@pytest.mark.wide
 def test_nothing_left_out_is_an_ordinary_training_and_everything_is_refused(scene: Scene) -> None:
     made, infection = scene
     assert infection.train is not None
@@ -116,6 +118,7 @@ def test_a_recipe_that_trains_nothing_is_refused_before_any_work(name: str, outp
         plan.plan(compose(words))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["ac", "ss"])
 def test_where_the_attacker_leaves_no_training_set_one_is_rebuilt_or_it_is_refused(name: str, outputs: Any) -> None:
     words = (f"defense={name}", "attack=wanet", *QUICK, f"runtime.outputs={outputs}")

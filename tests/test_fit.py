@@ -79,6 +79,7 @@ def test_training_leaves_the_callers_random_numbers_alone(images: ImageSet) -> N
     assert torch.equal(torch.rand(3), before)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "changes",
     [
@@ -256,6 +257,7 @@ def test_an_epoch_sees_every_image_once(images: ImageSet) -> None:
     assert not torch.equal(seen, images.labels)
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
 def test_memory_of_one_step_serves_the_next_without_going_back_to_the_system() -> None:
     code = """

@@ -139,6 +139,7 @@ def test_2_p_beyond_every_layer_is_plain_fine_tuning(monkeypatch: pytest.MonkeyP
 # ---- 5.7.3: pruned maps are dead, and stay so -----------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("epochs", [0, 3])
 @pytest.mark.parametrize("name", FEW)
 def test_3_each_layer_loses_its_share_for_good(name: str, epochs: int) -> None:
@@ -198,6 +199,7 @@ def test_4_a_map_pruned_by_hand_is_the_map_that_is_zero() -> None:
             assert dead == ([channel] if layer == name else [])
 
 
+@pytest.mark.wide
 def test_4_scores_belong_to_the_maps_they_name() -> None:
     """Layers asked for alone, or in another order, get the same scores."""
     model = network("preact10")
@@ -223,6 +225,7 @@ def test_a_batch_norm_of_a_sum_keeps_its_scale() -> None:
 # ---- 5.7.5: the same ranking, whoever asks --------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_5_the_ranking_depends_on_the_seed_alone() -> None:
     def pruned(model: nn.Module, seed: int = 0) -> Any:
         notes: dict[str, Any] = {}
@@ -237,6 +240,7 @@ def test_5_the_ranking_depends_on_the_seed_alone() -> None:
 # ---- the ranking itself ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", FEW)
 def test_batched_scores_are_those_of_the_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it is exact about what a convolution returned: plain has in-place activations, tied runs it twice."""
@@ -348,6 +352,7 @@ def test_9_zero_epochs_and_nothing_to_prune_change_nothing() -> None:
         assert same(state(purify(network(name), few(), defense(p=1000, fraction=None, epochs=0))), state(network(name)))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["preact10", "plain"])
 def test_9_the_same_seed_the_same_weights(name: str) -> None:
     model, holdout = network(name), few()
@@ -369,6 +374,7 @@ def test_9_a_holdout_smaller_than_a_batch_and_a_probe() -> None:
     assert not same(state(purified), state(network("preact10")))
 
 
+@pytest.mark.wide
 def test_bn_mode_eval_keeps_the_statistics() -> None:
     before = state(network("resnet18"))
     after = state(purify(network("resnet18"), few(), defense(bn_mode="eval")))
@@ -432,6 +438,7 @@ def test_a_setting_out_of_range_is_named(setting: str, value: float) -> None:
 # ---- effect ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_a_run_tells_what_it_did(run: Callable[..., Job]) -> None:
     done = run(
         "attack=badnets", "defense=fmp", "defense.epochs=2", "defense.probe_images=8", *QUICK, "curve.every=1"

@@ -35,6 +35,7 @@ def activity(model: nn.Module) -> Tensor:
         return penultimate(model, few().images.float() / 255).mean(0)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_most_silent_features_go_and_nothing_else_changes(name: str) -> None:
     model, notes = network(name), dict[str, Any]()

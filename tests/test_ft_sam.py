@@ -81,6 +81,7 @@ def test_the_gradient_is_that_uphill_and_the_weights_stay(images: ImageSet) -> N
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.wide
 def test_without_a_step_it_is_fine_tuning_bit_for_bit(images: ImageSet) -> None:
     ours = defense(rho=0.0).purify(scenario_of(FTSAM, network(), images))
     theirs = network()

@@ -310,6 +310,7 @@ def fuzz(examples: int) -> None:
     assert memory() - before < MOST_MEMORY
 
 
+@pytest.mark.wide
 def test_whatever_is_typed_ends_in_success_or_a_paragraph() -> None:
     fuzz(15)
 

@@ -155,6 +155,7 @@ def test_a_checkpoint_is_refused_by_the_names_it_has(kind: str, tmp_path: Path) 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.wide
 def test_values_that_are_no_numbers_are_not_blamed_on_the_rate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,7 @@ def test_a_function_of_a_plugin_is_a_trigger_that_lasts(tmp_path: Path, monkeypa
     assert torch.allclose(again(IMAGES), 1 - IMAGES, atol=1 / 255)
 
 
+@pytest.mark.wide
 def test_a_model_is_judged_and_purified_as_it_is(tmp_path: Path) -> None:
     quick = [
         f"runtime.outputs={tmp_path}",

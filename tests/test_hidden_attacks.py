@@ -271,6 +271,7 @@ def test_ink_is_what_is_nearer_to_ink() -> None:
     assert is_ink(read).flatten().tolist() == [1, 0, 1, 0]
 
 
+@pytest.mark.wide
 def test_a_killed_training_goes_on_in_its_stage(
     images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,6 +314,7 @@ def test_a_killed_training_goes_on_in_its_stage(
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("every", [0.0, 1e9])
 def test_a_killed_second_try_goes_on_as_the_second(
     every: float, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -367,6 +369,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", NAMES)
 def test_rates_seeds_and_victims_share_a_network(name: str, tmp_path: Path) -> None:
     planned = plan(tmp_path, f"attack={name}")
@@ -387,6 +390,7 @@ def test_rates_seeds_and_victims_share_a_network(name: str, tmp_path: Path) -> N
     assert set(plans.network_folder(planned)[1]) == {"format", "digest", "precision", "attack"}
 
 
+@pytest.mark.wide
 def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, triggers = untrained(monkeypatch), []
     for words in ((), ("seed=1", "attack.poison_rate=0.05"), ("attack.encoder_seed=1",)):
@@ -413,6 +417,7 @@ def test_memory_that_runs_out_names_the_encoders_batch(tmp_path: Path, monkeypat
     )
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", NAMES)
 def test_preview_and_export_find_the_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = untrained(monkeypatch)
@@ -441,6 +446,7 @@ def test_preview_and_export_find_the_network(name: str, tmp_path: Path, monkeypa
     assert seen == [400]
 
 
+@pytest.mark.wide
 def test_the_public_infect_trains_its_own() -> None:
     clean, _ = bb.load_dataset("digits", train_size=100, test_size=20)
     ink = bb.build("attack/poison_ink", encoder_epochs=1, encoder_width=2, reader_width=2)

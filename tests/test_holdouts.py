@@ -261,6 +261,7 @@ def test_kind_and_root_agree(folders: Path) -> None:
 TRAIN_READERS = [row for row in contract.rows() if row.name in ("pbe", "abl", "ac", "ss")]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("row", TRAIN_READERS, ids=lambda row: row.name)
 @pytest.mark.parametrize("words", list(KINDS.values())[1:], ids=list(KINDS)[1:])
 def test_whoever_reads_the_training_set_gets_all_of_it(
@@ -274,6 +275,7 @@ def test_whoever_reads_the_training_set_gets_all_of_it(
         assert stage.details["positives"] + stage.details["negatives"] == 400
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("row", TRAIN_READERS, ids=lambda row: row.name)
 def test_whoever_reads_the_training_set_works_beside_foreign_images(row: contract.Row, folders: Path) -> None:
     quick = [word for word in row.words if word.startswith((f"{row.group}=", f"{row.group}."))]
@@ -284,6 +286,7 @@ def test_whoever_reads_the_training_set_works_beside_foreign_images(row: contrac
 # ---- what is said ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_a_record_says_the_kind_and_the_images_a_class(
     run: Callable[..., Job], capsys: pytest.CaptureFixture[str]
 ) -> None:

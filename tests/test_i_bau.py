@@ -147,6 +147,7 @@ def test_at_least_one_image_of_a_batch_carries_it(share: float, carry: int, imag
     assert int((moved == 2).all(1).sum()) == carry and int((moved == 0).all(1).sum()) == 50 - carry
 
 
+@pytest.mark.wide
 def test_statistics_stay_and_no_graph_is_kept(images: ImageSet) -> None:
     model = network()
     maps: list[weakref.ref[Tensor]] = []
@@ -161,6 +162,7 @@ def test_statistics_stay_and_no_graph_is_kept(images: ImageSet) -> None:
     assert len(notes["perturbation_norms"]) == 2 and all(weight.grad is None for weight in purified.parameters())
 
 
+@pytest.mark.wide
 def test_it_ends_where_a_plain_loop_ends(images: ImageSet) -> None:
     """Two rounds of the authors' loop: a fresh perturbation each, the inner loss on the first batch, five turns from v = 0."""
     model, few = network(), images.subset(torch.arange(24))

@@ -71,6 +71,7 @@ def timms(name: str) -> Weights:
     return dict(timm.create_model(name, num_classes=10).state_dict())
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", FILES)
 def test_a_file_tells_its_network(kind: str, tmp_path: Path) -> None:
     make, words, size, classes, how = FILES[kind]
@@ -84,6 +85,7 @@ def test_a_file_without_a_convolution_is_of_no_network_that_is_known(tmp_path: P
     assert identify(reading.read(tmp_path / "given.pt")) == []
 
 
+@pytest.mark.wide
 def test_a_stem_of_large_images_is_known_at_small_ones(tmp_path: Path) -> None:
     found = weights("torchvision", architecture="resnet18", stem="as_is")
     torch.save(found, tmp_path / "theirs.pth")
@@ -91,6 +93,7 @@ def test_a_stem_of_large_images_is_known_at_small_ones(tmp_path: Path) -> None:
     assert first.words == ["model=torchvision", "model.architecture=resnet18", "model.stem=as_is"] and first.size == 32
 
 
+@pytest.mark.wide
 def test_what_lies_beside_a_file_names_its_network(tmp_path: Path) -> None:
     """As timm's for the hub does."""
     save_file(timms("test_resnet"), file := tmp_path / "model.safetensors")

@@ -137,6 +137,7 @@ def confident(factor: float) -> Classifier:
     return model
 
 
+@pytest.mark.wide
 def test_a_perturbation_moves_the_answer_within_its_bound(images: ImageSet) -> None:
     masks = drawn(confident(3))
     batch, _ = next(images.batches(16))
@@ -211,6 +212,7 @@ def hooked(model: nn.Module) -> tuple[nn.Module, list[nn.ParameterDict], Callabl
     return copied, masks, turn
 
 
+@pytest.mark.wide
 def test_three_phases_end_where_the_authors_loop_ends(images: ImageSet) -> None:
     """Their loop, from their code: hooks, torch's optimisers, and the 1-norm of 1 - s, which has no slope at s = 1."""
     infected = network()

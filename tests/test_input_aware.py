@@ -78,6 +78,7 @@ def test_the_networks_are_the_authors() -> None:
         assert all(layer.momentum == 0.05 for layer in network if isinstance(layer, nn.BatchNorm2d))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("size", [32, 64, 224])
 def test_contract(size: int) -> None:
     wave = torch.arange(3 * size * size).mul(0.37).sin().add(1).div(2).view(1, 3, size, size)
@@ -170,6 +171,7 @@ def test_the_classifier_learns_the_attackers_labels(few: ImageSet, losses_of: Ca
     assert found.facts["poisoned_share"] == found.facts["cover_share"] == 5 / 20
 
 
+@pytest.mark.wide
 def test_an_infection_is_saved_with_its_networks(few: ImageSet, tmp_path: Path) -> None:
     work = task(few)
     found = attack(**QUICK).infect(work, Stream(0))
@@ -187,6 +189,7 @@ def test_an_infection_is_saved_with_its_networks(few: ImageSet, tmp_path: Path) 
     assert torch.equal(stored(shown), Stored(found.trigger)(shown))
 
 
+@pytest.mark.wide
 def test_a_killed_training_resumes_from_its_last_epoch(
     few: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_the_mask_is_tanh_of_normal_numbers_within_0_and_1() -> None:
     assert abs(float(drawn.mean())) < 0.05 and float(drawn.std()) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.wide
 def test_the_mask_learns_on_a_copy() -> None:
     """Cross-entropy with it falls, without it rises; the model and its statistics stay."""
     made = inverter(mask_epochs=30, mask_lr=0.1)
@@ -210,6 +211,7 @@ def test_the_loss_of_unlearning_by_hand() -> None:
     torch.testing.assert_close(unlearning(made)(made.model, pixels, labels), expected)
 
 
+@pytest.mark.wide
 def test_unlearning_trains_the_network_and_never_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
     from backdoorbench.defenses import bti_dbf
 
@@ -222,6 +224,7 @@ def test_unlearning_trains_the_network_and_never_the_generator(monkeypatch: pyte
     assert same(made[1][1], state(made[1][0].generator))  # as the last inversion left it
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["bti_dbf", "pam"])
 def test_moments_outlast_the_rounds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the authors' code: one optimiser of the network and one of the generator, made before the first round."""
@@ -241,6 +244,7 @@ def test_moments_outlast_the_rounds(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert given["unlearn0"] is not given["generate0"]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["bti_dbf", "pam"])
 def test_without_passes_of_unlearning_the_model_is_as_it_was(name: str) -> None:
     """To the bit, and also where the holdout is a single image: the inversion leaves no trace in it."""
@@ -290,6 +294,7 @@ def test_the_gradient_is_the_one_at_the_point_and_the_weights_stay() -> None:
         torch.testing.assert_close(here.grad, there.grad, msg=name)
 
 
+@pytest.mark.wide
 def test_rho_0_is_plain_unlearning_with_the_same_sgd(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = purify(network(), few(), defense("pam", **SMALL, rho=0.0))
     elsewhere = purify(network(), few(), defense("pam", **SMALL, rho=0.5))

@@ -72,6 +72,7 @@ def sweeps(where: str = "outputs") -> list[Any]:
 # ---- one table over every planned job -------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_jobs_of_several_outputs_folders_are_one_sweep(
     bdx: Callable[..., Told], trained: dict[int, BaseException]
 ) -> None:
@@ -89,6 +90,7 @@ def test_jobs_of_several_outputs_folders_are_one_sweep(
     assert len(sweep["jobs"]) == 12 and not Path("out-badnets", "sweeps").exists()
 
 
+@pytest.mark.wide
 def test_a_folder_used_before_counts_for_nothing(bdx: Callable[..., Told], trained: dict[int, BaseException]) -> None:
     trained[1] = RuntimeError("it broke")
     assert bdx("-m", "hydra.sweep.dir=sw", "seed=0,1")[0] == 1
@@ -146,6 +148,7 @@ def test_shuffled_values_run_as_planned(bdx: Callable[..., Told]) -> None:
     assert [read_json(folder / str(number) / "job.json")["overrides"] for number in range(20)] == sweep["jobs"]
 
 
+@pytest.mark.wide
 def test_an_absolute_path_leads_to_each_record(bdx: Callable[..., Told]) -> None:
     assert bdx("-m", "seed=0", "runtime.outputs=./rel/../rel")[0] == 0
     (word,) = Path("rel/sweeps").glob("*/0/job.json")
@@ -155,6 +158,7 @@ def test_an_absolute_path_leads_to_each_record(bdx: Callable[..., Told]) -> None
 # ---- jobs that do not end well --------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_a_launcher_that_gives_up_leaves_jobs_lost_and_unstarted(
     basic: Any, bdx: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +181,7 @@ def test_a_launcher_that_gives_up_leaves_jobs_lost_and_unstarted(
     assert "  never started, as the launcher gave up: jobs 2 to 8" in out
 
 
+@pytest.mark.wide
 def test_a_launcher_that_drops_a_job_is_found_out(
     basic: Any, bdx: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +191,7 @@ def test_a_launcher_that_drops_a_job_is_found_out(
     assert code == 1 and "  1 of 3 jobs never started; the same" in out and "  job 2 (seed=2): never started" in out
 
 
+@pytest.mark.wide
 def test_a_mistake_of_the_launcher_comes_before_any_table(
     bdx: Callable[..., Told], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +200,7 @@ def test_a_mistake_of_the_launcher_comes_before_any_table(
     assert (code, out) == (2, "") and err.startswith("bdx: hydra.launcher.gpus names 7, but this process sees 0.")
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("code", [0, 3, "enough"])
 def test_a_method_that_calls_exit_fails_alone(
     code: int | str, bdx: Callable[..., Told], trained: dict[int, BaseException]
@@ -205,6 +212,7 @@ def test_a_method_that_calls_exit_fails_alone(
         main(["seed=1"])
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("error", "code"), [(RuntimeError("it broke"), 1), (TrainingError("the loss is nan"), 2)], ids=["bug", "mistake"]
 )
@@ -218,6 +226,7 @@ def test_what_fail_fast_stops_is_said_to_have_never_started(
     assert "  never started, as fail_fast=true stopped the sweep: jobs 2 to 5" in out
 
 
+@pytest.mark.wide
 def test_an_interrupted_sweep_tells_what_it_did(bdx: Callable[..., Told], trained: dict[int, BaseException]) -> None:
     trained[1] = KeyboardInterrupt()
     code, out, err = bdx("-m", "seed=0,1,2,3")
@@ -227,6 +236,7 @@ def test_an_interrupted_sweep_tells_what_it_did(bdx: Callable[..., Told], traine
     assert "  job 1 (seed=1): was interrupted\n  never started, as the sweep was interrupted: jobs 2, 3" in out
 
 
+@pytest.mark.wide
 def test_mistakes_alone_are_exit_code_2(bdx: Callable[..., Told], trained: dict[int, BaseException]) -> None:
     trained[0] = TrainingError("the loss is nan")
     assert bdx("-m", "seed=0,1")[0] == 2
@@ -237,6 +247,7 @@ def test_mistakes_alone_are_exit_code_2(bdx: Callable[..., Told], trained: dict[
 # ---- what an interrupt leaves ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_an_interrupted_run_is_told_as_such(bdx: Callable[..., Told]) -> None:
     """By runs, reports and plans, apart from a failed one."""
     words = ["runtime.outputs=outputs", *QUICK]
@@ -267,6 +278,7 @@ def test_an_interrupted_run_is_told_as_such(bdx: Callable[..., Told]) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("rates", "code", "said"),
     [
@@ -289,6 +301,7 @@ def test_the_code_of_a_plan_says_whether_a_sweep_would_begin(
 # ---- sweeps of nothing ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -326,6 +339,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
         yield close
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "words", [["list"], ["show", "defense=ft"], ["report", "outputs"], ["runs", "outputs"], ["nonsense"]]
 )
@@ -337,6 +351,7 @@ def test_verbs_bear_a_closed_pipe(words: list[str], bdx: Callable[..., Told], cl
     sys.stderr.flush()
 
 
+@pytest.mark.wide
 def test_a_closed_pipe_ends_no_sweep(trained: dict[int, BaseException], closed: Callable[[], None]) -> None:
     closed()
     assert main(["-m", "seed=0,1,2"]) == 0

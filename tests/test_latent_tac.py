@@ -44,6 +44,7 @@ def test_two_classes_by_hand() -> None:
     torch.testing.assert_close(found, torch.tensor([[0.0, 0.0], [-1.0, 0.0]], dtype=torch.float64))
 
 
+@pytest.mark.wide
 def test_what_cannot_be_has_no_length() -> None:
     """Two classes of one weight, of which one has the larger bias."""
     weight = torch.ones(2, 3, dtype=torch.float64)

@@ -393,6 +393,7 @@ def poisoned_set(root: Path) -> None:
     tensors(root / "test", pixels[60:], (np.arange(60) % 2).tolist())
 
 
+@pytest.mark.wide
 def test_the_record_compares_a_detector_with_the_truth_of_a_foreign_set(tmp_path: Path) -> None:
     poisoned_set(tmp_path / "raw")
     words = (

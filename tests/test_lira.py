@@ -56,6 +56,7 @@ def test_the_networks_are_the_authors() -> None:
         assert sum(p.numel() for p in made.generator.parameters()) == counts[kind]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("kind", "size"), [("autoencoder", 32), ("autoencoder", 224), ("unet", 64)])
 def test_contract(kind: Kind, size: int) -> None:
     wave = torch.arange(3 * size * size).mul(0.37).sin().add(1).div(2).view(1, 3, size, size)

@@ -43,6 +43,7 @@ def images_of(name: str, count: int = 24) -> ImageSet:
 # ---- both -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("method", ["anp", "rnp"])
 @pytest.mark.parametrize("name", WITH_NORMS)
 def test_only_scales_of_pruned_channels_change(method: str, name: str) -> None:
@@ -62,6 +63,7 @@ def test_only_scales_of_pruned_channels_change(method: str, name: str) -> None:
     assert not after.training and all(parameter.requires_grad for parameter in after.parameters())
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("method", ["anp", "rnp"])
 def test_the_same_seed_the_same_weights(method: str) -> None:
     model, images = network("preact10"), images_of("preact10")
@@ -70,6 +72,7 @@ def test_the_same_seed_the_same_weights(method: str) -> None:
     assert same(state(first), state(again)) and same(state(model), before)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("method", ["anp", "rnp"])
 def test_a_part_of_the_holdout_chooses_the_threshold(method: str) -> None:
     model, images, notes, seen = network("resnet18"), images_of("resnet18", 60), dict[str, Any](), list[int]()
@@ -94,6 +97,7 @@ def choose(limit: float) -> Selection:
     return Selection("holdout_drop", limit, 0.2)
 
 
+@pytest.mark.wide
 def test_the_threshold_is_the_largest_that_the_accuracy_allows() -> None:
     """The only channel that matters has mask 0.4, so every threshold below is allowed and none from there on."""
     model, images = network("resnet18"), images_of("resnet18", 60)
@@ -239,6 +243,7 @@ def test_anp_takes_so_many_whole_batches(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sizes == [16] * (7 * 4)  # two steps up, the masked network, the perturbed one
 
 
+@pytest.mark.wide
 def test_anp_prunes_by_threshold_or_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = network("preact10"), images_of("preact10")
     count = len(norm_channels(model))
@@ -260,6 +265,7 @@ def test_anp_prunes_by_threshold_or_by_number(monkeypatch: pytest.MonkeyPatch) -
 # ---- RNP ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_rnp_unlearns_until_the_accuracy_is_low(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     model, images, notes = network("resnet18"), images_of("resnet18"), dict[str, Any]()

@@ -61,6 +61,7 @@ def test_by_way_of_the_midpoint_it_is_the_straight_line() -> None:
             torch.testing.assert_close(weight, torch.lerp(first[name], last[name], t), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("t", [0.0, 1.0])
 def test_at_the_ends_it_returns_the_infected_model_and_its_tuned_copy(t: float, images: ImageSet) -> None:
     """Their weights, bit for bit; statistics are measured anew there too."""

@@ -342,6 +342,7 @@ def formats() -> str:
     return caught.value.message.partition("(choose from ")[2].removesuffix(")")
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", MISTAKES)
 def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, said = MISTAKES[name]
@@ -364,6 +365,7 @@ def test_one_paragraph_exit_two(name: str, place: Path, capsys: pytest.CaptureFi
     assert code == 2 and "Traceback" not in shown
 
 
+@pytest.mark.wide
 def test_memory_that_runs_out_names_the_setting(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -380,6 +382,7 @@ def test_memory_that_runs_out_names_the_setting(
     )
 
 
+@pytest.mark.wide
 def test_a_full_disk_loses_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -177,6 +177,7 @@ def timm_net(name: str, size: int = 32, stem: Any = "auto") -> nn.Module:
     return TimmSpec(name, None, name, False, stem).net(10, size)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("name", "count"),
     [
@@ -193,6 +194,7 @@ def test_timm_networks_are_rebuilt_for_small_images(name: str, count: int) -> No
         assert parameters(timm_net(name)) == count
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize(
     "name", ["test_resnet", "test_vit", "test_convnext", "swin_tiny_patch4_window7_224", "resnet50d"]
@@ -243,6 +245,7 @@ def test_a_convolutional_classifier_becomes_the_equal_linear_layer() -> None:
     torch.testing.assert_close(net.head(maps), before)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "name", ["dla46_c", "dpn48b", "repvit_m0_9", "swiftformer_xs", "deit_tiny_distilled_patch16_224"]
 )
@@ -306,6 +309,7 @@ def test_pretrained_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["levit_128s", "tiny_vit_5m_224"])
 def test_weights_that_are_loaded_between_two_passes_are_all_used(name: str) -> None:
     """timm's own networks of these families go on with the attention biases of the first pass."""
@@ -330,6 +334,7 @@ def test_weights_that_are_loaded_between_two_passes_are_all_used(name: str) -> N
     copy.deepcopy(first)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["repvit_m0_9", "deit_tiny_distilled_patch16_224"])
 def test_two_heads_that_are_one_layer_here_are_two_in_files(name: str) -> None:
     """Whatever is tuned here is read by timm's own network, and the other way round."""
@@ -354,6 +359,7 @@ def test_two_heads_that_are_one_layer_here_are_two_in_files(name: str) -> None:
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in whole["net"].state_dict().items())
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("has_aux", [True, False])
 def test_what_googlenet_has_for_its_training_alone_may_be_missing(has_aux: bool, tmp_path: Path) -> None:
     from torchvision.models import googlenet

@@ -88,6 +88,7 @@ def test_a_student_like_its_teacher_has_only_its_cross_entropy(net: Any) -> None
     assert not any(part._forward_hooks for part in (*model.modules(), *other.modules()))
 
 
+@pytest.mark.wide
 def test_the_teacher_is_the_fine_tuned_copy_and_stays(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     teachers: list[tuple[nn.Module, dict[str, Tensor]]] = []
     weights: list[dict[str, float]] = []

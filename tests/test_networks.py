@@ -128,6 +128,7 @@ def test_options_reach_the_factory() -> None:
     assert classifier(options={"width": 7}).net.conv1.out_channels == 7
 
 
+@pytest.mark.wide
 def test_a_network_that_calls_view_runs_wherever_any_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [
         "model=module", "model.target=theirs_of_test.nets:Viewing", "plugins=[theirs_of_test]", "train=demo", "train.epochs=1",
@@ -223,6 +224,7 @@ def test_an_edited_network_is_another_infection(tmp_path: Path, monkeypatch: pyt
     assert before.keys() == {"target"} and plan.digested("model", node, ["theirs_of_test"]) != before
 
 
+@pytest.mark.wide
 def test_a_run_with_a_network_of_ones_own_and_its_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

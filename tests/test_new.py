@@ -69,6 +69,7 @@ def run_tests(file: Path, request: pytest.FixtureRequest, tmp_path: Path) -> int
     return len(tests)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_passes_its_own_tests(
     kind: str, place: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -84,6 +85,7 @@ def test_pytest_passes_in_its_folder(place: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.wide
 def test_all_kinds_live_in_one_package_and_are_options_in_every_verb(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +121,7 @@ def test_the_jobs_of_a_launcher_know_the_plugin(
     assert states == ["done", "done"]
 
 
+@pytest.mark.wide
 def test_the_command_that_repeats_a_job_names_the_plugin(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +150,7 @@ def test_an_installed_package_announces_itself(place: Path, tmp_path: Path, monk
     assert plugins.flags() == []  # nobody has to name it
 
 
+@pytest.mark.wide
 def test_python_names_a_plugin_too(place: Path, tmp_path: Path) -> None:
     make(place, "defense")
     bb.plugin(place)
@@ -248,6 +252,7 @@ BREAKS = {  # in the place of a line of the module: what check says of it
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("line", BREAKS)
 def test_check_names_the_line_of_a_plugin_that_is_broken(
     line: str, place: Path, capsys: pytest.CaptureFixture[str]
@@ -269,6 +274,7 @@ def test_check_names_the_line_of_a_plugin_that_is_broken(
     assert "1 file: 0 ok, 1 wrong" in out.out
 
 
+@pytest.mark.wide
 def test_check_takes_the_folder_of_a_plugin_as_it_is(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +287,7 @@ def test_check_takes_the_folder_of_a_plugin_as_it_is(
     assert plugins.VARIABLE not in os.environ
 
 
+@pytest.mark.wide
 def test_whatever_names_a_plugin_that_nobody_brought_says_how(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -323,6 +330,7 @@ def test_whatever_names_a_plugin_that_nobody_brought_says_how(
     assert "Did you mean 'shrink'" in (said := capsys.readouterr().err) and "One of your own" not in said
 
 
+@pytest.mark.wide
 def test_code_without_an_option_is_a_plugin_too(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

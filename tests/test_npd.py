@@ -74,6 +74,7 @@ def test_a_transformer_is_refused_before_any_work() -> None:
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_only_the_layer_trains(name: str) -> None:
     model, notes = network(name), dict[str, Any]()

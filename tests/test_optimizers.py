@@ -51,6 +51,7 @@ def test_a_step_leaves_gradients_switched_on_and_is_not_part_of_a_graph() -> Non
     assert torch.is_grad_enabled() and weight.is_leaf and weight.requires_grad
 
 
+@pytest.mark.wide
 def test_a_training_does_not_import_the_compiler() -> None:
     code = """
 import sys, torch

@@ -169,6 +169,7 @@ def test_bnp_divergence_is_the_authors_formula_and_at_least_0() -> None:
     assert dead.isfinite().all()
 
 
+@pytest.mark.wide
 def test_bnp_prunes_the_one_channel_whose_mean_was_another() -> None:
     model = wide()
     settle(model, few(24).images.float() / 255)
@@ -184,6 +185,7 @@ def test_bnp_prunes_the_one_channel_whose_mean_was_another() -> None:
     assert set(both) <= {"net.layer4.1.bn2.weight", "net.layer4.1.bn2.bias"} and both["net.layer4.1.bn2.weight"] == [7]
 
 
+@pytest.mark.wide
 def test_bnp_scores_are_0_where_the_statistics_are_the_batchs_own() -> None:
     model, images = wide(), few(24)
     settle(model, images.images.float() / 255)
@@ -305,6 +307,7 @@ def test_images_are_augmented_as_the_victims_were_and_not_as_the_data_set_says(
 # ---- settings -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_the_published_values_are_the_defaults() -> None:
     assert [option("defense", name)["u"] for name in ("clp", "bnp", "ep")] == [3.0, 3.0, 3.0]
     assert [option("defense", name)["prune"] for name in ("clp", "bnp", "ep")] == ["both", "weight", "weight"]

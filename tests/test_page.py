@@ -65,6 +65,7 @@ def embedded(html: Path) -> dict[str, Any]:
     return data
 
 
+@pytest.mark.wide
 def test_the_page_stands_alone(html: Path) -> None:
     text = html.read_text()
     assert re.findall(r'(?:src|href)="(?!data:|#|outputs/)([^"]*)"', text) == []  # nothing is fetched
@@ -154,6 +155,7 @@ def test_what_came_of_an_after_attack() -> None:
     ]
 
 
+@pytest.mark.wide
 def test_a_page_of_detectors(tmp_path: Path) -> None:
     from PIL import Image
 

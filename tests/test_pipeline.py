@@ -55,6 +55,7 @@ def test_a_run_leaves_everything(run: Callable[..., Job]) -> None:
     assert record.read(done.folder).purified == done.run.purified
 
 
+@pytest.mark.wide
 def test_a_learning_curve_makes_its_triggered_images_once(
     run: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +135,7 @@ def test_the_purified_model_can_be_used(run: Callable[..., Job]) -> None:
     assert float(ca) == pytest.approx(done.run.purified.ca, abs=0.02)  # float32 here
 
 
+@pytest.mark.wide
 def test_a_second_defense_finds_the_infection(run: Callable[..., Job]) -> None:
     first, second = run("attack=badnets", "defense=ft", *QUICK).run, run("attack=badnets", "defense=fst", *QUICK).run
     assert second.infection.cached and second.infection.key == first.infection.key
@@ -141,6 +143,7 @@ def test_a_second_defense_finds_the_infection(run: Callable[..., Job]) -> None:
     assert second.infection.seconds["infect"] < 2
 
 
+@pytest.mark.wide
 def test_a_finished_run_is_not_repeated(run: Callable[..., Job]) -> None:
     first, second = run("attack=badnets", "defense=ft", *QUICK), run("attack=badnets", "defense=ft", *QUICK)
     assert second.repeated and second.folder == first.folder
@@ -171,6 +174,7 @@ def timeless(content: object) -> object:
     return [timeless(item) for item in content] if isinstance(content, list) else content
 
 
+@pytest.mark.wide
 def test_a_loaded_infection_is_the_saved_one(outputs: Path) -> None:
     """Rows, mask, trigger and weights survive the cache bit for bit, appended rows too."""
     for mode in ("replace", "append"):
@@ -224,11 +228,13 @@ def test_a_broken_infection_is_refused_unless_forced(tmp_path: Path) -> None:
     assert forced.status == "done" and forced.infection.status == "broken" and forced.infection.reasons
 
 
+@pytest.mark.wide
 def test_a_weak_infection_is_marked(run: Callable[..., Job]) -> None:
     weak = run("attack=badnets", "attack.poison_rate=0.003", "defense=none", *QUICK).run  # a row
     assert weak.infection.status == "weak" and "below 0.5" in weak.infection.reasons[-1]
 
 
+@pytest.mark.wide
 def test_a_model_one_did_not_train_can_be_purified(run: Callable[..., Job]) -> None:
     given = run("attack=badnets", "defense=none", *QUICK)
     settings = [f"model.checkpoint={given.folder / 'purified.safetensors'}", *QUICK, "train.epochs=0"]
@@ -284,6 +290,7 @@ def bdx(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.wide
 def test_a_sweep_ends_in_one_table_and_shares_infections(tmp_path: Path) -> None:
     words = ["-m", "attack=badnets", "attack.poison_rate=0.05,0.1", "defense=none,ft", *QUICK]
     swept = bdx(*words, folder=tmp_path)
@@ -361,6 +368,7 @@ def test_the_demo_keeps_its_promise(run: Callable[..., Job]) -> None:
     assert sum(left) / len(left) <= 0.15
 
 
+@pytest.mark.wide
 def test_two_processes_train_an_infection_once(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "backdoorbench", "attack=badnets", *QUICK]
     jobs = [

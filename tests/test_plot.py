@@ -402,6 +402,7 @@ def test_features_that_are_gone(tmp_path: Path) -> None:
 # ---- files, the verb, mistakes --------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("draw", "suffix"),
     [
@@ -446,6 +447,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.wide
 def test_the_verb(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plot", "curves", "outputs/runs/ft", "outputs/runs/fst", "--output", "curves.pdf"]) == 0
     assert cli.main(["plot", "rates", "outputs", "--output", "rates.svg", "--metric", "ca", "--names", "ids"]) == 0

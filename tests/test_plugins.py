@@ -92,6 +92,7 @@ def composed(package: Path, *more: str) -> Plain:
     return compose(words(package, *more), [str(package.parent / "conf")])
 
 
+@pytest.mark.wide
 def test_an_edited_plugin_is_another_run_and_another_row(package: Path) -> None:
     first = job.carry_out(composed(package))
     assert job.carry_out(composed(package)).repeated
@@ -252,6 +253,7 @@ def test_keys_without_a_plugin_do_not_know_of_any(package: Path) -> None:
     assert alone.key == beside.key and beside.plugins == []
 
 
+@pytest.mark.wide
 def test_a_plugin_without_use_is_a_mistake(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = (
         "plugins names 'shifty', and no option of this run comes from it; expected a `_target_: shifty.…` in the yaml file of a "
@@ -278,6 +280,7 @@ def test_a_module_is_a_plugin_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert plugins.of("backdoorbench.defenses.ft.FT", ["backdoorbench"]) == ""
 
 
+@pytest.mark.wide
 def test_the_same_settings_on_other_data_are_another_row(tmp_path: Path) -> None:
     """Two roots of one data set: same settings, other images."""
     done = [

@@ -114,6 +114,7 @@ def one_a_class() -> list[contract.Row]:
     return list(named.values())[::-1]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("row", [row for row in contract.rows() if row.smoke], ids=str)
 def test_a_row_of_each_kind(row: contract.Row, device: Worker) -> None:
     assert_ends_well(device, row)

@@ -103,6 +103,7 @@ def test_preview_draws_and_measures(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "cache" / "infection").exists() and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.wide
 def test_a_preview_of_several_attacks_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "triggers.svg"
     assert run("preview", tmp_path, "-m", "attack=badnets,sig", "--images", "3", "--output", str(file)) == 0
@@ -123,6 +124,7 @@ def test_settings_that_vary_are_in_a_title() -> None:
     assert jobs[0][0] == ["attack=blended", "attack.test_ratio=0.1", "dataset.root=a b"]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("attack", ["badnets", "sig", "wanet", "bpp", "blind", "refool", "blended_bypass"])
 def test_the_trigger_shown_is_the_one_an_infection_gets(attack: str, tmp_path: Path) -> None:
     made = plan(tmp_path, f"attack={attack}", "train.epochs=0")
@@ -182,6 +184,7 @@ def exported(folder: Path) -> tuple[list[dict[str, str]], np.ndarray]:
     return rows, np.stack(images)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "words", [["attack=badnets"], ["attack=tact", "attack.poison_rate=0.02"], ["attack=tact", "attack.mode=append"]]
 )

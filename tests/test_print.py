@@ -71,6 +71,7 @@ def test_only_whole_words_are_replaced() -> None:
     assert named("badnets, lc.") == "BadNets, LC."
 
 
+@pytest.mark.wide
 def test_latex_and_html_have_names_and_text_has_what_is_typed(tmp_path: Path) -> None:
     one = made(swept(ft=ASR, fst=ASR))
     named = display.chosen(one.found, None, True)

@@ -118,6 +118,7 @@ def test_fractions_are_refused_or_said(tmp_path: Path) -> None:
     assert said == "no published figure is above 1 %: they are read as percent, so multiply fractions by 100"
 
 
+@pytest.mark.wide
 def test_an_experiments_figures_stand_beside_other_networks_with_what_differs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +144,7 @@ def test_an_experiments_figures_stand_beside_other_networks_with_what_differs(
     )
 
 
+@pytest.mark.wide
 def test_an_experiment_without_a_figure_for_any_row_is_said() -> None:
     found = {Path(one.id): one for one in [run("badnets", "fp", 0, 0.02, "dataset=cifar10", "model=airbench")]}
     for nearest, said in (

@@ -123,6 +123,7 @@ WRAPPED: dict[str, tuple[Callable[[Weights], Any], str]] = {  # what is saved ->
 }  # fmt: skip
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("write", [zipped, legacy])
 @pytest.mark.parametrize("kind", WRAPPED)
 def test_a_file_is_read_and_its_state_is_chosen_by_fit(

@@ -98,6 +98,7 @@ class Striped(nn.Module):
         return -(period[:, None] - torch.tensor([0.5, 0.25, 0.125, 0.0625]) * self.side).abs()
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("there", "side", "stride"), [(48, 32, 1), (128, 64, 1), (128, 64, 2), (128, 224, 2)])
 def test_the_size_at_which_a_network_was_trained_is_found(there: int, side: int, stride: int) -> None:
     labels = torch.arange(80) % 4
@@ -220,6 +221,7 @@ def test_whoever_works_on_pixels_has_their_normalisation_red_first(colours: str)
     assert (model.of_pixels is model.normalize) == (colours == "rgb")
 
 
+@pytest.mark.wide
 def test_a_model_that_was_given_is_told(run: Callable[..., Job], outputs: Path, tmp_path: Path) -> None:
     quick = (
         "dataset.train_size=600",

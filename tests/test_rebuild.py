@@ -59,6 +59,7 @@ def test_its_rows_are_the_rates_and_its_bytes_the_triggers(name: str, covers: in
     assert not torch.equal(made.rebuild(images, hit, Stream(4)).train.images, train.images)
 
 
+@pytest.mark.wide
 def test_a_defense_that_reads_the_training_set(run: Callable[..., Job]) -> None:
     words = ("attack=wanet", "defense=pbe", "defense.epochs=1", *QUICK)
     with pytest.raises(PairingError) as caught:

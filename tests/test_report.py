@@ -324,6 +324,7 @@ def beside(*words: str) -> list[tuple[str, float]]:
     return [(state, item.published.scores["asr"]) for (_, state), item in found.items() if item.published]
 
 
+@pytest.mark.wide
 def test_published_figures_stand_beside_equal_settings() -> None:
     assert beside("defense=fst") == [("infected", pytest.approx(0.981)), ("purified", pytest.approx(0.002))]
     for other in ("model=vgg16_bn", "dataset.train_size=5000", "attack.target=3", "attack.poison_rate=0.02"):

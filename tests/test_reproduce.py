@@ -58,6 +58,7 @@ def cells(paper: str, scale: str) -> list[list[str]]:
     return [[f"{key}={value}" for key, value in job.items()] for job in jobs]
 
 
+@pytest.mark.wide
 def test_papers_settings_are_pinned() -> None:
     def pinned(*words: str) -> dict[str, Any]:
         return compose(words)
@@ -77,6 +78,7 @@ def test_papers_settings_are_pinned() -> None:
     assert (bench["defense"]["epochs"], bench["defense"]["batch_size"], bench["train"]["lr"]) == (100, 256, 0.01)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["sig", "lc"])
 @pytest.mark.parametrize(
     ("data", "images", "own"), [("cifar10", 47_500, 4750), ("gtsrb", 37_249, 2109), ("digits", 1365, 135)]
@@ -91,6 +93,7 @@ def test_trap_and_replaces_clean_labels_are_the_whole_class(name: str, data: str
     assert settings.get("pattern") == "tnr" or (settings["corners"], settings["epsilon"]) == ("grid3", 16)
 
 
+@pytest.mark.wide
 def test_a_scale_reduces_and_the_command_line_wins() -> None:
     small = compose(["experiment=fst", "scale=small", "defense=fst"])
     assert (small["dataset"]["name"], small["dataset"]["train_size"], small["model"]["name"]) == (
@@ -104,6 +107,7 @@ def test_a_scale_reduces_and_the_command_line_wins() -> None:
     assert compose(["dataset=gtsrb", "scale=small", "defense=aft"])["defense"]["adversarial_iterations"] == 282
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("paper", ["pbe", "aft"])
 def test_pbe_aims_at_its_codes_class_at_its_codes_rate_on_gtsrb_too(paper: str) -> None:
     """SIG there changes labels, so that it needs no large target class; elsewhere class 1 is aimed at, and SIG is at 5 %."""
@@ -210,6 +214,7 @@ def test_ours_stand_beside_theirs() -> None:
     assert "–" in cells[1]
 
 
+@pytest.mark.wide
 def test_of_a_cell_for_several_networks_ours_is_taken_or_the_experiments_own() -> None:
     wanted = run("backdoorbench", "badnets", "ft", 0.02)
     other = run("backdoorbench", "badnets", "ft", 0.02, "model=resnet18")

@@ -50,6 +50,7 @@ def run(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return folder
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("run", WORDS, indirect=True, ids=lambda words: " ".join(words) or "nothing")
 def test_the_command_makes_the_configuration_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["config", str(run)]) == 0
@@ -114,6 +115,7 @@ def test_a_run_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> 
     assert "'nowhere' holds no record.json and is no key of a run in outputs/" in capsys.readouterr().err
 
 
+@pytest.mark.wide
 def test_a_sweep_keeps_what_it_ran_with(tmp_path: Path) -> None:
     words = [
         "-m",

@@ -175,6 +175,7 @@ def test_the_optimiser_is_adam_with_amsgrad(monkeypatch: pytest.MonkeyPatch) -> 
     assert known == {"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0, "amsgrad": True}
 
 
+@pytest.mark.wide
 def test_it_ends_where_a_plain_loop_ends() -> None:
     """Six steps of the loop in 2.13, with the search of `search`, and torch's Adam."""
     infected = network()
@@ -205,6 +206,7 @@ def test_it_ends_where_a_plain_loop_ends() -> None:
     assert lacks  # the two models had come apart
 
 
+@pytest.mark.wide
 def test_the_infected_model_stays_and_so_do_statistics_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[nn.Module] = []
     plain = sau.SAU.unlearning

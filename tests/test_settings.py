@@ -310,6 +310,7 @@ def some(names: list[str], *few: str) -> list[Any]:
     return [pytest.param(name, marks=[] if name in few else [pytest.mark.slow], id=name) for name in names]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("row", rows())
 def test_every_setting_of_a_method_acts_or_is_refused(row: Row, outputs: Path, file: Path) -> None:
     short = ("train.epochs=1", "curve.every=0", f"runtime.outputs={outputs}")
@@ -338,6 +339,7 @@ def unasked(group: str) -> frozenset[str]:
     return frozenset(key.removeprefix(f"{group}.") for key in UNASKED)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", some(catalog.names("train"), "demo"))
 def test_every_setting_of_a_recipe_acts_or_is_refused(name: str, outputs: Path, file: Path) -> None:
     words = (f"train={name}", *QUICKER, "train.batch_size=32", f"runtime.outputs={outputs}")
@@ -351,6 +353,7 @@ def test_every_setting_of_a_recipe_acts_or_is_refused(name: str, outputs: Path, 
     assert_none(silent(Case("train", words, (trained,), beside, file, unasked("train"))))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", some(options("model"), "demo"))
 def test_every_setting_of_a_network_acts_or_is_refused(
     name: str, outputs: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -386,12 +389,14 @@ class Other(Two):
 """
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", some(catalog.names("holdout"), "standard"))
 def test_every_setting_of_a_holdout_acts_or_is_refused(name: str, outputs: Path, file: Path) -> None:
     words = (f"holdout={name}", "defense=ft", *QUICKER, f"runtime.outputs={outputs}")
     assert_none(silent(Case("holdout", words, (divided,), {}, file)))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", some(["digits", "folder"], "digits"))
 def test_every_setting_of_a_data_set_acts_or_is_refused(name: str, outputs: Path, file: Path, tmp_path: Path) -> None:
     """Through what is read, trained, poisoned or tuned: a target acts through attacks, `tuning` through defenses."""

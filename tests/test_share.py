@@ -82,6 +82,7 @@ def test_the_export_gives_the_same_logits_where_bdx_cannot_be_imported(
     )
 
 
+@pytest.mark.wide
 def test_the_card_says_what_it_is(done: Job, tmp_path: Path) -> None:
     files = share.export(done.folder, tmp_path / "shared", infected=True)
     assert files == [

@@ -357,6 +357,7 @@ def test_its_settings_are_checked() -> None:
     assert recipe("train.lookahead=null").companion(network()) is None
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("attack", ["badnets", "wanet", "input_aware", "lira", "blind"])
 def test_attacks_of_either_kind_train_with_it(attack: str) -> None:
     quick = {"input_aware": {"mask_epochs": 1}, "lira": {"generator_epochs": 1}}.get(attack, {})
@@ -366,6 +367,7 @@ def test_attacks_of_either_kind_train_with_it(attack: str) -> None:
     assert len(infection.history) == 4 and all(p.isfinite().all() for p in infection.model.parameters())
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("defense", ["aft", "fmp", "fst", "pbe", "trap_and_replace"])
 def test_the_five_systems_purify_it(defense: str) -> None:
     quick: dict[str, dict[str, Any]] = {

@@ -189,6 +189,7 @@ def test_a_pair_that_n_cannot_carry_has_dashes_beside_those_that_it_can() -> Non
     ]
 
 
+@pytest.mark.wide
 def test_against_one_corrects_for_fewer(capsys: pytest.CaptureFixture[str]) -> None:
     runs = swept(ft=FT, fst=FST, fp=FP)
     (every,), (alone,) = made(runs).standings, made(runs, against="fst").standings

@@ -119,6 +119,7 @@ def refused(action: Callable[[], Any]) -> str:
 # --- the toolkit's own rules -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", NETS)
 def test_nothing_is_left_behind(name: str) -> None:
     model = built(name)
@@ -157,6 +158,7 @@ def test_trace_lists_modules_as_they_end(images: Tensor) -> None:
 # --- classifier ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", NETS)
 def test_head_of_features_is_the_model(name: str, images: Tensor, evaluated: Callable[[str], Classifier]) -> None:
     model = evaluated(name)
@@ -467,6 +469,7 @@ def test_an_activation_that_was_overwritten(images: Tensor) -> None:
 # --- two halves ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("name", "features", "share"),
     [

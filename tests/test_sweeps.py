@@ -46,6 +46,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[forecast.Ahead
 # ---- composition and mistakes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_a_sweep_over_networks_says_it_job_by_job(looked: Callable[..., list[forecast.Ahead]], tmp_path: Path) -> None:
     runs = looked("model=airbench,demo", "train.epochs=1", f"runtime.outputs={tmp_path}")
     assert [run.config["train"]["name"] for run in runs] == ["airbench", "demo"]
@@ -54,6 +55,7 @@ def test_a_sweep_over_networks_says_it_job_by_job(looked: Callable[..., list[for
     )  # fmt: skip
 
 
+@pytest.mark.wide
 def test_one_value_is_set_in_all_options_that_are_swept(
     looked: Callable[..., list[forecast.Ahead]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +86,7 @@ def test_other_words_of_a_sweep_stay_as_they_are() -> None:
     assert left_to_jobs(words) == words
 
 
+@pytest.mark.wide
 def test_jobs_compose_as_hydra_would(looked: Callable[..., list[forecast.Ahead]], tmp_path: Path) -> None:
     """Values that are put in afterwards and those that need the whole composition: floats, texts, null, interpolations."""
     words = [
@@ -111,6 +114,7 @@ def test_the_runs_of_an_experiment(looked: Callable[..., list[forecast.Ahead]], 
     forecast.refuse_mistakes(runs)
 
 
+@pytest.mark.wide
 def test_a_mistake_anywhere_stops_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["-m", "attack=badnets", "attack.poison_rate=0.05,10,20", "seed=0", "defense=ft", *QUICK]
     assert main([*words, f"runtime.outputs={tmp_path}"]) == 2
@@ -121,6 +125,7 @@ def test_a_mistake_anywhere_stops_the_sweep(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "runs").exists() and not (tmp_path / "sweeps").exists()
 
 
+@pytest.mark.wide
 def test_an_impossible_pair_does_not_stop_the_sweep(
     looked: Callable[..., list[forecast.Ahead]], tmp_path: Path
 ) -> None:
@@ -141,6 +146,7 @@ def test_a_device_elsewhere_is_not_looked_for(tmp_path: Path) -> None:
 OF_HYDRA = [f"{file.parent.name}/{file.stem}" for file in sorted((conf_dir() / "hydra").glob("*/*.yaml"))]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("option", OF_HYDRA)
 def test_our_launchers_and_sweepers_may_be_named_as_those_that_plugins_of_hydra_register(
     option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -174,6 +180,7 @@ def test_a_missing_plugin_names_its_extra() -> None:
     )
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
@@ -193,6 +200,7 @@ def test_a_range_is_the_numbers_it_says(
     assert [run.key for run in runs] == [run.key for run in listed]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -216,6 +224,7 @@ def test_what_is_no_list_of_numbers_is_refused(said: str, told: str, capsys: pyt
 # ---- plans ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_a_plan_says_what_is_done_and_cached(
     run: Callable[..., Job], outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def model(run: Callable[..., Job], outputs: Path, tmp_path_factory: pytest.TempP
     return file
 
 
+@pytest.mark.wide
 def test_a_model_is_cleaned_and_written_as_it_was_read(
     digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_model_is_cleaned_and_written_as_it_was_read(
     assert main(["clean", str(to), *words[2:], "defense.epochs=1"]) == 0  # what was written is read
 
 
+@pytest.mark.wide
 def test_a_model_is_inspected(digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["inspect", str(model), "--data", str(digits), *NETWORK, f"runtime.outputs={tmp_path}"]
     assert main([*words, "--detectors", "signature,latent_tac"]) == 0
@@ -115,6 +117,7 @@ def test_a_model_is_inspected(digits: Path, model: Path, tmp_path: Path, capsys:
     assert "reversed_triggers.png" in capsys.readouterr().out
 
 
+@pytest.mark.wide
 def test_without_images_the_last_layer_alone_is_looked_at(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(model)]) == 0
     said = capsys.readouterr().out
@@ -138,6 +141,7 @@ class Own(nn.Module):
 """
 
 
+@pytest.mark.wide
 def test_without_images_a_network_that_is_named_is_believed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +168,7 @@ def squeezed(num_classes=10):
 """
 
 
+@pytest.mark.wide
 def test_a_detector_that_cannot_read_a_network_is_left_out_alone(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +213,7 @@ def test_an_optimizers_state_is_no_model(tmp_path: Path, capsys: pytest.CaptureF
     assert "holds the state of an optimizer (optimizer) and no weights" in capsys.readouterr().err
 
 
+@pytest.mark.wide
 def test_a_model_that_knows_nothing_gets_no_verdict(
     digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +259,7 @@ def test_clean_models_stand_beside(run: Callable[..., Job]) -> None:
     assert f"clean models of this network here: {indices[0]:.2f}, n = 1, " in said and said.endswith("(few)")
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -315,6 +322,7 @@ def test_what_cannot_be_done_is_said(
 CLEAN = ("--no-reversal", "defense.epochs=1", "exact.epochs=0", *NETWORK)
 
 
+@pytest.mark.wide
 def test_a_trigger_that_does_not_act_stops_before_anything_is_cleaned(
     digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -333,6 +341,7 @@ def test_a_trigger_that_does_not_act_stops_before_anything_is_cleaned(
     assert "force=true" in said and "model card" not in captured.out
 
 
+@pytest.mark.wide
 def test_a_model_that_knows_no_image_is_not_judged(
     digits: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,6 +359,7 @@ def test_a_model_that_knows_no_image_is_not_judged(
         assert "verdict" not in said.out and "does not act" not in said.err
 
 
+@pytest.mark.wide
 def test_a_function_is_a_trigger_though_the_network_needs_no_plugin(
     digits: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

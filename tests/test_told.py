@@ -220,6 +220,7 @@ def test_nothing_is_less_than_nothing() -> None:
 # ---- what tells rows apart ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("key", "one", "other", "said"),
     [
@@ -426,6 +427,7 @@ def test_a_curve_says_how_many_of_its_runs_collapsed() -> None:
     assert "1 collapsed run among them." in curves(runs)._supxlabel.get_text().replace("\n", " ")  # type: ignore[attr-defined]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 140, 200])
 def test_no_console_is_so_narrow_that_anything_is_cut(width: int) -> None:
     long = [run("a", "defense=ft_sam", over={"defense.rho": 12345.678901}), run("b", "defense=ft_sam", seed=1)]

@@ -230,6 +230,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("words", "said"), CASES)
 def test_a_mistake_is_a_paragraph(words: list[str], said: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [*QUICK[:2], "dataset.size=16"] if "=" in words[0] and "dataset=folder" not in words else []
@@ -242,6 +243,7 @@ def test_a_mistake_is_a_paragraph(words: list[str], said: str, place: Path, caps
     assert code == 2 and "Traceback" not in shown and len(last) < 2000
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "flag", [["--config-dir", "own"], ["hydra.searchpath=[own]"], ["--config-dir=own"]], ids=" ".join
 )
@@ -298,6 +300,7 @@ def test_a_part_that_is_not_there_is_told_once(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.startswith("bdx: --package is 'nope', which is no part of the configuration.")
 
 
+@pytest.mark.wide
 def test_a_mapping_may_have_numbers_for_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["attack=badnets", "dataset.augment={1:2}"]) == 2
     assert capsys.readouterr().err.startswith("bdx: dataset.augment has no setting '1'. ")
@@ -412,6 +415,7 @@ def test_a_run_ends_whatever_the_terminal_can_print(
     assert (b"badnets ? none" in done.stdout) == ("LC_ALL" in terminal)  # the arrow
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "words", [["list", "holdout"], ["show", "defense=fst"], ["--cfg", "job"]], ids=lambda words: words[0]
 )
@@ -421,6 +425,7 @@ def test_answers_whatever_the_terminal_can_print(
     assert bdx(words, BARE).returncode == 0
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="closes a descriptor between fork and exec")
 @pytest.mark.parametrize("words", [["list", "holdout"], ["--cfg", "job"], RUN], ids=["list", "cfg", "run"])
 def test_nobody_need_listen(words: list[str], bdx: Callable[..., "subprocess.CompletedProcess[bytes]"]) -> None:

@@ -112,6 +112,7 @@ def heard() -> Iterator[list[str]]:
 # ---- any tracker ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tracker_matches_its_class_and_is_explained(name: str) -> None:
     node = compose([f"tracker={name}"])["tracker"]
@@ -136,6 +137,7 @@ def test_a_tracker_moves_no_key_and_no_row_of_a_table() -> None:
     )
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 def test_a_missing_package_names_its_extra_before_anything_is_trained(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -148,6 +150,7 @@ def test_a_missing_package_names_its_extra_before_anything_is_trained(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.wide
 def test_a_run_tells_its_journal_what_its_record_holds(run: Callable[..., Job], journal: Remembered) -> None:
     done = run("attack=badnets", "defense=ft", *MINI, "defense.epochs=4", "curve.every=2").run
     assert journal.told == [
@@ -175,6 +178,7 @@ def test_a_purified_model_that_was_found_has_its_curve_told(tmp_path: Path, jour
     assert journal.told == [final, *curve, final, True]  # what was drawn point by point was told so
 
 
+@pytest.mark.wide
 def test_without_an_attack_there_is_only_ca_to_tell(run: Callable[..., Job], journal: Remembered) -> None:
     done = run("attack=none", "defense=none", *MINI).run
     assert journal.told[-3:] == [

@@ -274,6 +274,7 @@ def test_the_loss_of_stage_2(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> N
     assert found == pytest.approx(float(-logs[range(3), [4, 4, 7]].mean()), rel=1e-4)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("name", "until", "place"),
     [
@@ -296,6 +297,7 @@ def test_where_dropout_goes(name: str, until: str | None, place: str) -> None:
     assert before == [(part.training, [p.requires_grad for p in part.parameters()]) for part in model.modules()]
 
 
+@pytest.mark.wide
 def test_dropout_fires_once_a_step_and_in_training_only(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     fired: list[tuple[float, bool]] = []
     plain = torch.nn.functional.dropout
@@ -315,6 +317,7 @@ def test_dropout_fires_once_a_step_and_in_training_only(scene: Scene, monkeypatc
 # ---- assertions of the specification, 7.11 --------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_1_the_reconstruction_has_the_images_shape_and_beats_the_mean_colour(scene: Scene) -> None:
     scene.purify(chosen("stage1.epochs=8", "stage1.batch_size=32"))
     assert scene.notes["decoder"] == [32, 32, 3]
@@ -326,6 +329,7 @@ def test_1_the_reconstruction_has_the_images_shape_and_beats_the_mean_colour(sce
         assert rebuilt.shape == (2, 3, 32, 32) and rebuilt.min() > 0 and rebuilt.max() < 1
 
 
+@pytest.mark.wide
 def test_2_without_the_two_terms_stage_1_is_normal_training(scene: Scene) -> None:
     without = chosen("lambda_rec=0", "lambda_tv=0")
     scene.purify(without)
@@ -347,6 +351,7 @@ def test_2_without_the_two_terms_stage_1_is_normal_training(scene: Scene) -> Non
     assert not same(scene.shown[1][2], states[1])  # with them it is another
 
 
+@pytest.mark.wide
 def test_3_stage_2_moves_the_head_alone(scene: Scene) -> None:
     scene.build = network("wrn_16_1")
     purified = scene.purify(chosen("stage2.epochs=3"))
@@ -365,6 +370,7 @@ def test_3_stage_2_moves_the_head_alone(scene: Scene) -> None:
     assert moved == head
 
 
+@pytest.mark.wide
 def test_4_the_new_head_is_fresh_and_ends_in_an_ordinary_network(scene: Scene) -> None:
     images = torch.rand(5, 3, 32, 32)
     scene.purify(chosen("stage2.epochs=0"))
@@ -408,6 +414,7 @@ def test_5_a_holdout_that_overlaps_is_refused_before_any_training(outputs: Any) 
 # ---- the shared contract --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_inputs_are_left_alone_and_runs_are_bit_equal(scene: Scene) -> None:
     train = scene.infection.train
     assert train is not None and scene.holdout is not None
@@ -421,6 +428,7 @@ def test_inputs_are_left_alone_and_runs_are_bit_equal(scene: Scene) -> None:
     assert all(value.isfinite().all() for value in state(first).values() if value.is_floating_point())
 
 
+@pytest.mark.wide
 def test_sets_smaller_than_a_batch_are_one_step(scene: Scene) -> None:
     purified = scene.purify(chosen("stage1.batch_size=1000", "stage2.batch_size=1000"))
     assert len(scene.shown) == 4 and not same(scene.shown[0][2], scene.shown[1][2])
@@ -453,6 +461,7 @@ def test_without_the_trap_the_infected_model_is_cut(scene: Scene) -> None:
     assert [epoch for epoch, _, _ in scene.shown] == [0, 1] and "reconstruction_mse" not in scene.notes
 
 
+@pytest.mark.wide
 def test_stage_1_may_train_on_the_holdout_too(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     train = scene.infection.train
     assert train is not None and scene.holdout is not None
@@ -468,6 +477,7 @@ def test_stage_1_may_train_on_the_holdout_too(scene: Scene, monkeypatch: pytest.
     assert trained == [400, 20, 380, 20]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", [name for name in NETS if name != "wrn_16_1"])
 def test_other_networks_take_a_step_of_both_stages(name: str, scene: Scene, images: ImageSet) -> None:
     scene.build, scene.holdout = network(name), images.subset(torch.arange(16))

@@ -67,6 +67,7 @@ def test_relearning_starts_from_the_old_weights_with_the_suspects_redrawn(scene:
     ]
 
 
+@pytest.mark.wide
 def test_unlearning_ends_where_little_is_right_any_more(scene: Scene) -> None:
     """At an accuracy of 1 every first pass is the last; a clipped step moves no further than its bound."""
     short: dict[str, Any] = {}
@@ -79,6 +80,7 @@ def test_unlearning_ends_where_little_is_right_any_more(scene: Scene) -> None:
     assert still["rows_moved"] == [0.0] * 10
 
 
+@pytest.mark.wide
 def test_suspects_are_held_away_from_their_old_rows(scene: Scene) -> None:
     old = classifier_head(scene[1].model).weight.detach()
 

@@ -68,6 +68,7 @@ def test_a_share_outside_0_to_1_is_refused(tmp_path: Path) -> None:
         made_plan(tmp_path, "holdout.validate=2")
 
 
+@pytest.mark.wide
 def test_the_record_judges_by_what_was_kept(tmp_path: Path) -> None:
     done = api.run(*QUICK, "attack=badnets", "defense=ft", "holdout.validate=0.4", f"runtime.outputs={tmp_path}")
     details = done.purification.details

@@ -195,6 +195,7 @@ def test_the_largest_block_in_which_nothing_is_missing(
     assert ("".join(keys), "".join(sorted(shared))) == expected
 
 
+@pytest.mark.wide
 def test_what_is_missing_is_left_out_of_all_and_said() -> None:
     more = [
         run("sig", defense, seed, 0.94, 0.5)
@@ -243,6 +244,7 @@ def test_settings_of_one_defense_compete() -> None:
     assert order([*TWO_SEEDS, *tuned]) == ["fst, alpha 0.5", "fst, alpha 0.1", "ft", "fp"]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("runs", "have"),
     [
@@ -285,6 +287,7 @@ def test_where_plain_fine_tuning_ends_the_backdoor_every_row_is_fragile() -> Non
     )
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("tuned", "expected"),
     [
@@ -308,6 +311,7 @@ def test_what_makes_an_infection_fragile(tuned: list[Run], expected: bool | None
     assert fragile([run("badnets", "fst", 0, 0.93, 0.0), *tuned])["badnets", "fst"] is expected
 
 
+@pytest.mark.wide
 def test_old_records_are_ranked_and_marked_alike() -> None:
     again = [from_plain(old_record(made)) for made in TWO_SEEDS]
     assert fragile(again) == fragile(TWO_SEEDS)
@@ -338,6 +342,7 @@ def test_fragile_in_rows_by_columns() -> None:
     assert by_defense[1] == ["ft", "6.00 ± 1.41 §", "70.00 ± 14.14"] and f"§ {ENDS}" in notes
 
 
+@pytest.mark.wide
 def test_rows_without_plain_fine_tuning_are_said() -> None:
     runs = [
         run("badnets", "fst", 0, 0.93, 0.0),
@@ -355,6 +360,7 @@ def test_rows_without_plain_fine_tuning_are_said() -> None:
     )
 
 
+@pytest.mark.wide
 def test_a_class_declares_what_its_source_says_without_being_imported() -> None:
     declared = {}
     for name in catalog.names("defense"):
@@ -391,6 +397,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return report_of
 
 
+@pytest.mark.wide
 def test_verdicts_stand_below_the_tables_in_every_format(said: Callable[..., str]) -> None:
     plain, shown = said(), said("--verdicts")
     assert shown.startswith(plain) and "verdicts · dataset digits" in shown[len(plain) :]
@@ -411,6 +418,7 @@ def test_verdicts_stand_below_the_tables_in_every_format(said: Callable[..., str
     assert (best["limit_ca_loss"], best["limit_asr"], best["fragile_cells"]) == ("0.025", "0.08", "1")
 
 
+@pytest.mark.wide
 def test_verdicts_on_the_page(said: Callable[..., str]) -> None:
     pytest.importorskip("jinja2")
     pytest.importorskip("matplotlib")
