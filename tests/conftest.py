@@ -37,11 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The wide tests are left out unless they are asked for: by `--wide`, by a mark, or as a file or test by name."""
-    marks = config.option.markexpr
+    """The wide tests are left out by the marks of pyproject.toml, unless a file or a test is named, or `--wide` is."""
     named = config.args_source is pytest.Config.ArgsSource.ARGS and not any(Path(each).is_dir() for each in config.args)
-    if marks and "wide" not in marks and not config.option.wide and not named:
-        config.option.markexpr = f"({marks}) and not wide"
+    if config.option.wide or named:
+        config.option.markexpr = config.option.markexpr.removesuffix(" and not wide")
 
 
 @pytest.fixture(autouse=True)

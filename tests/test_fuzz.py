@@ -326,6 +326,7 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("group", groups.BUILT)
 def test_any_value_of_any_setting_builds_or_is_refused_in_a_paragraph(group: str, every: int) -> None:

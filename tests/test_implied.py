@@ -9,6 +9,7 @@ from backdoorbench.metrics import Scores
 from backdoorbench.reporting import grids, notes, rows
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "dataset",
     ["digits", pytest.param("gtsrb", marks=pytest.mark.slow), pytest.param("cifar10", marks=pytest.mark.slow)],

@@ -124,6 +124,7 @@ MORE_FOLDERS = (
 )
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "settings", [*FOLDERS, *(pytest.param(words, marks=pytest.mark.slow) for words in MORE_FOLDERS)], ids=" ".join
 )

@@ -110,6 +110,7 @@ def test_all_kinds_live_in_one_package_and_are_options_in_every_verb(
     assert main.main(["plan", *chosen]) == 2 and "is unknown" in capsys.readouterr().err
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("launcher", ["pool", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_the_jobs_of_a_launcher_know_the_plugin(
     launcher: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -151,6 +151,7 @@ def test_a_finished_run_is_not_repeated(run: Callable[..., Job]) -> None:
     assert not again.repeated and again.folder != first.folder
 
 
+@pytest.mark.wide
 def test_two_runs_from_nothing_are_bit_equal(tmp_path: Path) -> None:
     folders = []
     for name in ("one", "two"):

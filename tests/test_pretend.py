@@ -149,6 +149,7 @@ SAID = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("name", pretend.FAULTS)
 def test_a_planted_fault_is_caught_and_its_line_is_named(name: str, device: Worker) -> None:
     report = device.report(name)

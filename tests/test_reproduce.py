@@ -35,6 +35,7 @@ def run(experiment: str, attack: str, defense: str, asr: float, *more: str, seed
 # ---- experiments ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "scale", [pytest.param(name, marks=[] if name == "full" else [pytest.mark.slow]) for name in catalog.names("scale")]
 )

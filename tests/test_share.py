@@ -51,6 +51,7 @@ def done(run: Run) -> Job:
     return run("attack=badnets", "defense=fst", "defense.epochs=1", *QUICK, "force=true")
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("infected", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_export_gives_the_same_logits_where_bdx_cannot_be_imported(
     infected: bool, done: Job, tmp_path: Path

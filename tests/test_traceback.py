@@ -399,6 +399,7 @@ def bdx(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[bytes]"]:
     return carry_out
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(
     "terminal",
     [
