@@ -62,12 +62,16 @@ def _usual(group: str, name: str, on: str, config: Mapping[str, Any]) -> Plain:
                 found |= flat({key: _look_up(config, other[1])})
             elif (either := re.fullmatch(r"\$\{either:\$\{([\w.]+)\},(.+)\}", value)) is not None:
                 first = _look_up(config, either[1])
-                found[key] = (
-                    OmegaConf.select(OmegaConf.create(f"value: {either[2]}"), "value") if first is None else first
-                )
+                found[key] = _literal(either[2]) if first is None else first
         else:
             found[key] = value
     return found
+
+
+@functools.cache
+def _literal(text: str) -> Any:
+    """What a value is that is written in a yaml file."""
+    return OmegaConf.select(OmegaConf.create(f"value: {text}"), "value")
 
 
 def _look_up(config: Mapping[str, Any], key: str) -> Any:

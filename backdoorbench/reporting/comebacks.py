@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from backdoorbench.config import catalog
 from backdoorbench.config.groups import AFTER, PURIFY
-from backdoorbench.config.implied import beyond
 from backdoorbench.metrics import printed
 from backdoorbench.reporting.rows import Row, after_figures, identifier
 
@@ -63,7 +62,7 @@ def _usual(rows: Sequence[Row]) -> Row | None:
     """Of an after-attack's settings the only one, or the one that its name implies."""
     if len(rows) == 1:
         return rows[0]
-    plain = [row for row in rows if not any(key.startswith(f"{AFTER.group}.") for key in beyond(row.config))]
+    plain = [row for row in rows if not any(key.startswith(f"{AFTER.group}.") for key in row.beyond)]
     return plain[0] if len(plain) == 1 else None
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from backdoorbench.config.groups import ABSORBED, AFTER, DETECT, INFECT, PURIFY, Stage, told_by
-from backdoorbench.config.implied import beyond
 from backdoorbench.errors import ConfigError, did_you_mean, join_words
 from backdoorbench.reporting.rows import (
     CHOICES,
@@ -434,7 +433,7 @@ def blocks(rows: Sequence[Row], axes: Sequence[str], apart: Sequence[str] = ()) 
 
 def unsaid(rows: Sequence[Row]) -> dict[str, str]:
     """The settings, methods' apart, that all these rows share and that the names of their options do not imply."""
-    shared = [beyond(row.config) for row in rows]
+    shared = [row.beyond for row in rows]
     return {
         key: look_up(rows[0].config, key)
         for key, value in shared[0].items()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from backdoorbench import metrics
 from backdoorbench.config.groups import AFTER, DETECT, INFECT, PURIFY
-from backdoorbench.config.implied import beyond
 from backdoorbench.errors import join_words
 from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.comebacks import MARGIN
@@ -238,7 +237,7 @@ def unusual(rows: Sequence[Row]) -> list[str]:
         for axis in dict.fromkeys((INFECT.group, row.stage.group)):
             inside = {
                 key.removeprefix(f"{axis}."): look_up(row.config, key)
-                for key in beyond(row.config)
+                for key in row.beyond
                 if key.startswith(f"{axis}.") and key != f"{INFECT.group}.poison_rate"
             }
             members.setdefault((axis, row.names[axis]), []).append(inside)

@@ -6,6 +6,7 @@ Mean, spread and n are over seeds; the settings in which rows differ are columns
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import statistics
@@ -30,6 +31,7 @@ from backdoorbench.config.groups import (
     told_by,
     without_later,
 )
+from backdoorbench.config.implied import beyond
 from backdoorbench.errors import paragraph
 from backdoorbench.metrics import defense_effectiveness, is_near_chance, printed
 
@@ -122,6 +124,11 @@ class Row:
     runs: tuple[Run, ...] = field(default=(), repr=False, compare=False)
     fragile: bool | None = None
     superficial: bool | None = None
+
+    @functools.cached_property
+    def beyond(self) -> dict[str, Any]:
+        """The settings, by dotted key, that the names of its options do not imply (`config/implied.py`)."""
+        return beyond(self.config)
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
