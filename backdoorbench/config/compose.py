@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Plain = dict[str, Any]  # a resolved configuration: dicts, lists, strings, numbers, booleans, None
 Load = Callable[[Sequence[str]], DictConfig]
+Stamp = tuple[str, int, int, int, int]  # a file: what it is called, its number, its times, its length
 
 DIGITS = 12  # significant ones of a float setting: enough for any that a person types, too few for what a sum of steps leaves
 PRIMARY = "config"  # the file that a composition begins with
@@ -123,15 +124,20 @@ def loader(folders: Sequence[str]) -> ConfigLoaderImpl:
     return reader
 
 
-def stamps(folders: Sequence[Path]) -> frozenset[tuple[str | int, ...]]:
-    """What tells whether a yaml file in these folders was edited, came or went: each with its number, times and length. The
-    time of a change is beside that of an edit, which `cp -p`, rsync and archives bring along."""
-    found: set[tuple[str | int, ...]] = set()
+def stamps(folders: Sequence[Path]) -> frozenset[Stamp]:
+    """What tells whether a yaml file in these folders was edited, came or went."""
+    found: set[Stamp] = set()
     for file in (file for folder in folders for file in files_below(folder, ".yaml")):
         with contextlib.suppress(FileNotFoundError):
-            status = file.stat()
-            found.add((str(file), status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size))
+            found.add(stamp(file))
     return frozenset(found)
+
+
+def stamp(file: Path) -> Stamp:
+    """A file with its number, times and length. The time of a change is beside that of an edit, which `cp -p`, rsync and archives
+    bring along."""
+    status = file.stat()
+    return str(file), status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size
 
 
 @dataclass(frozen=True)
@@ -493,9 +499,15 @@ def rounded(value: Any) -> Any:
 def option(group: str, name: str) -> Plain:
     """The own keys of an option, ours or a known plugin's, as on a data set without facts of its own."""
     files = [folder / group / f"{name}.yaml" for folder in places()]
-    node = typing.cast(DictConfig, OmegaConf.load(next((file for file in files if file.is_file()), files[0])))
+    file = next((file for file in files if file.is_file()), files[0])
+    return copy.deepcopy(_option(group, stamp(file), stamp(conf_dir() / "dataset" / f"{NEUTRAL}.yaml")))
+
+
+@cache
+def _option(group: str, file: Stamp, neutral: Stamp) -> Plain:
+    node = typing.cast(DictConfig, OmegaConf.load(file[0]))
     node.pop("defaults", None)  # what it chooses of others
-    whole = OmegaConf.create({"dataset": OmegaConf.load(conf_dir() / "dataset" / f"{NEUTRAL}.yaml"), group: node})
+    whole = OmegaConf.create({"dataset": OmegaConf.load(neutral[0]), group: node})
     return typing.cast(Plain, OmegaConf.to_container(whole[group], resolve=group in ASK_THE_DATA_SET))
 
 

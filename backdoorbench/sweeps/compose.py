@@ -1,5 +1,6 @@
 """The configurations of a sweep's jobs, and what tells them apart."""
 
+import copy
 import functools
 from collections.abc import Sequence
 
@@ -11,15 +12,18 @@ from omegaconf import DictConfig
 from backdoorbench.config import catalog
 from backdoorbench.config.compose import Composer, as_read, option_name, parsed, search_path
 from backdoorbench.config.compose import composer as composer_of
+from backdoorbench.config.kept import KeptFiles
 from backdoorbench.errors import ConfigError
 
 
 def composer(loader: ConfigLoader, master: DictConfig) -> Composer:
     """Composes the jobs of the sweep that `master` configures; their options lie where `loader` looks."""
     assert isinstance(loader, ConfigLoaderImpl)
+    reader = copy.copy(loader)
+    reader.repository = KeptFiles(loader.config_search_path)
 
     def load(choices: Sequence[str]) -> DictConfig:
-        return loader.load_sweep_config(master, list(choices))
+        return reader.load_sweep_config(master, list(choices))
 
     sources = master.hydra.runtime.config_sources
     folders = [source.path for source in sources if source.schema == "file"]
