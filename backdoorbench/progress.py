@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol, TextIO, cast
 
@@ -41,24 +41,31 @@ class Reporter(Protocol):
 
 
 class LoggedTask:
-    """A task that logs a line each fifth of its way, with the time it has left; the first after EARLY seconds at the latest."""
+    """A task that logs a line each fifth of its way, with the time it has left; the first after EARLY seconds at the latest, and
+    one at the end of the first unit from then on, which has figures."""
 
     def __init__(self, name: str, total: int, unit: str, steps: int, done: int = 0) -> None:
         self.name, self.total, self.unit, self.steps = name, total, unit, steps
         self.done, self.before, self.start = done, done, time.monotonic()
-        self.reported, self.is_silent = self._fifth(), True
+        self.reported, self.is_silent, self.is_unsaid = self._fifth(), True, True
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         self.done += steps
         fifth = self._fifth()
         spent = time.monotonic() - self.start
-        is_due = self.is_silent and spent >= EARLY and self.done >= self.steps and self.done % self.steps == 0
-        if fifth > self.reported or is_due:
-            self.reported, self.is_silent = fifth, False
-            left = spent / (self.done - self.before) * (self.total * self.steps - self.done)
-            shown = "".join(f", {describe(key, value)}" for key, value in figures.items())
-            where = f"{self.unit} {self.done // self.steps}/{self.total}"
-            log.info(f"{self.name}: {where}{shown}, {spent:.0f} s, {left:.0f} s left")
+        whole, part = divmod(self.done, self.steps)
+        is_late = spent >= EARLY
+        if fifth > self.reported or (is_late and self.is_silent and whole and not part):
+            self.reported, self.is_silent, self.is_unsaid = fifth, False, False
+            self._say(f"{self.unit} {whole}/{self.total}", spent, figures)
+        elif is_late and self.is_unsaid:
+            self.is_unsaid = False
+            self._say(f"in {self.unit} {whole + 1}/{self.total}", spent, {})
+
+    def _say(self, where: str, spent: float, figures: Mapping[str, float]) -> None:
+        left = spent / (self.done - self.before) * (self.total * self.steps - self.done)
+        shown = "".join(f", {describe(key, value)}" for key, value in figures.items())
+        log.info(f"{self.name}: {where}{shown}, {spent:.0f} s, {left:.0f} s left")
 
     def close(self) -> None:
         pass

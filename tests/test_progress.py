@@ -44,7 +44,8 @@ def test_a_long_task_says_early_how_long_it_takes(
         work = progress.LoggedTask("long", 100, "pass", 2)
         for _ in range(50):
             work.advance()
-    assert [entry.message.rsplit(",", 2)[0] for entry in caplog.records] == ["long: pass 1/100", "long: pass 20/100"]
+    shown = [entry.message.rsplit(",", 2)[0] for entry in caplog.records]
+    assert shown == ["long: in pass 1/100", "long: pass 1/100", "long: pass 20/100"]
 
 
 def test_what_another_process_did_is_no_measure_of_the_time_left(
