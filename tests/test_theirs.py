@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import QUICK
 from PIL import Image
+from records import made_run
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -19,8 +20,9 @@ from backdoorbench.api import load_dataset
 from backdoorbench.cli import theirs
 from backdoorbench.cli.clean import class_number
 from backdoorbench.cli.main import main
+from backdoorbench.metrics import Scores
 from backdoorbench.pipeline.job import Job
-from backdoorbench.reporting import inspection
+from backdoorbench.reporting import card, inspection
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
 
@@ -479,3 +481,15 @@ def test_pictures_are_measured_wherever_they_lie(layout: str, tmp_path: Path) ->
         (root / "train" / "0" / "odd.png").write_bytes(b"no picture")
     sizes, usual = theirs.sizes_of(["experiment=given", "model.checkpoint=nowhere", f"dataset.root={root}"], [])
     assert set(sizes) == {(28, 28)} and 20 <= len(sizes) <= theirs.PROBED and usual == 32
+
+
+@pytest.mark.parametrize(("left", "is_told"), [(0.9177, False), (0.9176, True)])
+def test_a_defense_that_costs_much_is_told(left: float, is_told: bool) -> None:
+    """Three points of accuracy, as tables print them, are what a defense may cost."""
+    config = {"attack": {"name": "none"}, "defense": {"name": "fst"}, "gates": {"asr_floor": 0.5}}
+    run = made_run("a", config, Scores(0.9477, None, None, 172, 0), Scores(left, None, None, 172, 0))
+    said = (
+        "fst took 3.01 points of accuracy (of 172 images), and a defense that costs more than 3 counts as failed in tables. Weaker settings "
+        "of it (bdx show defense=fst) or another (--defense; bdx list defense) may cost less."
+    )
+    assert card.warnings(run) == [said] * is_told

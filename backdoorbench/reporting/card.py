@@ -13,7 +13,7 @@ from backdoorbench.config.acts import idle
 from backdoorbench.config.build import target
 from backdoorbench.config.groups import READING
 from backdoorbench.errors import ConfigError, few, join_words
-from backdoorbench.metrics import interval
+from backdoorbench.metrics import Limits, interval, printed
 from backdoorbench.reporting.holdouts import KINDS
 from backdoorbench.reporting.rows import FIGURES, after_figures, percent
 from backdoorbench.storage.record import FILE
@@ -67,7 +67,8 @@ LIMITS = (
 
 
 def warnings(run: Run) -> list[str]:
-    """What forbids to take the figures at their word: a trigger that never acted, a network that reads the images wrongly."""
+    """What forbids to take the figures at their word, or the cleaned model for the one that was read: a trigger that never acted,
+    a network that reads the images wrongly, a defense that costs more accuracy than tables allow one."""
     infected, notes = run.infected, run.infection.notes
     assert infected is not None
     found = [f"{notes[name]}." for name in ("order", "input") if name in notes]
@@ -80,6 +81,14 @@ def warnings(run: Run) -> list[str]:
         )
     if run.infection.status == "broken":
         found.append(f"the model that was read is broken here: {'; '.join(run.infection.reasons)}.")
+    allowed = Limits().ca_loss
+    if run.purified is not None and printed(infected.ca - run.purified.ca) > printed(allowed):
+        name = run.purification.name
+        found.append(
+            f"{name} took {printed(infected.ca - run.purified.ca):.2f} points of accuracy (of {infected.n_clean:,} images), and a "
+            f"defense that costs more than {100 * allowed:g} counts as failed in tables. Weaker settings of it (bdx show "
+            f"defense={name}) or another (--defense; bdx list defense) may cost less."
+        )
     return found
 
 
