@@ -85,8 +85,8 @@ def warnings(run: Run) -> list[str]:
     if run.purified is not None and printed(infected.ca - run.purified.ca) > printed(allowed):
         name = run.purification.name
         found.append(
-            f"{name} took {printed(infected.ca - run.purified.ca):.2f} points of accuracy (of {infected.n_clean:,} images), and a "
-            f"defense that costs more than {100 * allowed:g} counts as failed in tables. Weaker settings of it (bdx show "
+            f"{name} took {printed(infected.ca - run.purified.ca):.2f} points of accuracy (of {infected.n_clean:,} images), and "
+            f"a defense that costs more than {100 * allowed:g} counts as failed in tables. Weaker settings of it (bdx show "
             f"defense={name}) or another (--defense; bdx list defense) may cost less."
         )
     return found
