@@ -109,6 +109,7 @@ def test_after_attacks_purify_once(run: Callable[..., Job], monkeypatch: pytest.
 
 
 def test_a_finished_run_without_one_is_taken_over(run: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a run with an after-attack, and by one with another control and a detector, which bear on no defense."""
     words = ("attack=badnets", "defense=ft", "defense.epochs=3", *SHORT, "seed=21")
     plain = run(*words).run
     monkeypatch.setattr(purify, "purify", lambda *_: pytest.fail("it is purified anew"))
@@ -117,6 +118,8 @@ def test_a_finished_run_without_one_is_taken_over(run: Callable[..., Job], monke
     assert (
         found.purification.curve == plain.purification.curve and found.purification.cost == plain.purification.seconds
     )
+    beside = run(*words, "control=cached", "detector=signature").run
+    assert beside.purification.cached and beside.purification.scores == plain.purification.scores
 
 
 def test_a_model_that_calls_images_otherwise_than_it_did_is_not_taken_over(

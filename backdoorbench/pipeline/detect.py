@@ -24,10 +24,11 @@ from backdoorbench.pipeline import evaluation
 from backdoorbench.pipeline.costs import metered, timed
 from backdoorbench.pipeline.infect import fresh_network, obtain
 from backdoorbench.pipeline.infections import description
-from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_clean_model
+from backdoorbench.pipeline.plan import Plan, batch_sizes, clean_plan, has_clean_model, verdict_folder
 from backdoorbench.pipeline.purify import rebuilt
 from backdoorbench.shapes import Images, Mask, Rows
 from backdoorbench.storage import store
+from backdoorbench.storage.outputs import key_of
 from backdoorbench.storage.record import Finding, Run
 from backdoorbench.training.scenario import Scenario
 from backdoorbench.triggers.base import Target, Trigger
@@ -170,13 +171,8 @@ def obtain_verdict(made: Plan, case: Case, infection: dict[str, Any], finding: F
     """The detector's verdict on the case: from the cache, or asked for into it.
 
     infection  all that the model depends on"""
-    settings = {
-        "model": infection,
-        "arriving": made.infection_settings if case.inputs is not None else None,
-        **{name: made.settings[name] for name in ("detector", "inspection", "holdout", "seed")},
-    }
-    key = store.key("detection", settings)
-    folder = made.outputs.detection(made.detector.name, key)
+    folder, settings = verdict_folder(made, infection)
+    key = key_of(folder)
     if made.config["rerun"]:
         store.discard(folder, before=STARTED)
 

@@ -127,6 +127,15 @@ class Sketch:
         return without(self.without_after, DETECT, "control", "gates")
 
     @property
+    def purified_alike(self) -> list[str]:
+        """The keys of runs without an after-attack that leave this purified model: this one's own first, then those with another
+        control, and those without its detector."""
+        own = self.without_after
+        bare = [own, without(own, DETECT)] if self.detects else [own]
+        controls = [own["control"], *(each for each in switches.CONTROLS if each != own["control"])]
+        return [store.key("run", {**settings, "control": control}) for settings in bare for control in controls]
+
+    @property
     def purification_folder(self) -> Path:
         """Where the cache keeps the purified model, for the after-attacks that share it."""
         return self.outputs.purification(self.defense.name, store.key("purification", self.purification_settings))
@@ -441,6 +450,16 @@ def refuse_control(made: Sketch) -> None:
             "control=train asks for a clean model of the same recipe, but with model.checkpoint and train.epochs=0 nothing is "
             "trained: it would be the given network itself, which is no control. Set control=off, or train.epochs=1 or more."
         )
+
+
+def verdict_folder(made: Sketch, infection: Plain) -> tuple[Path, Plain]:
+    """Where the cache keeps what the detector says of the model that `infection` describes, and all that it depends on."""
+    settings = {
+        "model": infection,
+        "arriving": made.infection_settings if made.detector.judges == "inputs" else None,
+        **{name: made.settings[name] for name in ("detector", "inspection", "holdout", "seed")},
+    }
+    return made.outputs.detection(made.detector.name, store.key("detection", settings)), settings
 
 
 def network_folder(made: Plan) -> tuple[Path, Plain]:

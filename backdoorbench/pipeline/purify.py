@@ -1,7 +1,7 @@
 """The defense, given its own copy of what it may know, and the model that it returns, judged.
 
-After-attacks share what they attack: the purified model of one configuration is kept in the cache, or taken over from a finished
-run without one, so that several of them purify once.
+After-attacks share what they attack: the purified model of one configuration is kept in the cache, so that several of them purify
+once. It is taken over from a finished run that differs in what bears on no defense: its control, its detector, its after-attack.
 """
 
 import copy
@@ -27,7 +27,7 @@ from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.infect import fresh_network
 from backdoorbench.pipeline.infections import WEIGHTS as INFECTED
 from backdoorbench.pipeline.infections import describe_purified, description
-from backdoorbench.pipeline.plan import Plan, batch_sizes
+from backdoorbench.pipeline.plan import Plan, Sketch, batch_sizes
 from backdoorbench.storage import record, store
 from backdoorbench.storage.outputs import key_of
 from backdoorbench.storage.record import Finding, Run
@@ -72,12 +72,15 @@ def carry_out(
     folder = made.purification_folder
     if made.config["rerun"]:
         store.discard(folder, before=STARTED)
+
+    def new() -> Purified:
+        return taken_over(made, infection, test, finding) or work(made, infection, before, test, finding, announce)
+
     if not made.is_attacked_after and not folder.is_dir():
-        return work(made, infection, before, test, finding, announce)
+        return new()
 
     def make(partial: Path) -> None:
-        purified = taken_over(made, infection, test, finding) or work(made, infection, before, test, finding, announce)
-        keep(made, purified, finding, partial)
+        keep(made, new(), finding, partial)
 
     def read(folder: Path) -> tuple[Purified, Finding]:
         with store.reading(folder):
@@ -100,10 +103,9 @@ def carry_out(
 
 
 def taken_over(made: Plan, infection: Infection, test: ImageSet, finding: Finding) -> Purified | None:
-    """The purified model of a finished run that differs in its after-attack alone, and what it found, in the finding; None where
-    there is none that can be read and calls test images what it called them then."""
-    folder = record.find_done(made.outputs, store.key("run", made.without_after)) if not made.config["rerun"] else None
-    if folder is None:
+    """The purified model of a finished run that purified the same, and what it found, in the finding; None where there is none
+    that can be read and calls test images what it called them then."""
+    if made.config["rerun"] or (folder := purified_before(made)) is None:
         return None
     model, weights = purified_network(made), folder / f"{PURIFY.model}.safetensors"
     try:
@@ -121,6 +123,12 @@ def taken_over(made: Plan, infection: Infection, test: ImageSet, finding: Findin
     finding.cached, finding.cost, finding.seconds = True, finding.cost or finding.seconds, {}
     predictions = Predictions(clean, triggered.long() if triggered is not None else None)
     return Purified(model.eval(), predictions, not same_weights(model, infection.model), weights)
+
+
+def purified_before(made: Sketch) -> Path | None:
+    """The folder of a finished run without an after-attack that left this purified model."""
+    found = (record.find_done(made.outputs, key) for key in made.purified_alike)
+    return next((folder for folder in found if folder is not None), None)
 
 
 def purified_network(made: Plan) -> nn.Module:

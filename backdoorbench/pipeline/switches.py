@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from backdoorbench.after.exact import Exact
 from backdoorbench.config import acts, groups, plugins
@@ -12,6 +12,8 @@ from backdoorbench.config.compose import Plain
 from backdoorbench.errors import ConfigError, check_range, did_you_mean, join_words
 from backdoorbench.pipeline.gates import Gates
 
+Control = Literal["cached", "train", "off"]
+CONTROLS: tuple[str, ...] = get_args(Control)
 MOST_THREADS = 1024  # beyond some thousands a process ends without a word
 
 
@@ -61,7 +63,7 @@ class Switches:
     """The settings beside the groups, and the groups that are no method's."""
 
     seed: int
-    control: Literal["cached", "train", "off"]
+    control: Control
     curve: Curve
     gates: Gates
     inspection: Inspection
