@@ -4,6 +4,8 @@ import copy
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import QUICK
@@ -266,6 +268,49 @@ def test_an_estimate_goes_by_runs_alike(tmp_path: Path) -> None:
     assert other == {"infect": 20.0, "purify": 2.0}  # the same recipe; the same defense
     assert past.estimate(compose(["train.epochs=99", "defense=fst"])) == {}
     assert "purify" in past.estimate(compose(["train.epochs=99", "defense=ft"]))
+
+
+def test_a_plan_counts_no_purification_that_a_sweep_takes_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One plain run, one with another control, and after-attacks on the same purified model."""
+    costs = {"infect": 1.0, "detect": 2.0, "purify": 4.0, "after": 8.0}
+    monkeypatch.setattr(forecast.Past, "estimate", lambda *_: costs)
+    where = {"outputs": Outputs(tmp_path), "infection": tmp_path, "purified": tmp_path / "p", "verdict": tmp_path / "v"}
+
+    def ahead(key: str, *alike: str, after: bool = False, detects: bool = False) -> forecast.Ahead:
+        return forecast.Ahead(
+            0, (), {}, key=key, alike=alike, is_attacked_after=after, detects=detects, **where
+        )  # fmt: skip
+
+    runs = [
+        ahead("a", "a", "b"),
+        ahead("b", "b", "a"),
+        ahead("c", "a", "b", after=True),
+        ahead("d", after=True),  # the folder that the run before leaves
+        ahead("e", detects=True),  # as with rerun=true: the folder that this sweep made
+        ahead("f", detects=True),
+    ]
+    said = forecast.forecast(runs)
+    assert [[*run.seconds] for run in runs] == [["purify"], [], ["after"], ["after"], ["detect"], []]
+    assert said.states == ["infection cached", *["infection cached, purified already"] * 5] and said.seconds == 22.0
+    apart = [ahead("a", "a", after=True), ahead("b", "b")]
+    apart[1].purified = tmp_path / "q"
+    assert forecast.forecast(apart).states == ["infection cached"] * 2
+
+
+@pytest.mark.parametrize("rerun", [False, True])
+def test_a_plan_finds_what_a_finished_run_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rerun: bool) -> None:
+    made: Any = SimpleNamespace(
+        key="a", outputs=Outputs(tmp_path), infection_folder=tmp_path, detects=False, plugins=[], is_attacked_after=True,
+        config={"rerun": rerun, "control": "off"}, attack=SimpleNamespace(needs_surrogate=False), purified_alike=["b", "c"],
+        purification_folder=tmp_path / "none",
+    )  # fmt: skip
+    statuses = {"one": "failed", "two": "done"}
+    monkeypatch.setattr(record, "status_of", lambda folder: statuses[folder.name])
+    for folders, is_there in (({"b": ["one"]}, False), ({"b": ["one"], "c": ["two"]}, True), ({"x": ["two"]}, False)):
+        run = forecast.Ahead(0, (), {})
+        forecast.describe(run, made, {key: [Path(name) for name in names] for key, names in folders.items()})
+        assert run.is_purified == (is_there and not rerun)
+        assert run.alike == (() if rerun else ("b", "c"))
 
 
 def test_a_record_of_a_killed_run_says_so(run: Callable[..., Job], tmp_path: Path) -> None:

@@ -42,9 +42,12 @@ class Ahead:
     infection  folder of its infected model in the cache; clean: of the clean model it trains too, if it does
     done       folder of the finished run with this key; before: how its last try stands where none finished (running, failed,
                interrupted)
-    seconds    an estimate from past records, by stage (infect, detect, purify, after); a stage without one like it is missing
-    purified   folder of its purified model in the cache, where its after-attack shares one; None: it has none
-    detects    whether a detector was chosen
+    seconds    an estimate from past records of what is left to do, by stage (infect, detect, purify, after); a stage without one
+               like it is missing
+    purified   folder of its purified model in the cache, where after-attacks share one
+    alike      keys of the runs whose purified model it takes over; none where it purifies again
+    is_purified  whether its purified model is there, in the cache or of such a run; is_detected: whether its verdict is
+    detects    whether a detector was chosen; is_attacked_after: whether an after-attack was
     """
 
     number: int
@@ -57,11 +60,16 @@ class Ahead:
     outputs: Outputs = Outputs(Path())
     infection: Path = Path()
     clean: Path | None = None
-    purified: Path | None = None
+    purified: Path = Path()
+    alike: tuple[str, ...] = ()
+    is_purified: bool = False
+    is_detected: bool = False
     done: Path | None = None
     before: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     detects: bool = False
+    is_attacked_after: bool = False
+    verdict: Path = Path()
     plugins: tuple[str, ...] = ()
 
     @property
@@ -109,12 +117,18 @@ def describe(run: Ahead, made: Sketch, folders: dict[str, list[Path]]) -> None:
     """Fills in what a sketch says of a run."""
     run.key, run.outputs, run.infection, run.detects = made.key, made.outputs, made.infection_folder, made.detects
     run.plugins = tuple(made.plugins)
-    run.purified = made.purification_folder if made.is_attacked_after else None
+    run.purified, run.is_attacked_after = made.purification_folder, made.is_attacked_after
+    if made.detects:
+        run.verdict = plans.verdict_folder(made, made.infection_settings)[0]
     if made.config["control"] == "train" or (made.attack.needs_surrogate and not run.infection.is_dir()):
         run.clean = plans.clean_plan(made).infection_folder
     if not made.config["rerun"]:
         tries = {folder: record.status_of(folder) for folder in reversed(folders.get(made.key, []))}
         run.done = next((folder for folder, status in tries.items() if status == "done"), None)
+        run.alike = tuple(made.purified_alike)
+        others = (folder for key in run.alike for folder in folders.get(key, []))
+        run.is_purified = run.purified.is_dir() or any(record.status_of(folder) == "done" for folder in others)
+        run.is_detected = run.detects and run.verdict.is_dir()
         run.before = next(filter(None, tries.values()), "")
         if run.before == "running" and not store.is_held(made.outputs.lock(made.key)):
             run.before = "interrupted"
@@ -231,7 +245,9 @@ def forecast(runs: Sequence[Ahead]) -> Forecast:
     past: dict[Outputs, Past] = {}
     makers: dict[Path, int] = {}
     needed: set[Path] = set()
-    purified: set[Path | None] = set()
+    left: set[Path | str] = (
+        set()
+    )  # folders of purified models and of verdicts that runs before leave, and keys of such runs
     cached = functools.cache(Path.is_dir)  # many runs, few folders
     states: list[str] = []
     count: Counter[str] = Counter()
@@ -250,13 +266,14 @@ def forecast(runs: Sequence[Ahead]) -> Forecast:
         keys[run.key] = run.number
         if run.outputs not in past:
             past[run.outputs] = Past(run.outputs)
-        run.seconds = past[run.outputs].estimate(run.config)
+        known = past[run.outputs].estimate(run.config)
         own = run.infection
         needed.update(run.trainings())
-        stages = [DETECT.name] * run.detects + [AFTER.name] * (run.purified is not None)
-        if run.purified is None or not (cached(run.purified) or run.purified in purified):
-            stages.append(PURIFY.name)
-        purified.add(run.purified)
+        is_detected = run.is_detected or run.verdict in left
+        is_purified = run.is_purified or not left.isdisjoint((run.purified, *run.alike))
+        stages = [DETECT.name] * (run.detects and not is_detected) + [PURIFY.name] * (not is_purified)
+        stages += [AFTER.name] * run.is_attacked_after
+        left |= {run.purified if run.is_attacked_after else run.key} | ({run.verdict} if run.detects else set())
         if cached(own):
             states.append("infection cached")
         elif own in makers:
@@ -269,10 +286,13 @@ def forecast(runs: Sequence[Ahead]) -> Forecast:
             makers[run.clean] = run.number
             stages.append(INFECT.name)
             states[-1] += " and the clean model"
+        if is_purified:
+            states[-1] += ", purified already"
         if run.before:
             states[-1] += ", is running now" if run.before == "running" else f", {run.before} before"
-        seconds += sum(run.seconds.get(stage, 0.0) for stage in stages)
-        count["unknown"] += any(stage not in run.seconds for stage in stages)
+        run.seconds = {stage: known[stage] * times for stage, times in Counter(stages).items() if stage in known}
+        seconds += sum(run.seconds.values())
+        count["unknown"] += any(stage not in known for stage in stages)
     there = sum(cached(folder) for folder in needed)
     records = sum(known.records for known in past.values())
     return Forecast(states, len(makers), there, seconds, count["unknown"], records)
