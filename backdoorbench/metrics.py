@@ -17,10 +17,11 @@ if TYPE_CHECKING:  # who reads records needs no torch
 
     from backdoorbench.shapes import Labels, Mask
 
-DEFINITIONS = (
-    "CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the "
-    "attacker's label. RA: the same images called by their true label. Percent."
-)
+DEFINITIONS = {
+    "ca": "CA: clean test images called by their true label.",
+    "asr": "ASR: triggered test images of eligible classes called by the attacker's label.",
+    "ra": "RA: the same images called by their true label.",  # as those of the ASR
+}
 KNOWS = 0.2  # of what chance leaves to be known: less is near chance; from four classes on 1.5 / K is stricter
 DER_DEFINITION = "DER: half of (drop of ASR - drop of CA + 1), drops at least 0; 50 is no change."
 

@@ -70,11 +70,13 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 NOTES = """\
 mean ± sample standard deviation over seeds; seeds 0, 1; a CPU
 holdout: 5 %, reserved (the infected model never saw it)
-†collapsed and left out of the means: 1 run: fst on badnets (constant predictor, seed 1)
+†collapsed and left out of the means: 1 run: fst on badnets, 10 % (constant predictor, seed 1)
 CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the attacker's label. \
 RA: the same images called by their true label. Percent.
 1 run without an end: killed, or still going
 """
+CA_AND_RA = next(line for line in NOTES.splitlines() if line.startswith("CA: "))
+ASR = "ASR: triggered test images of eligible classes called by the attacker's label. Percent."  # where nothing else is shown
 
 
 def test_on_a_terminal(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +89,7 @@ def test_on_a_terminal(outputs: Path, capsys: pytest.CaptureFixture[str]) -> Non
         " badnets  fst (1 of 2 collapsed)  1  94.00 ± 0.00 (n 2)  99.00 ± 0.00 (n 2)  1.00 ± 0.00 (n 2)         93.00          2.00        88.00",
         "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
         "  holdout: 5 %, reserved (the infected model never saw it)",
-        "  collapsed and left out of the means: 1 run: fst on badnets (constant predictor, seed 1)",
+        "  collapsed and left out of the means: 1 run: fst on badnets, 10 % (constant predictor, seed 1)",
         "  CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the attacker's label. RA: the",
         "  same images called by their true label. Percent.",
         "  1 run without an end: killed, or still going",
@@ -142,7 +144,7 @@ def test_as_markdown(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "| --- | --- | ---: | ---: | ---: |\n"
         "| badnets | ft | 2 | 99.00 ± 0.00 | 85.00 ± 7.07 |\n"
         "| badnets | fst (1 of 2 collapsed) | 1 | 99.00 ± 0.00 (n 2) | 2.00 |\n"
-        "\n" + "".join(f"- {line}\n" for line in NOTES.replace("†", "").splitlines()) + "\n"
+        "\n" + "".join(f"- {line}\n" for line in NOTES.replace("†", "").replace(CA_AND_RA, ASR).splitlines()) + "\n"
         "failed: 1\n\n"
         f"- digits · demo · badnets → pbe · seed 0: RuntimeError: \\<b>{LONG[:282]}… (outputs/runs/4_pbe0/log.txt)\n"
     )
@@ -268,8 +270,7 @@ def test_tables_of_detectors_follow() -> None:
         " badnets  nc        1   3.50   100.00  100.00",
         "  mean ± sample standard deviation over seeds; seeds 0, 1; a CPU",
         "  holdout: 5 %, reserved (the infected model never saw it)",
-        "  CA: clean test images called by their true label. ASR: triggered test images of eligible classes called by the attacker's label. RA: the",
-        "  same images called by their true label. Percent.",
+        "  ASR: triggered test images of eligible classes called by the attacker's label. Percent.",
         "  Detectors of inputs or training rows: AUROC: how often a triggered (poisoned) one is more suspicious than a clean one. TPR@k: share of",
         "  those above the threshold that at most k % of the clean exceed. TPR, FPR, precision: at the detector's own threshold. Percent.",
         "  Detectors of models: index: how far the most suspicious class lies from the others. flagged: runs in which any class is called a",

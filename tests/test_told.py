@@ -15,11 +15,12 @@ import pytest
 from records import made_run
 from rich.console import Console
 
+from backdoorbench import metrics
 from backdoorbench.cli import main as cli
 from backdoorbench.config.compose import Plain, compose
 from backdoorbench.errors import DataError
 from backdoorbench.metrics import Limits, Scores
-from backdoorbench.reporting import comebacks, formats, page, published, report, rows, terminal
+from backdoorbench.reporting import comebacks, formats, notes, page, published, report, rows, terminal
 from backdoorbench.reporting.contrasts import points
 from backdoorbench.reporting.grids import Column, Grid, Item
 from backdoorbench.reporting.plots import ink
@@ -273,8 +274,78 @@ def test_a_detector_left_out_of_the_means_is_told_where_there_is_no_table_of_mod
         for seed in (0, 1)
     ]
     for axes, mark in (((), ""), (("attack", "detector"), "† ")):
-        note = f"  {mark}collapsed and left out of the means: 1 run: strip on badnets (broken infection, seed 0)"
+        note = f"  {mark}collapsed and left out of the means: 1 run: strip on badnets, 10 % (broken infection, seed 0)"
         assert note in lines(made(*runs, figures=("auroc",), axes=axes))
+
+
+def test_notes_tell_rows_of_one_attack_apart() -> None:
+    """By what differs between the rows: rates always, settings of methods beside them, the rest in brackets."""
+    runs = [
+        run(
+            f"a{rate}",
+            "defense=fst",
+            infection="broken",
+            over={"attack.poison_rate": rate, "defense.lr": 0.5, "dataset.size": 40},
+        )
+        for rate in (0.05, 0.1)
+    ]
+    runs += [run("b", "defense=fst", infection="broken", over={"defense.lr": 0.25}), run("c", "defense=ft")]
+    (said,) = [note for note in made(*runs).notes if "collapsed and left out" in note]
+    assert said == (
+        "collapsed and left out of the means: 3 runs: fst, lr 0.5 on badnets, 5 % (dataset.size 40) (broken infection, seed 0); "
+        "fst, lr 0.5 on badnets, 10 % (dataset.size 40) (broken infection, seed 0); "
+        "fst, lr 0.25 on badnets, 10 % (dataset.size 32) (broken infection, seed 0)"
+    )
+
+
+def test_failed_runs_of_one_attack_are_told_apart() -> None:
+    runs = [
+        run(f"{number}", "defense=fst", status="failed", error="no", over=over)
+        for number, over in enumerate(
+            ({"attack.poison_rate": 0.05}, {"defense.lr": 0.5}, {"defense.lr": 0.25}, {"attack.name": "x"})
+        )
+    ]
+    same = "digits · demo · badnets → fst · seed 0"
+    assert [each.heading for each in made(*runs, run("done")).failures] == [
+        f"{same} · rate 5 %",
+        f"{same} · rate 10 % · defense.lr 0.5",
+        f"{same} · rate 10 % · defense.lr 0.25",
+        "digits · demo · x → fst · seed 0",
+    ]
+
+
+def test_a_legend_is_of_what_is_shown() -> None:
+    def columns(*figures: str, group: str = "") -> list[Column]:
+        return [Column("", "", group, figure) for figure in figures]
+
+    ca, asr, ra = metrics.DEFINITIONS.values()
+    assert notes.definitions(("ca", "asr", "ra")) == [f"{ca} {asr} {ra} Percent."]
+    assert notes.definitions(("ra",)) == [f"{asr} {ra} Percent."] and notes.definitions(("seconds",)) == []
+    assert notes.definitions(("der",)) == [f"{ca} {asr} Percent. {metrics.DER_DEFINITION}"]
+    assert notes.definitions(("asr_retuned",)) == [f"{asr} Percent."]
+    assert notes.of_costs(("seconds", "device_memory")) == [
+        "seconds: of the defense, its learning curve apart. device memory: what the process had allocated on the device, at most, "
+        "libraries included. – where nothing tells it"
+    ]
+    assert notes.of_costs(("asr",)) == notes.detectors(columns("asr")) == notes.afterwards(columns("asr", "fpr")) == []
+    assert notes.detectors(columns("auroc", "fpr", "target_flagged")) == [
+        "Detectors of inputs or training rows: AUROC: how often a triggered (poisoned) one is more suspicious than a clean one. "
+        "FPR: at the detector's own threshold. Percent.",
+        "Detectors of models: target: runs in which the attacker's class is called a backdoor's target. Percent.",
+    ]
+    assert notes.detectors(columns("fpr", group="clean model"))[1:] == [notes.CLEAN_MODEL]
+    after = "After-attacks on purified models: ASR before and after"
+    assert notes.afterwards(columns("asr_after")) == [f"{after}. Percent."]
+    assert notes.afterwards(
+        [*columns("asr_after", "asr_after_untriggered"), *columns("asr_after", group="clean model")]
+    ) == [
+        f"{after}; lured: images without the trigger that the same change makes the target. The same on a clean model of the same "
+        "recipe: only what lies above it is the backdoor's. Percent."
+    ]
+    assert notes.afterwards(columns("asr_after_clean", "asr_after_exact")) == [
+        f"{after}. The same on a clean model of the same recipe, and after exact purification, an oracle that knew the trigger: "
+        "only what lies above both is the backdoor's. Percent."
+    ]
 
 
 def test_a_figure_of_detectors_without_one_is_told() -> None:

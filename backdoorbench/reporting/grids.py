@@ -41,6 +41,7 @@ WEAK, FRAGILE = "‡", "§"  # marks of a cell whose infection is weak or broken
 SUPERFICIAL = "¶"  # the mark of a cell whose backdoor comes back after the defense
 TUNED = (DETECT.group, PURIFY.group, AFTER.group)  # axes whose settings may differ from attack to attack
 CLEAN = "clean model"  # what stands above a detector's figures on the control
+EXACT = "exact purification"  # and above an after-attack's on the other one
 OF_IMAGES = (
     ("auroc", "tpr_1", "tpr_5", "tpr_10", "tpr", "fpr", "precision"),
     ("fpr",),
@@ -51,7 +52,7 @@ AFTERWARDS = (  # title, figure, its name where headers have one line, and what 
     ("ca_after", "ca_after", "CA after", AFTER.name),
     ("asr_after_untriggered", "asr_after_untriggered", "lured", AFTER.name),
     ("asr_after", "asr_after_clean", "ASR after clean", CLEAN),
-    ("asr_after", "asr_after_exact", "ASR after exact", "exact purification"),
+    ("asr_after", "asr_after_exact", "ASR after exact", EXACT),
 )
 OF_MODELS = (
     ("anomaly_index", "any_flagged", "target_flagged"),

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from backdoorbench import metrics
-from backdoorbench.config.groups import AFTER, DETECT, INFECT, PURIFY
+from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.errors import join_words
 from backdoorbench.reporting import holdouts
 from backdoorbench.reporting.comebacks import MARGIN
 from backdoorbench.reporting.fragile import is_open, is_plain
-from backdoorbench.reporting.grids import CLEAN, FRAGILE, LEFT_OUT, SUPERFICIAL, WEAK, Grid, blocks, labels
-from backdoorbench.reporting.rows import COSTS, DASH, FIGURES, Row, compared, differing, look_up
+from backdoorbench.reporting.grids import (
+    AFTERWARDS,
+    CLEAN,
+    EXACT,
+    FRAGILE,
+    LEFT_OUT,
+    OF_IMAGES,
+    OF_MODELS,
+    SUPERFICIAL,
+    WEAK,
+    Column,
+    Grid,
+    blocks,
+    labels,
+)
+from backdoorbench.reporting.rows import COSTS, DASH, FIGURES, Row, compared, differing, look_up, titled
 
 if TYPE_CHECKING:
     from backdoorbench.metrics import Limits
     from backdoorbench.storage.record import Run
 
 MOST = 10  # of a list in a note
-DETECTION = (
-    "Detectors of inputs or training rows: AUROC: how often a triggered (poisoned) one is more suspicious than a clean one. "
-    "TPR@k: share of those above the threshold that at most k % of the clean exceed. TPR, FPR, precision: at the detector's "
-    "own threshold. Percent."
-)
-DETECTION_OF_MODELS = (
-    "Detectors of models: index: how far the most suspicious class lies from the others. flagged: runs in which any class is "
-    "called a backdoor's target; target: the attacker's. Percent, the index apart."
-)
 WORDS = {  # that stand in brackets behind an attack's name -> what they mean
     "weak": "weak: the infection barely took, by its ASR, its CA or what the trigger does to a clean model: the figures of a "
     "defense mean little",
@@ -43,28 +49,21 @@ HOLDOUT_CA = (
 )
 COMPUTES = ("bdx", "torch", "torchvision", "timm")  # packages whose versions bear on figures
 COMPANY = "costs are not all comparable"
-OF_COSTS = (
-    "seconds: of the defense, its learning curve apart. memory, device memory: what the process held, and had allocated on the "
-    "device, at most, libraries included. energy: that the device drew, by all processes. images/s: of its trainings. – where "
-    "nothing tells it"
-)
-AFTERWARDS = (
-    "After-attacks on purified models: ASR before and after; lured: images without the trigger that the same change makes the "
-    "target. The same on a clean model of the same recipe, and after exact purification, an oracle that knew the trigger: only "
-    "what lies above both is the backdoor's. Percent."
-)
+MEMORY = {
+    ("memory",): "memory: what the process held, at most, libraries included.",
+    ("device_memory",): "device memory: what the process had allocated on the device, at most, libraries included.",
+    (
+        "memory",
+        "device_memory",
+    ): "memory, device memory: what the process held, and had allocated on the device, at most, libraries included.",
+}
 CONTROL = (
     f"{CLEAN}: trained by the same recipe without poison, and shown the same trigger: the RA that is left where nothing but the "
     "backdoor is removed"
 )
 CLEAN_MODEL = "clean: the same detector, asked about a clean model of the same recipe"
-OWN = {  # what must be said of a table -> the figures, of which it has some
-    HOLDOUT_CA: {"holdout_ca"},
-    OF_COSTS: set(COSTS),
-    DETECTION: {"auroc"},
-    DETECTION_OF_MODELS: {"anomaly_index"},
-    AFTERWARDS: {"asr_after"},
-}
+OF_DETECTORS = {*chain(*OF_IMAGES, *OF_MODELS)}  # figures of a detector
+OF_AFTER = {figure for shown, figure, _, _ in AFTERWARDS if shown != "asr"}  # of an after-attack
 
 
 def below(
@@ -96,14 +95,13 @@ def below(
     if any(WEAK in item.text for item in items):
         said.append(f"{WEAK} the infection is weak or broken: the figures of a defense mean little")
     said += fragile(rows, limits, any(FRAGILE in item.text for item in items))
-    if rows:
-        said.append(metrics.DEFINITIONS + (f" {metrics.DER_DEFINITION}" if "der" in figures else ""))
+    said += definitions(figures) if rows else []
     said += [CONTROL] if any(has_control(grid) for grid in grids) else []
     said += [HOLDOUT_CA, *coarse(rows)] if rows and "holdout_ca" in figures else []
-    said += [OF_COSTS, *company(rows)] if rows and set(figures) & set(COSTS) else []
-    detected, after = ([row for row in found if row.stage == stage] for stage in (DETECT, AFTER))
+    said += [*of_costs(figures), *company(rows)] if rows and set(figures) & set(COSTS) else []
     said += comebacks(rows, limits, any(SUPERFICIAL in item.text for item in items))
-    return said + (detectors(detected) if detected else []) + ([AFTERWARDS] if after else [])
+    columns = [column for grid in grids for column in grid.columns]
+    return said + detectors(columns) + afterwards(columns)
 
 
 def has_control(grid: Grid) -> bool:
@@ -130,16 +128,87 @@ def footnotes(grid: Grid, said: Sequence[str]) -> list[str]:
     kept += [note for note in said if figures & set(COSTS) and note.startswith(COMPANY)]
     kept += [BOLD] if any(item.best for line in grid.lines for item in line) else []
     kept += [note for note in said if any(head in note[:14] for head in heads)]
-    kept += [metrics.DEFINITIONS] if figures & {"ca", "asr", "ra", "asr_after", "ca_after"} else []
-    kept += [metrics.DER_DEFINITION] if "der" in figures else []
-    kept += [note for note, own in OWN.items() if figures & own]
-    kept += [CONTROL] if has_control(grid) else []
-    return kept + ([CLEAN_MODEL] if _is_beside_clean(grid) else [])
+    kept += definitions(figures)
+    kept += [HOLDOUT_CA] if "holdout_ca" in figures else []
+    kept += [*of_costs(figures), *detectors(grid.columns), *afterwards(grid.columns)]
+    return kept + ([CONTROL] if has_control(grid) else [])
 
 
-def _is_beside_clean(grid: Grid) -> bool:
-    """Whether a detector judges the clean model, too."""
-    return any(column.group == CLEAN and not column.figure.endswith("_after") for column in grid.columns)
+# ---- what figures are -----------------------------------------------------------------------------------------------
+
+
+def definitions(figures: Collection[str]) -> list[str]:
+    """What the figures of models are, of those that are shown."""
+    needs = {"ca": {"ca", "ca_after", "holdout_ca", "der"}, "asr": {"asr", "ra", "der"}, "ra": {"ra"}}
+    by_others = {"asr"} if any(figure.startswith("asr_") for figure in figures) else set()
+    said = [text for name, text in metrics.DEFINITIONS.items() if needs[name] & {*figures} or name in by_others]
+    more = [metrics.DER_DEFINITION] if "der" in figures else []
+    return [" ".join([*said, "Percent.", *more])] if said else []
+
+
+def of_costs(figures: Collection[str]) -> list[str]:
+    """What the costs are, of those that are shown."""
+    said = [
+        "seconds: of the defense, its learning curve apart." if "seconds" in figures else "",
+        MEMORY.get(tuple(name for name in ("memory", "device_memory") if name in figures), ""),
+        "energy: that the device drew, by all processes." if "energy" in figures else "",
+        "images/s: of its trainings." if "images_per_second" in figures else "",
+    ]
+    return [" ".join([*filter(None, said), f"{DASH} where nothing tells it"])] if any(said) else []
+
+
+def detectors(columns: Sequence[Column]) -> list[str]:
+    """What the figures of detectors are, of those that are shown."""
+    shown = {column.figure for column in columns}
+    own = [titled(name) for name in ("tpr", "fpr", "precision") if name in shown]
+    of_rows = [
+        "AUROC: how often a triggered (poisoned) one is more suspicious than a clean one." if "auroc" in shown else "",
+        "TPR@k: share of those above the threshold that at most k % of the clean exceed."
+        if any(name.startswith("tpr_") for name in shown)
+        else "",
+        f"{', '.join(own)}: at the detector's own threshold." if own else "",
+    ]
+    any_class, target = "any_flagged" in shown, "target_flagged" in shown
+    of_models = "flagged: runs in which any class is called a backdoor's target" if any_class else ""
+    of_models += "; target: the attacker's" if any_class and target else ""
+    of_models += (
+        "target: runs in which the attacker's class is called a backdoor's target" if target and not any_class else ""
+    )
+    has_index = "anomaly_index" in shown
+    index = "index: how far the most suspicious class lies from the others." if has_index else ""
+    unit = ("Percent, the index apart." if has_index else "Percent.") if of_models else ""
+    said = []
+    if any(of_rows):
+        said.append(" ".join(["Detectors of inputs or training rows:", *filter(None, of_rows), "Percent."]))
+    if index or of_models:
+        said.append(" ".join(filter(None, ["Detectors of models:", index, of_models and f"{of_models}.", unit])))
+    return said + ([CLEAN_MODEL] if any(_is_beside_clean(column) for column in columns) else [])
+
+
+def _is_beside_clean(column: Column) -> bool:
+    """Whether it is what a detector says of the clean model."""
+    return column.group == CLEAN and column.figure in OF_DETECTORS
+
+
+def afterwards(columns: Sequence[Column]) -> list[str]:
+    """What the figures of after-attacks are, of those that are shown."""
+    of_after = [column for column in columns if column.figure in OF_AFTER]
+    if not of_after:
+        return []
+    shown = {column.figure for column in of_after}
+    groups = {column.group for column in of_after}
+    said = ["After-attacks on purified models: ASR before and after"]
+    if "asr_after_untriggered" in shown:
+        said.append("; lured: images without the trigger that the same change makes the target")
+    controls = {
+        "on a clean model of the same recipe": CLEAN in groups or "asr_after_clean" in shown,
+        "after exact purification, an oracle that knew the trigger": EXACT in groups or "asr_after_exact" in shown,
+    }
+    there = [text for text, is_shown in controls.items() if is_shown]
+    if there:
+        above = "both" if len(there) > 1 else "it"
+        said.append(f". The same {', and '.join(there)}: only what lies above {above} is the backdoor's")
+    return ["".join([*said, ". Percent."])]
 
 
 def _has_word(text: str, word: str) -> bool:
@@ -203,18 +272,18 @@ def versions(runs: Sequence[Run]) -> list[str]:
 def collapsed(rows: Sequence[Row], mark: str) -> list[str]:
     """A sentence on the runs that are left out of the means, where there are any."""
     count = sum(len(row.collapsed) for row in rows)
-    which = join_few([_collapsed(row) for row in rows if row.collapsed])
+    which = join_few([_collapsed(row, rows) for row in rows if row.collapsed])
     said = f"{mark}collapsed and left out of the means: {count} run{'s' * (count > 1)}: {which}"
     return [said] if count else []
 
 
-def _collapsed(row: Row) -> str:
-    """`fst on badnets (constant predictor, seeds 1, 2)`."""
+def _collapsed(row: Row, rows: Sequence[Row]) -> str:
+    """`fst on badnets, 10 % (constant predictor, seeds 1, 2)`, of these rows."""
     reasons: dict[str, list[int]] = {}
     for seed, reason in row.collapsed.items():
         reasons.setdefault(reason, []).append(seed)
     said = (f"{reason}, {seeds_of(seeds)}" for reason, seeds in reasons.items())
-    return f"{row.names[row.stage.group]} on {row.names[INFECT.group]} ({'; '.join(said)})"
+    return f"{_on_what(row, rows)} ({'; '.join(said)})"
 
 
 def rebuilt(runs: Sequence[Run]) -> list[str]:
@@ -276,7 +345,7 @@ def fragile(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
         names = dict.fromkeys(row.names[row.stage.group] for row in rows if row.fragile and is_plain(row))
         ends = f"plain fine-tuning ({', '.join(names)}) ends the backdoor by itself, with {limits}"
         said.append(f"{f'{FRAGILE} ' if is_marked else ''}fragile: {ends}; so a defense proves nothing there")
-    if without := list(dict.fromkeys(_on_what(row) for row in rows if is_open(row))):
+    if without := list(dict.fromkeys(_on_what(row, rows) for row in rows if is_open(row))):
         fine_tuning = "among these runs no plain fine-tuning (defense=ft) of the same infections"
         said.append(f"{fine_tuning}, so whether they are fragile is not known: {join_few(without)}")
     return said
@@ -284,25 +353,32 @@ def fragile(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
 
 def comebacks(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
     """Which purifications are superficial, and what that means."""
-    found = [_on_what(row) for row in rows if row.superficial]
+    found = [_on_what(row, rows) for row in rows if row.superficial]
     if not found:
         return []
     rule = f"an ASR below {100 * limits.asr:g} %, and then one that lies {100 * MARGIN:g} points or more above every control's"
     return [f"{SUPERFICIAL + ' ' if is_marked else ''}superficial: the backdoor comes back ({rule}): {join_few(found)}"]
 
 
-def _on_what(row: Row) -> str:
-    """`fst on badnets, 10 %`."""
-    rate = row.names["rate"]
-    return f"{row.names[row.stage.group]} on {row.names[INFECT.group]}" + (f", {rate}" if rate != DASH else "")
-
-
-def detectors(rows: Sequence[Row]) -> list[str]:
-    """What the figures of detectors are, as far as the rows have them."""
-    of_models = ["any_flagged" in row.figures for row in rows]
-    said = [DETECTION] if not all(of_models) else []
-    said += [DETECTION_OF_MODELS] if any(of_models) else []
-    return said + ([CLEAN_MODEL] if any(row.beside for row in rows) else [])
+def _on_what(row: Row, rows: Sequence[Row]) -> str:
+    """`fst on badnets, 10 %`, with the settings in which the row differs from others, `fst, alpha 0.2 on badnets, 10 %`; behind
+    it what else tells it from the rest of these rows: `(dataset digits)`."""
+    methods = (INFECT.group, *row.stage.upon[1:], row.stage.group)
+    said: dict[str, list[str]] = {group: [row.names[group]] for group in methods}
+    beside = []
+    if (rate := row.names["rate"]) != DASH:
+        said[INFECT.group].append(rate)
+    for name, value in row.names.items():
+        group, _, key = name.partition(".")
+        differs = len({other.names.get(name) for other in rows}) > 1
+        if name in (*methods, "rate") or value == DASH or not differs:
+            continue
+        if key and group in said:
+            said[group].append(f"{key} {value}")
+        else:
+            beside.append(f"{name} {value}")
+    called = " on ".join(", ".join(said[group]) for group in dict.fromkeys(reversed(methods)))
+    return called + (f" ({', '.join(beside)})" if beside else "")
 
 
 def seeds_of(seeds: Sequence[int]) -> str:

@@ -173,10 +173,19 @@ def _without_end(interrupted: int, unended: int) -> list[str]:
 
 
 def _failures(found: Mapping[Path, Run]) -> list[Failure]:
+    """The failed runs, those of one heading with the settings in which they differ."""
+    failed = {folder: run for folder, run in found.items() if run.status == "failed"}
+    named = [{"run": heading(run), "rate": rows.base_names(run.config)["rate"]} for run in failed.values()]
+    told = rows.tell_apart(named, [rows.compared(run.config, rows.TOLD_OF_ALL) for run in failed.values()])
+    rates = {(each["run"], each["rate"]) for each in named}
+    called = []
+    for each in told:
+        is_alone = sum(name == each["run"] for name, _ in rates) == 1
+        more = (f"{key} {value}" for key, value in each.items() if key != "run" and not (key == "rate" and is_alone))
+        called.append(" · ".join([each["run"], *more]))
     return [
-        Failure(heading(run), run.error or "", folder / "log.txt")
-        for folder, run in found.items()
-        if run.status == "failed"
+        Failure(name, run.error or "", folder / "log.txt")
+        for name, (folder, run) in zip(called, failed.items(), strict=True)
     ]
 
 
@@ -227,7 +236,7 @@ def costs(report: Report, named: Names = TYPED) -> Section | None:
     known = [name for name in rows.COSTS if any(row.figures.get(name, rows.Cell(())).values for row in report.rows)]
     if not known:
         return None
-    said = [notes.OF_COSTS, *notes.company(report.rows)]
+    said = [*notes.of_costs(known), *notes.company(report.rows)]
     tables = [(grid, said) for grid in grids.list_grids(report.rows, known)]
     return _in_print(Section("costs", tables, said), named)
 
