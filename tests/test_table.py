@@ -11,7 +11,7 @@ from backdoorbench.errors import ConfigError
 from backdoorbench.metrics import Scores
 from backdoorbench.reporting import formats, notes
 from backdoorbench.reporting.grids import Grid, detection_grids, list_grids, pivot_grids
-from backdoorbench.reporting.rows import aggregate, collapse, detections, heading, show
+from backdoorbench.reporting.rows import aggregate, collapse, detections, heading, look_up, show
 from backdoorbench.storage.record import Run, from_plain
 
 BEFORE = Scores(0.97, 0.95, 0.05, 360, 324)
@@ -464,6 +464,12 @@ def test_versions_of_a_method_are_told_by_their_number_alone() -> None:
     ]
     (grid,) = pivot(*runs[:2], rows="defense", columns="attack")
     assert [line[0] for line in lines(grid)[1:]] == ["bnp, version 1", "bnp, version 2"]
+
+
+def test_a_name_with_a_dot_is_looked_up() -> None:
+    config = {"model": {"name": "x", "options": {"a.b": {"c": 1}, "a": {"d": 2}, "e": {}}}}
+    said = [look_up(config, f"model.options.{key}") for key in ("a.b.c", "a.d", "e", "a.c", "a.b.c.d")]
+    assert said == ["1", "2", "{}", "–", "–"]
 
 
 def test_runs_by_several_versions_are_told() -> None:

@@ -23,7 +23,7 @@ from backdoorbench.config.catalog import REFINED
 from backdoorbench.config.compose import Plain, conf_dir, flat, rounded
 from backdoorbench.errors import IdleError, join_words
 
-EMPTY: tuple[Any, ...] = (None, [])  # what nobody gives to make something act
+EMPTY: tuple[Any, ...] = (None, [], {})  # what nobody gives to make something act
 
 
 class Condition:

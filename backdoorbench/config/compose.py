@@ -512,11 +512,9 @@ def _option(group: str, file: Stamp, neutral: Stamp) -> Plain:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Plain:
-    """Nested settings by dotted keys."""
+    """Nested settings by dotted keys; a mapping of nothing is a value, since it differs from one that is not there."""
     found: Plain = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value  # a mapping that was typed may have numbers for names
+    for name, value in config.items():  # a mapping that was typed may have numbers for names
+        inside = flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {}
+        found |= inside or {f"{prefix}{name}": value}
     return found

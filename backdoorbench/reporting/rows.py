@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from backdoorbench.config.compose import flat
 from backdoorbench.config.groups import (
     AFTER,
     DETECT,
@@ -515,7 +516,7 @@ def differing(settings: Sequence[Mapping[str, Any]], named: Collection[str] = NA
         for value in (config.get(group, DASH) for config in settings):
             is_option = group in CHOICES and isinstance(value, dict)
             option = (str(value.get("name")), str(value.get("version"))) if is_option else ("", "")
-            choices.setdefault(option, {}).setdefault(json.dumps(value, sort_keys=True), _flat({group: value}))
+            choices.setdefault(option, {}).setdefault(json.dumps(value, sort_keys=True), flat({group: value}))
         options = {name for name, _ in choices}
         if len(options) < len(choices):
             found.append(f"{group}.version")
@@ -530,20 +531,9 @@ def differing(settings: Sequence[Mapping[str, Any]], named: Collection[str] = NA
     return found
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted keys, as `flat`, which drops an empty mapping: here it differs from one that is not there."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        inside = _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {}
-        found |= inside or {f"{prefix}{name}": value}
-    return found
-
-
 def look_up(config: Mapping[str, Any], column: str) -> str:
     """The setting of a dotted key, as a table prints it; of one that every option has and that came later what was so before."""
-    value: Any = config
-    for name in column.split("."):
-        value = value.get(name, DASH) if isinstance(value, Mapping) else DASH
+    value = _at(config, column)
     group, _, key = column.partition(".")
     if value == DASH and group in SHARED and group in config:
         value = LATER[group].get(key, DASH)
@@ -551,6 +541,17 @@ def look_up(config: Mapping[str, Any], column: str) -> str:
         return DASH if value else "{}"
     is_text = isinstance(value, str) and value != DASH and not group.startswith(content_of(""))
     return "null" if value is None else _quoted(value) if is_text else str(value)
+
+
+def _at(settings: Any, key: str) -> Any:
+    """The setting of a dotted key, where the names in it may have dots of their own; a dash where there is none."""
+    if not isinstance(settings, Mapping):
+        return DASH
+    if key in settings:
+        return settings[key]
+    splits = (place for place, letter in enumerate(key) if letter == ".")
+    found = (_at(settings[key[:place]], key[place + 1 :]) for place in splits if key[:place] in settings)
+    return next((value for value in found if value is not DASH), DASH)
 
 
 def _quoted(text: str) -> str:
