@@ -127,6 +127,13 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "'attack.position=(1' cannot be read as a setting (Error parsing override 'attack.position=(1'). Write KEY=VALUE, and quote "
         "values with blanks, commas or brackets twice: \"key='a b'\".",
     ),
+    "a name that Hydra cannot read": (
+        ["model=module", "model.options={é: 1}"],
+        "'model.options={{é: 1}}' cannot be read as a setting (LexerNoViableAltException: model.options={{é: 1}}). Write KEY=VALUE, or "
+        "\"KEY={{NAME: VALUE, …}}\". A name stands without quotes: letters of ASCII, digits, blanks between them and any of "
+        "-_./+$%*@?|, or one of ()[]{{}}:=, behind a backslash; a text with anything else is quoted: {{NAME: 'é'}}. Put another name into "
+        "a yaml file, and add --config-dir DIR.",
+    ),
     "wrong type": (["train.epochs=many"], "train.epochs is 'many'; expected a whole number."),
     "wrong choice": (
         ["attack.pattern=white33"],

@@ -1,5 +1,6 @@
 """`bdx config RUN`: a run's settings as yaml, what differs from the defaults, and a command that makes them again."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from records import made_run
 
 from backdoorbench.cli import arguments, config, main
 from backdoorbench.config.compose import compose, flat
+from backdoorbench.reporting import choosing
 from backdoorbench.storage import record
 from backdoorbench.sweeps import sweep
 
@@ -37,7 +39,7 @@ WORDS = [
     [
         "model=module",
         "model.target=mine:Net",
-        "model.options={depth: 16,act: null,more: {a: [1,'2']},stages: [{width: 3,bias: false}]}",
+        "model.options={depth: 16,act: null,more: {a: [1,'2']},stages: [{width: 3,bias: false}],none: {},a.b: {a b: []}, \\:\\ : 1}",
     ],
 ]
 
@@ -67,6 +69,37 @@ def test_the_command_makes_the_configuration_again(run: Path, capsys: pytest.Cap
         for each in (again, record.read(run).config)
     )
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", " a", "a\t", "a.b", "a:b", "a=b,[c]{}()", "\\", "a\\b\\", "1", "1.5", "null", "$a", "x-y"]
+)
+def test_a_key_is_read_again_as_it_was(name: str) -> None:
+    value = {name: {"x": {name: []}}}
+    assert config.untypable(value) == []
+    found = OverridesParser.create().parse_override(f"model.options={config.typed(value)}").value()
+    assert json.loads(json.dumps(found)) == value
+
+
+def test_a_key_that_nobody_can_type_is_told() -> None:
+    value = {"é": [{"a#b": 1}], "a": {"": 1, "1e3": 1}}
+    assert config.untypable(value) == ["é", "a#b", "", "1e3"]
+    assert config._remedy(["é"]) == (
+        "Hydra reads no key such as 'é' on a command line. Put the settings that hold it into a yaml file, and add --config-dir DIR."
+    )
+
+
+@pytest.mark.parametrize("run", [["model=module", "model.target=mine:Net", "model.options={}"]], indirect=True)
+def test_an_empty_mapping_is_a_setting(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unlike none at all."""
+    assert main.main(["config", str(run), "--diff"]) == 0
+    assert capsys.readouterr().out.startswith("# bdx model=module model.target=mine:Net 'model.options={}'\n")
+    found = record.read(run).config
+    assert flat(found)["model.options"] == {} and flat({"a": {"b": {}, "c": [[]], "d": None}, "e": {}}) == {
+        "a.b": {}, "a.c": [[]], "a.d": None, "e": {},
+    }  # fmt: skip
+    kept, _ = choosing.choose([("it", found)], choosing.parsed(["model.options={}"]))
+    assert kept == ["it"]
 
 
 @pytest.mark.parametrize("run", [["defense=fst", "defense.alpha=0.3", "seed=3"]], indirect=True)

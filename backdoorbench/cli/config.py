@@ -1,5 +1,6 @@
 """bdx config RUN [--diff]"""
 
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -7,9 +8,9 @@ from typing import Any
 
 from backdoorbench.cli.arguments import Parser, composed, quoted, run_folder
 from backdoorbench.config import plugins
-from backdoorbench.config.compose import ASK_THE_DATA_SET, BRINGS, flat
+from backdoorbench.config.compose import ASK_THE_DATA_SET, BRINGS, as_read, flat
 from backdoorbench.config.groups import NAMES
-from backdoorbench.errors import ConfigError, join_words
+from backdoorbench.errors import ConfigError, few, join_words
 
 BRINGING = ("dataset", "experiment", "scale", "model")  # groups whose options choose those of others, in this order
 HOW_TO_KNOW = f"Add {plugins.FLAG} DIR, the folder of the plugin, or --config-dir DIR, that of its yaml files"
@@ -34,7 +35,8 @@ def carry_out(words: Sequence[str]) -> int:
         print(as_yaml(config), end="")
         return 0
     differing = differences(config, chosen.config_dirs)
-    print(f"# {command(config, differing)}")
+    keys = untypable(differing)
+    print(f"# no command repeats it as it is: {_remedy(keys)}" if keys else f"# {command(config, differing)}")
     print(as_yaml(nested(differing)) if chosen.diff else as_yaml(config), end="")
     return 0
 
@@ -81,7 +83,8 @@ def _text(group: str, name: str, folders: Sequence[str]) -> str:
 
 def differences(config: Mapping[str, Any], folders: Sequence[str] = ()) -> dict[str, Any]:
     """The options that are not the usual ones, as GROUP, and the settings, by dotted key, that differ from what these options say
-    together. A setting that only follows the data set's is none."""
+    together. A setting that only follows the data set's is none. A mapping inside a network's may have any keys
+    (`model.options`), so it is told as a whole."""
     named, found = choices(config, folders), dict[str, Any]()
     for group in sorted(named, key=lambda group: (*BRINGING, group).index(group)):
         usual = choices(composed([f"{group}={name}" for group, name in found.items()], folders), folders)
@@ -91,9 +94,12 @@ def differences(config: Mapping[str, Any], folders: Sequence[str] = ()) -> dict[
     settings = {key: value for key, value in flat(config).items() if _is_told(key)}
     for is_due in (_is_followed, lambda key: True):
         whole = flat(composed([*words, *words_of(found, settings, NAMES)], folders))
-        found |= {
-            key: value for key, value in settings.items() if is_due(key) and whole.get(key, ...) not in (value, "auto")
-        }
+        for key, value in settings.items():
+            if is_due(key) and whole.get(key, ...) not in (value, "auto"):
+                group, _, inner = key.partition(".")
+                name = inner.partition(".")[0]
+                node = config[group].get(name) if group == BRINGS else None
+                found |= {f"{group}.{name}": node} if isinstance(node, Mapping) else {key: value}
     return found
 
 
@@ -108,7 +114,7 @@ def _is_followed(key: str) -> bool:
 
 def words_of(differing: Mapping[str, Any], settings: Mapping[str, Any], without: Sequence[str] = ()) -> list[str]:
     """Differences as words of a command. A mapping inside a method's settings may stand for the data set's as a whole
-    (`train.augment`), and one inside a network's have any keys (`model.options`), so it is said as a whole.
+    (`train.augment`), so it is said as a whole.
 
     settings  all of the configuration, by dotted key; without: keys that are left out"""
     words: dict[str, str] = {}
@@ -116,7 +122,7 @@ def words_of(differing: Mapping[str, Any], settings: Mapping[str, Any], without:
         group, *inner = key.split(".")
         if key in without:
             continue
-        if len(inner) > 1 and group in (*ASK_THE_DATA_SET, BRINGS):
+        if len(inner) > 1 and group in ASK_THE_DATA_SET:
             place = f"{group}.{inner[0]}"
             words[place] = typed(_mapping(place, settings))
         else:
@@ -154,10 +160,38 @@ def typed(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(typed, value))}]"
     if isinstance(value, dict):
-        return "{" + ",".join(f"{name}: {typed(item)}" for name, item in value.items()) + "}"
+        return "{" + ",".join(f"{_key(str(name))}: {typed(item)}" for name, item in value.items()) + "}"
     if not isinstance(value, str):
         return str(value)
     return value if _is_plain(value) else quoted(value)
+
+
+def _key(name: str) -> str:
+    """A key inside a mapping as Hydra's command line takes it: without quotes, and a backslash before what would end it."""
+    escaped = re.sub(r"[\\\\()\[\]{}:=,]", r"\\\g<0>", name)
+    return re.sub(r"^[ \t]|[ \t]$", r"\\\g<0>", escaped)
+
+
+def untypable(value: Any) -> list[str]:
+    """The keys of mappings inside a value that come to something else, or to nothing, where they are typed. Records have all keys
+    as texts."""
+    if isinstance(value, list):
+        return [key for item in value for key in untypable(item)]
+    if not isinstance(value, Mapping):
+        return []
+    found = []
+    for name, item in value.items():
+        override = as_read(f"x={{{_key(str(name))}: 0}}")
+        if override is None or json.dumps(override.value()) != json.dumps({str(name): 0}):
+            found.append(str(name))
+        found += untypable(item)
+    return found
+
+
+def _remedy(keys: Sequence[str]) -> str:
+    """What to do about keys that nobody can type."""
+    said = f"Hydra reads no {'key' if len(keys) == 1 else 'keys'} such as {few(map(repr, keys))} on a command line"
+    return f"{said}. Put the settings that hold {'it' if len(keys) == 1 else 'them'} into a yaml file, and add --config-dir DIR."
 
 
 def _is_plain(text: str) -> bool:

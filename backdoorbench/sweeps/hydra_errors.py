@@ -128,9 +128,16 @@ def _unreadable_word(met: Met) -> Exception | None:
 
     if not isinstance(met.error, OverrideParseException):
         return None
+    said = f"{shown(met.error.override)} cannot be read as a setting ({first_line(met.error)})"
+    key, _, value = str(met.error.override).partition("=")
+    if value.startswith("{") or not key.isascii():
+        return ConfigError(
+            f'{said}. Write KEY=VALUE, or "KEY={{NAME: VALUE, …}}". A name stands without quotes: letters of ASCII, digits, '
+            f"blanks between them and any of -_./+$%*@?|, or one of ()[]{{}}:=, behind a backslash; a text with anything else "
+            f"is quoted: {{NAME: 'é'}}. Put another name into a yaml file, and add --config-dir DIR."
+        )
     return ConfigError(
-        f"{shown(met.error.override)} cannot be read as a setting ({first_line(met.error)}). Write KEY=VALUE, and quote values "
-        "with blanks, commas or brackets twice: \"key='a b'\"."
+        f"{said}. Write KEY=VALUE, and quote values with blanks, commas or brackets twice: \"key='a b'\"."
     )
 
 
