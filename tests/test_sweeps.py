@@ -14,6 +14,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from backdoorbench.cli import hydra_run
 from backdoorbench.cli.main import main
 from backdoorbench.config.compose import compose, conf_dir
 from backdoorbench.errors import ConfigError, PairingError
@@ -73,6 +74,26 @@ def test_one_value_is_set_in_all_options_that_are_swept(
     capsys.readouterr()
     assert main(["plan", *words, "defense.epoch=3"]) == 2
     assert capsys.readouterr().err.startswith("bdx: defense has no setting 'epoch'. Did you mean 'epochs'?")
+
+
+def test_a_search_over_networks_takes_one_recipe() -> None:
+    def brought(*words: str) -> tuple[str, ...]:
+        return hydra_run.brought_in_search(words, [], "config")
+
+    assert brought("model=airbench,demo") == brought("model=airbench,demo", "hydra/sweeper=grid") == ()
+    assert brought("hydra/sweeper=tune", "defense=ft,fst") == ()
+    assert brought("hydra/sweeper=tune", "model=airbench,demo", "train=fast") == ()
+    assert brought("hydra/sweeper=tune", "model=choice(airbench)") == ("train=airbench",)
+    assert brought("hydra/sweeper=tune", "model=demo,resnet18", "defense.lr=tag(log,interval(1e-4,1e-1))") == ()
+
+
+def test_a_search_over_networks_of_several_recipes_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-m", "hydra/sweeper=tune", "model=airbench,demo", "attack=badnets"]) == 2
+    assert capsys.readouterr().err == (
+        "bdx: hydra/sweeper=tune makes all its runs by one recipe, and what it is to choose from brings several: model=airbench brings "
+        "train=airbench; model=demo brings none. Say which, as train=fast, search for one of them at a time, or leave hydra/sweeper "
+        "out: a grid gives each run its own.\n"
+    )
 
 
 def test_other_words_of_a_sweep_stay_as_they_are() -> None:

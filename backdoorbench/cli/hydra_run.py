@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, nullcontext, redirect_stderr
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from backdoorbench.cli.arguments import SWITCHES
 from backdoorbench.config import plugins
 from backdoorbench.config.compose import (
     PRIMARY,
+    as_read,
     composer,
     conf_dir,
     may_be_brought_by_files,
     parsed,
+    picks,
     plain,
     search_path,
     searched,
@@ -38,6 +41,7 @@ from backdoorbench.sweeps.sweep import Left, Sweep, SweepStopped, place_of
 
 Finish = Callable[[Sequence[Left]], int]  # what to do with an ended sweep's jobs, beside their table -> exit code
 SWEEPERS = ("hydra/launcher=", "hydra/sweeper=", "hydra.launcher.", "hydra.sweeper.")  # begin settings of sweeps
+CHOOSERS = ("dataset", "experiment", "scale", "model")  # groups whose options may choose a recipe
 FAIL_FAST, INTERRUPT, GAVE_UP = "fail_fast=true stopped the sweep", "the sweep was interrupted", "the launcher gave up"
 
 
@@ -52,6 +56,7 @@ def carry_out(words: Sequence[str], finish: Finish | None = None) -> int:
     settings = with_brought(chosen.overrides, folders)
     if not chosen.shell_completion:
         settings += brought_by_files(settings, folders, chosen.config_name or PRIMARY, chosen.multirun)
+    settings += brought_in_search(settings, folders, chosen.config_name or PRIMARY)
     if chosen.multirun:
         settings = left_to_jobs(settings, folders)
     task = Task()
@@ -124,6 +129,37 @@ def brought_by_files(words: Sequence[str], folders: Sequence[str], primary: str,
         return ()
     is_grid = (is_sweep or found.mode == "MULTIRUN") and found.sweeper in GRIDS
     return () if is_grid else found.brought
+
+
+def brought_in_search(words: Sequence[str], folders: Sequence[str], primary: str) -> tuple[str, ...]:
+    """The words for what networks bring along among which a search chooses: it makes all jobs of the words with which it began.
+    ConfigError where they bring different things.
+
+    primary  the file that the composition begins with"""
+    picked = picks(words)
+    sweeper = next((str(each.value()) for each in reversed(picked) if each.key_or_group == "hydra/sweeper"), GRIDS[0])
+    swept = [each for each in picked if each.key_or_group in CHOOSERS and each.is_sweep_override()]
+    if sweeper in GRIDS or not swept:
+        return ()
+    read = [override for word in words if (override := as_read(word)) is not None]
+    single = [
+        str(each.input_line)
+        for each in read
+        if not each.is_sweep_override() and not each.key_or_group.startswith("hydra")
+    ]
+    found: dict[str, tuple[str, ...]] = {}
+    for values in product(*([*each.sweep_string_iterator()] for each in swept)):
+        chosen = [f"{each.key_or_group}={value}" for each, value in zip(swept, values, strict=True)]
+        made = with_brought([*single, *chosen], folders)
+        brought = made[len(single) + len(chosen) :]
+        found[" ".join(chosen)] = (*brought, *brought_by_files(made, folders, primary, is_sweep=False))
+    if len(set(found.values())) == 1:
+        return next(iter(found.values()))
+    said = "; ".join(f"{name} brings {' '.join(brought) or 'none'}" for name, brought in found.items())
+    raise ConfigError(
+        f"hydra/sweeper={sweeper} makes all its runs by one recipe, and what it is to choose from brings several: {said}. Say "
+        f"which, as train=fast, search for one of them at a time, or leave hydra/sweeper out: a grid gives each run its own."
+    )
 
 
 def launch(task: "Task", words: Sequence[str]) -> None:
