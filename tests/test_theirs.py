@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from backdoorbench.cli import theirs
 from backdoorbench.cli.clean import class_number
 from backdoorbench.cli.main import main
 from backdoorbench.metrics import Scores
+from backdoorbench.models import beside, reading
 from backdoorbench.pipeline.job import Job
 from backdoorbench.reporting import card, inspection
 from backdoorbench.storage import record
@@ -399,9 +401,49 @@ def test_images_are_normalised_as_a_file_beside_the_weights_says(digits: Path, t
         {"0.mean": torch.tensor([0.4]), "0.std": torch.tensor([0.2]), **weights}, file
     )  # which the file itself says
     assert "model.mean" not in " ".join(theirs.words(chosen, out))
+    torch.save({"state_dict": weights, "args": Namespace(mean=[0.1], std=(0.2,))}, file)
+    assert theirs.words(chosen, out)[-2:] == ["model.mean=[0.1]", "model.std=[0.2]"]
     torch.save(weights, file)
     chosen.settings.append("model.mean=none")
     assert "model.mean" not in " ".join(theirs.words(chosen, out))
+
+
+@pytest.mark.parametrize(
+    ("args", "mean"),
+    [
+        (Namespace(mean=[0.1, 0.2, 0.3], std=[1.0, 1.0, 0.5]), (0.1, 0.2, 0.3)), ({"mean": 0.5, "std": 0.5}, (0.5,)),
+        (Namespace(mean=None, std=None), None), ({"mean": [104.0], "std": [1.0]}, None), ("text", None), (None, None),
+    ],
+)  # fmt: skip
+def test_the_settings_of_a_training_say_how_images_were_normalised(args: Any, mean: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.ones(2, 2)}, "args": args}, file := tmp_path / "last.pth.tar")
+    found = beside.inside(reading.read(file).tree)
+    assert found.mean == mean and (found.source == "args in the file say") == (mean is not None)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"id2label": {"0": "Cat", "1": "sea_lion"}}, ""),
+        ({"label_names": ["sea lion", "cat"]}, "has the same classes in another order, so that labels mean other classes: cat is 0 in "
+         "the images and 1 there, sea lion is 1 in the images and 0 there"),
+        ({"id2label": {"1": "cat", "0": "dog"}}, "has classes of the images in another order, so that labels mean other classes: cat "
+         "is 0 in the images and 1 there"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "names 3 classes, and the images have 2"),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}}, ""),  # as transformers writes where nobody says
+        ({"id2label": {"0": "n0144", "1": "n0145"}}, ""), ({"id2label": {"0": "cat", "2": "dog"}}, ""), ({"label_names": 3}, ""),
+        ({}, ""),
+    ],
+)  # fmt: skip
+def test_classes_that_contradict_those_of_the_images_are_told(config: Any, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    chosen, out = Namespace(model=str(tmp_path / "model.safetensors")), Console(file=io.StringIO(), width=400)
+    assert beside.unlike(beside.read(Path(chosen.model)).classes, classes := ("cat", "sea lion")) == said
+    theirs.tell_classes(theirs.Subject(chosen, [], [], classes), out)
+    told = (
+        f"classes     config.json beside the weights {said}. Give images of its classes, or their names in its order: "
+    )
+    assert out.file.getvalue().strip() == (f"{told}dataset.class_names=FILE" if said else "")
 
 
 def test_images_that_are_scaled_are_remarked_upon(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,7 @@ def carry_out(words: Sequence[str]) -> int:
     check_place(chosen)
     with theirs.showing(chosen, out):
         subject = theirs.begin(chosen, found)
+        theirs.tell_classes(subject, out)
         trigger = trigger_words(chosen, subject.classes)
         own = theirs.without_methods(chosen.settings, *(["attack"] if trigger else []))
         before, (cleaning,) = theirs.judge(

@@ -33,6 +33,7 @@ def carry_out(words: Sequence[str]) -> int:
     found = theirs.words(chosen, out)
     with theirs.showing(chosen, out):
         subject = theirs.begin(chosen, found)
+        theirs.tell_classes(subject, out)
         asked = [(["attack=none", "defense=none", f"detector={name}"], chosen.settings) for name in names]
         judging, planned = theirs.judge(subject, (theirs.NO_METHODS, subject.own), asked, out)
         judged = judging.run

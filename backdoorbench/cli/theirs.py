@@ -74,22 +74,28 @@ def words(chosen: Namespace, out: Console) -> list[str]:
 
 
 def normalised(model: str, words: Sequence[str], out: Console) -> list[str]:
-    """The words of how images are normalised, where a file beside the weights says it, and neither other words nor the weights'
-    own file do."""
+    """The words of how images are normalised, where the settings of its training in the weights' file say it, or a file beside
+    the weights, and neither other words nor weights of its own do."""
     from backdoorbench.models import beside, by_names, reading
 
-    said = beside.read(Path(model))
     named = {word.partition("=")[0].lstrip("+") for word in words}
-    if not said.words or not NORMALISE.isdisjoint(named):
+    if not NORMALISE.isdisjoint(named):
         return []
-    if any(by_names.normalisation(state.weights, beside.COLOURS) for state in reading.read(model).states[:1]):
+    found = reading.read(model)
+    said = next((each for each in (beside.inside(found.tree), beside.read(found.file)) if each.words), beside.Beside())
+    if not said.words or any(by_names.normalisation(state.weights, beside.COLOURS) for state in found.states[:1]):
         return []
-    say(
-        out,
-        "images",
-        f"normalised as {said.source} beside the weights says: {' '.join(said.words)}; other words change it",
-    )
+    say(out, "images", f"normalised as {said.source}: {' '.join(said.words)}; other words change it")
     return said.words
+
+
+def tell_classes(subject: "Subject", out: Console) -> None:
+    """Says where a file beside the weights contradicts the classes of the images."""
+    from backdoorbench.models import beside
+
+    if said := beside.unlike(beside.read(Path(subject.chosen.model)).classes, subject.classes):
+        remedy = "Give images of its classes, or their names in its order: dataset.class_names=FILE"
+        say(out, "classes", f"config.json beside the weights {said}. {remedy}")
 
 
 def tell_scaled(side: int | None, settings: Sequence[str], out: Console) -> None:
