@@ -5,6 +5,7 @@ pytest tests/test_identify.py
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 from test_reading import as_nad, headed, renamed
-from torch import Tensor
+from torch import Tensor, nn
 
 from backdoorbench.cli import theirs
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import option
+from backdoorbench.errors import ModelError
 from backdoorbench.models import beside, reading
-from backdoorbench.models.identify import class_counts, identify
+from backdoorbench.models.identify import REPLACED, Unfilled, class_counts, identify, refusing
 from backdoorbench.models.reading import State
 
 Weights = dict[str, Tensor]
@@ -170,3 +172,24 @@ def test_a_broken_file_beside_the_weights_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"')
     (tmp_path / "preprocessor_config.json").mkdir()
     assert beside.read(tmp_path / "model.safetensors") == beside.Beside()
+
+
+def test_a_network_is_not_built_further_than_it_can_fit() -> None:
+    """Of weights that a file does not have, as often, some may be replaced later on; more end the construction."""
+    there, built = Counter({(2, 2): 1}), 0
+    with pytest.raises(ModelError, match="weight of shape \\(2, 2\\) has no place"), refusing(there):
+        for _ in range(100):
+            nn.Linear(2, 2, bias=False)
+            built += 1
+    assert built == 1 + REPLACED and there == {(2, 2): 1}
+    with refusing(there):
+        nn.Conv2d(2, 2, 1, bias=False)  # which counts as a linear layer
+    assert nn.Linear(3, 3).weight.shape == (3, 3)  # nothing is refused afterwards
+
+
+def test_weights_without_memory_are_not_drawn() -> None:
+    with Unfilled():
+        assert torch.equal(nn.init.ones_(torch.empty(2)), torch.ones(2))
+        with torch.device("meta"):
+            layer = nn.BatchNorm2d(4)
+        assert nn.init.trunc_normal_(layer.weight).is_meta and layer.weight.shape == (4,)

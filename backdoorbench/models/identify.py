@@ -10,20 +10,24 @@ import dataclasses
 import functools
 import logging
 import re
+import threading
 import typing
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, product
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from backdoorbench.config import catalog
 from backdoorbench.config.build import build, settings, target
 from backdoorbench.config.compose import option
-from backdoorbench.errors import BdxError
+from backdoorbench.errors import BdxError, ModelError
 from backdoorbench.models import matching
 from backdoorbench.models.base import LARGE, Classifier, ModelSpec
 from backdoorbench.models.by_names import COLOURS
@@ -37,6 +41,10 @@ COMMON = (  # of torchvision's networks, where the file does not say which
     "resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "vgg16_bn", "mobilenet_v2", "mobilenet_v3_small",
     "mobilenet_v3_large", "densenet121", "efficientnet_b0", "alexnet", "convnext_tiny",
 )  # fmt: skip
+DRAWS = {  # what fills a weight when a network is built
+    Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_,
+}  # fmt: skip
+REPLACED = 16  # weights, at most, that a network has for a while as it is built
 UNSAID = 99  # the rank of those
 SMALL, LARGE_STEM = 32, 7  # pixels: what a network reads whose first filters are smaller than those of large images
 LAST = re.compile(r"(.*\.)?(fc|linear|head|classifier|output)(\.\w+)*\.weight")  # what last layers are called
@@ -205,10 +213,11 @@ def _fit(guess: Guess, found: Found, state: State, classes: int, size: int) -> F
     """How a network fits a state; None where it cannot be built so, or does not fit."""
     try:
         spec: ModelSpec = build(_node(guess.option) | guess.overrides, "model")
-        with torch.device("meta"):
+        there = _kinds(state.weights)
+        with torch.device("meta"), Unfilled(), refusing(there):
             net = spec.net(classes, size)
             spec.reads.narrow(net, guess.option)
-        if _kinds(net.state_dict()) - _kinds(state.weights):  # which may have others beside it
+        if _kinds(net.state_dict()) - there:  # which may have others beside it
             return None
         channels = spec.reads.channels  # ours say how they are normalised, by as many numbers
         model = Classifier(net, size, (0.0,) * channels, (1.0,) * channels, channels).to("meta")
@@ -218,10 +227,48 @@ def _fit(guess: Guess, found: Found, state: State, classes: int, size: int) -> F
     return fits[0] if fits else None
 
 
+class Unfilled(TorchFunctionMode):
+    """Inside, weights without memory are not drawn: nobody could read them, and it takes most of the time."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, given: Sequence[Any] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        return given[0] if function in DRAWS and given[0].is_meta else function(*given, **(named or {}))
+
+
+@contextmanager
+def refusing(there: Counter[tuple[int, ...]]) -> Iterator[None]:
+    """Inside, the construction of a network ends with a ModelError as soon as it has more weights that are not there, of their
+    shape and as often, than are ever replaced on the way (a stem, a classifier).
+
+    there  how many weights there are of each kind"""
+    here, left, spare = threading.get_ident(), Counter(there), REPLACED
+
+    def count(_: nn.Module, name: str, value: nn.Parameter) -> None:
+        nonlocal spare
+        if threading.get_ident() != here or not value.ndim or _is_colour(name):
+            return
+        kind = _kind(value)
+        left[kind] -= 1
+        spare -= left[kind] < 0
+        if spare < 0:
+            raise ModelError(f"{name} of shape {tuple(value.shape)} has no place")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _kinds(weights: dict[str, Tensor]) -> Counter[tuple[int, ...]]:
-    """How many weights there are of each shape; a 1x1 convolution counts as the equal linear layer, counters not at all."""
-    usual = [value for name, value in weights.items() if value.ndim and not _is_colour(name)]
-    return Counter(tuple(value.shape[:2]) if _is_linear(value) else tuple(value.shape) for value in usual)
+    """How many weights there are of each kind; counters do not count."""
+    return Counter(_kind(value) for name, value in weights.items() if value.ndim and not _is_colour(name))
+
+
+def _kind(value: Tensor) -> tuple[int, ...]:
+    """The shape of a weight; a 1x1 convolution has that of the equal linear layer."""
+    return tuple(value.shape[:2]) if _is_linear(value) else tuple(value.shape)
 
 
 def _is_colour(name: str) -> bool:
