@@ -91,7 +91,6 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(tmp_path)
     outputs.say.cache_clear()
     plugins.files.cache_clear()
-    plugins.digest.cache_clear()
     yield
     for name in [name for name in sys.modules if name.startswith("theirs_of_test")]:
         del sys.modules[name]
@@ -219,7 +218,6 @@ def test_the_package_that_a_target_names_is_one_of_the_plugins_used() -> None:
 def test_an_edited_network_is_another_infection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     node = compose(["model=module", "model.target=theirs_of_test.nets:Bare"])["model"]
     before = plan.digested("model", node, ["theirs_of_test"])
-    plugins.digest.cache_clear()
     (tmp_path / "theirs_of_test" / "nets.py").write_text(SOURCE + "# changed\n")
     assert before.keys() == {"target"} and plan.digested("model", node, ["theirs_of_test"]) != before
 

@@ -42,7 +42,7 @@ def forget() -> None:
     """What another process would not know of."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
         del sys.modules[name]
-    for remembered in (plugins.files, plugins.digest, plugins.installed, plugins.look):
+    for remembered in (plugins.files, plugins.installed, plugins.look):
         remembered.cache_clear()
     importlib.invalidate_caches()
 

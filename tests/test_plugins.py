@@ -1,8 +1,11 @@
 """A plugin's code is a setting that nobody types: it is in keys, kept with the run, and told apart in tables."""
 
 import hashlib
+import importlib
+import re
 import shutil
 import sys
+import types
 from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -67,7 +70,6 @@ def forget() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "shifty"]:
         del sys.modules[name]
     plugins.files.cache_clear()
-    plugins.digest.cache_clear()
 
 
 def edit(package: Path) -> None:
@@ -121,6 +123,65 @@ def test_an_edited_plugin_is_another_run_and_another_row(package: Path) -> None:
             ((0, 1), third.run.content["defense.source code"][:8]),
         ]
     )
+
+
+def test_a_run_is_keyed_by_the_code_that_it_runs_and_by_files_as_they_are(package: Path, tmp_path: Path) -> None:
+    """Of one process, such as a sweep's, though its files are edited meanwhile: what was imported stays, what is read does not."""
+    (package / "table.txt").write_text("1")
+    (package / "late.py").write_text("BY = 1.0\n")
+    (package / "shift.py").write_text(
+        f'{(package / "shift.py").read_text()}\nTABLE, LATE = "table.txt", "shifty.late"\n'
+    )
+
+    def digest() -> str:
+        return plugins.digest("shifty.shift.Shift", "shifty")
+
+    node = {"_target_": "shifty.shift.Shift", "name": "shift"}
+    build(node, "defense", ["shifty"])
+    first = digest()
+    (package / "how.py").write_text("BY = 50.0\n")
+    (package / "shift.py").write_text("")
+    assert digest() == first
+    source = plugins.source("shifty.shift.Shift", "shifty")
+    job.keep_source(types.SimpleNamespace(source=source), tmp_path / "kept")  # type: ignore[arg-type]
+    assert (tmp_path / "kept" / "shifty" / "how.py").read_text() == "BY = 5.0\n"
+    (package / "table.txt").write_text("2")
+    assert digest() != first
+    (package / "table.txt").write_text("1")
+    (package / "late.py").write_text("BY = 2.0\n")
+    assert digest() != first  # nobody has imported it yet
+    (package / "late.py").write_text("BY = 1.0\n")
+    assert digest() == first
+    importlib.import_module("shifty.late")
+    (package / "late.py").write_text("BY = 2.0\n")
+    with pytest.raises(
+        ConfigError, match="late.py was edited while this process went on, which imported it before or after"
+    ):
+        digest()
+    (package / "late.py").write_text("BY = 1.0\n")
+    importlib.reload(sys.modules["shifty.how"])
+    assert digest() != first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("purify(", "purge(", "which does not say how to purify; expected a class that defines all that"),
+        ("from shifty", "import sys\nsys.exit(3)\nfrom shifty", "whose module cannot be imported (SystemExit: 3; "),
+        (
+            "@dataclass(frozen=True)",
+            "",
+            "which is no dataclass; methods here are frozen dataclasses. Write @dataclass(",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_class_is_said(old: str, new: str, said: str, package: Path) -> None:
+    module = package / "shift.py"
+    text = module.read_text().replace("    draws:", "    by: float\n    draws:")
+    assert old in text
+    module.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=re.escape(f"defense._target_ is 'shifty.shift.Shift', {said}")):
+        build({"_target_": "shifty.shift.Shift", "name": "shift", "by": 1.0}, "defense", ["shifty"])
 
 
 def test_a_plugin_of_the_attack_is_in_the_infections_key(package: Path) -> None:

@@ -5,6 +5,7 @@ import functools
 import importlib
 import math
 import os
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from backdoorbench.config.groups import LATER
-from backdoorbench.config.plugins import OWN_PACKAGE, REMEDY, blamed, files, trusted
+from backdoorbench.config.plugins import OWN_PACKAGE, REMEDY, blamed, files, note_imported, trusted
 from backdoorbench.errors import ConfigError, did_you_mean, first_line, join_words, shown
 
 NOT_FIELDS = ("_target_", "version")  # keys that choose the class and its meaning, not its knobs
@@ -72,9 +73,23 @@ def target(node: Mapping[str, Any], where: str, plugins: Sequence[str] = ()) -> 
         raise ConfigError(
             f"{where}._target_ is '{path}', and {module} has no '{name}'. Correct the yaml file that says so."
         )
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise ConfigError(f"{where}._target_ is '{path}', which is no dataclass; methods here are frozen dataclasses.")
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and not _unfielded(kind)):
+        raise ConfigError(
+            f"{where}._target_ is '{path}', which is no dataclass; methods here are frozen dataclasses. Write "
+            f"@dataclass(frozen=True) above the class."
+        )
+    if lacking := sorted(getattr(kind, "__abstractmethods__", ())):
+        raise ConfigError(
+            f"{where}._target_ is '{path}', which does not say how to {join_words(lacking)}; expected a class that defines all "
+            f"that its base leaves open. Write it, or name a class that extends this one."
+        )
     return kind
+
+
+def _unfielded(kind: type) -> bool:
+    """Whether a class annotates settings that are no fields, since `@dataclass` stands above what it extends alone."""
+    annotated = [name for name, hint in vars(kind).get("__annotations__", {}).items() if "ClassVar" not in str(hint)]
+    return "__dataclass_fields__" not in vars(kind) and bool(annotated)
 
 
 def _trust(package: str) -> str:
@@ -87,9 +102,13 @@ def _module(name: str, path: str, where: str) -> types.ModuleType:
 
     where  the setting that names it"""
     package = name.split(".")[0]
+    is_there = name in sys.modules
     try:
-        return importlib.import_module(name)
-    except Exception as error:  # whatever a stranger's code brings
+        module = importlib.import_module(name)
+        if not is_there and package != OWN_PACKAGE:
+            note_imported(package)
+        return module
+    except (Exception, SystemExit) as error:  # whatever a stranger's code brings
         if package != OWN_PACKAGE and not files(package):
             raise ConfigError(
                 f"{where} is '{path}', of a package that Python does not find. Install it, or add {REMEDY}."
@@ -141,7 +160,7 @@ def imported(function: str, where: str, expected: str) -> Callable[..., Any]:
     module, _, name = dotted(function).rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever importing a stranger's code brings
+    except (Exception, SystemExit) as error:  # whatever importing a stranger's code brings
         raise ConfigError(
             f"{where} is '{function}', which cannot be imported ({type(error).__name__}: {first_line(error)}); expected "
             f"{expected}, in a module that Python finds. Correct it, or add {REMEDY}."

@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from backdoorbench.config.reached import SUFFIXES, reached
+from backdoorbench.config.reached import SUFFIXES, is_module, module_name, reached
 from backdoorbench.config.walk import files_below
 from backdoorbench.errors import ConfigError
 
@@ -129,8 +129,7 @@ def at(folder: str, named_by: str = FLAG) -> Plugin:
     if found.path is not None and str(found.path) not in sys.path:
         sys.path.append(str(found.path))  # behind what is installed, none of which it shall hide
         importlib.invalidate_caches()
-        for remembered in (files, digest):
-            remembered.cache_clear()
+        files.cache_clear()
     for package in found.packages:
         if found.path is not None and not any(
             file.resolve().is_relative_to(found.path.resolve()) for file in files(package).values()
@@ -222,8 +221,13 @@ def blamed(error: BaseException, packages: Sequence[str]) -> str:
 
 @functools.cache
 def files(package: str) -> dict[str, Path]:
+    """The source files of a package or module as they were when somebody first asked."""
+    return files_now(package)
+
+
+def files_now(package: str) -> dict[str, Path]:
     """The source files of a package or module, by their path below the folder that is on Python's path; none where there is no
-    such package. Remembered, since what a process has imported stays as it was."""
+    such package."""
     try:
         spec = find_spec(package)
     except (ImportError, ValueError):
@@ -248,15 +252,47 @@ def source(path: str, package: str) -> dict[str, Path]:
 
     path  dotted, of the class or function"""
     beside = next((plugin.packages for plugin in known() if package in plugin.packages), ())
-    there = {name: file for each in (package, *beside) for name, file in files(each).items()}
-    return reached(path.rpartition(".")[0], there)
+    there = {name: file for each in (package, *beside) for name, file in files_now(each).items()}
+    return reached(path.rpartition(".")[0], there, content)
 
 
-@functools.cache
+def content(name: str, file: Path) -> bytes:
+    """What a plugin's file holds, as far as this process is concerned: a module that it imported stays as it was then, whatever
+    becomes of its file; every other file is as it is now. ConfigError where a module was edited, and nothing tells whether it was
+    imported before that or after.
+
+    name  as `files` has it"""
+    module = sys.modules.get(module_name(name)) if is_module(name) else None
+    spec = getattr(module, "__spec__", None)
+    before, held = _held.get(file, (None, None))
+    if held is not None and spec is not None and before is spec:
+        return held
+    now = file.read_bytes() if file.is_file() else b""
+    if held not in (None, now) and before is None and spec is not None:
+        raise ConfigError(
+            f"{file} was edited while this process went on, which imported it before or after that; expected the code of a "
+            f"plugin to stay as it is, since it is part of a run's key. Start the command again."
+        )
+    if is_module(name):
+        _held[file] = spec, now
+    return now
+
+
+def note_imported(package: str) -> None:
+    """Takes note of what the modules of a package hold that have just been imported."""
+    for name, file in files_now(package).items():
+        if module_name(name) in sys.modules:
+            content(name, file)
+
+
+_held: dict[
+    Path, tuple[Any, bytes]
+] = {}  # of plugins' modules: the spec that Python imported it by, if it had, and its text
+
+
 def digest(path: str, package: str) -> str:
     """SHA-256 over the names and the content of the files that a class or function of a package depends on, hexadecimal."""
     total = hashlib.sha256()
     for name, file in sorted(source(path, package).items()):
-        content = file.read_bytes() if file.is_file() else b""
-        total.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+        total.update(f"{name}\0{hashlib.sha256(content(name, file)).hexdigest()}\n".encode())
     return total.hexdigest()

@@ -8,9 +8,11 @@ file beside the module names something that it reads.
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -25,12 +27,34 @@ DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+(:[A-Za-z_]\w*)?")
 LONGEST_NAME = 255  # characters, of what a file may be called
 
 
-def reached(module: str, files: Mapping[str, Path]) -> dict[str, Path]:
+@dataclass(frozen=True)
+class Facts:
+    """What the text of a module says of what it uses.
+
+    chooses  whether it may import what stands in none of its import statements
+    imports  of each `from` statement its dots, its module and its names; a plain import has its names alone
+    texts    all that stand in it
+    """
+
+    chooses: bool
+    imports: tuple[tuple[int, str, tuple[str, ...]], ...]
+    texts: frozenset[str]
+
+
+def on_disk(name: str, file: Path) -> bytes:
+    """The bytes of a file as they are now."""
+    return file.read_bytes()
+
+
+Read = Callable[[str, Path], bytes]  # (path of a module as `files` has it, its file) -> its text
+
+
+def reached(module: str, files: Mapping[str, Path], read: Read = on_disk) -> dict[str, Path]:
     """Those of `files` that importing the module runs, and the files beside them that their texts name; all of `files` where that
     cannot be told.
 
     files  modules by their path below the folder that is on Python's path, as `mine/pull.py`"""
-    names = {_module(path): path for path in files}
+    names = {module_name(path): path for path in files}
     found: dict[str, Path] = {}
     waiting, seen = [module], set()
     while waiting:
@@ -39,20 +63,20 @@ def reached(module: str, files: Mapping[str, Path]) -> dict[str, Path]:
                 continue
             seen.add(name)
             path = names[name]
-            tree = _parsed(files[path])
-            if tree is None or _chooses(tree):
-                return _whole(files)
+            facts = _read(path, files[path], read)
+            if facts is None or facts.chooses:
+                return _whole(files, read)
             found[path] = files[path]
-            found |= _beside(tree, path, files[path])
-            waiting += _imports(tree, name if path.endswith("/__init__.py") else name.rpartition(".")[0], names)
-    return found if seen else _whole(files)
+            found |= _beside(facts, path, files[path])
+            waiting += _imports(facts, name if path.endswith("/__init__.py") else name.rpartition(".")[0], names)
+    return found if seen else _whole(files, read)
 
 
-def _whole(files: Mapping[str, Path]) -> dict[str, Path]:
+def _whole(files: Mapping[str, Path], read: Read) -> dict[str, Path]:
     found = dict(files)
     for path, file in files.items():
-        if (tree := _parsed(file)) is not None:
-            found |= _beside(tree, path, file)
+        if (facts := _read(path, file, read)) is not None:
+            found |= _beside(facts, path, file)
     return found
 
 
@@ -61,7 +85,8 @@ def is_module(path: str) -> bool:
     return path.endswith(SUFFIXES)
 
 
-def _module(path: str) -> str:
+def module_name(path: str) -> str:
+    """`mine.pull` of `mine/pull.py`, `mine` of `mine/__init__.py`."""
     suffix = next((suffix for suffix in SUFFIXES if path.endswith(suffix)), "")
     return path.removesuffix(suffix).removesuffix("/__init__").replace("/", ".")
 
@@ -72,11 +97,29 @@ def _with_parents(name: str) -> Iterator[str]:
     return (".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
-def _parsed(file: Path) -> ast.Module | None:
+def _read(path: str, file: Path, read: Read) -> Facts | None:
     try:
-        return ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError):  # a compiled module is none that can be parsed, either
+        return _facts(read(path, file))
+    except OSError:
         return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _facts(text: bytes) -> Facts | None:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):  # a compiled module is none that can be parsed, either
+        return None
+    imports: list[tuple[int, str, tuple[str, ...]]] = []
+    texts: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports.append((0, "", tuple(alias.name for alias in node.names)))
+        elif isinstance(node, ast.ImportFrom):
+            imports.append((node.level, node.module or "", tuple(alias.name for alias in node.names)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.add(node.value)
+    return Facts(_chooses(tree), tuple(imports), frozenset(texts))
 
 
 def _chooses(tree: ast.Module) -> bool:
@@ -96,31 +139,26 @@ def _chooses(tree: ast.Module) -> bool:
     return False
 
 
-def _imports(tree: ast.Module, package: str, names: Mapping[str, str]) -> Iterator[str]:
+def _imports(facts: Facts, package: str, names: Mapping[str, str]) -> Iterator[str]:
     """Dotted names that the module imports, or may: each a module, or something in one.
 
     package  what a relative import starts from; names: of all modules"""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")
-            above = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
-            origin = ".".join(part for part in (above, node.module or "") if part)
-            yield from (f"{origin}.{alias.name}" for alias in node.names if alias.name != "*")
-            if any(alias.name == "*" for alias in node.names):  # `__all__` may name any module of a package
-                yield from (name for name in names if f"{name}.".startswith(f"{origin}."))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and DOTTED.fullmatch(node.value):
-            yield node.value.replace(":", ".")
+    for level, module, imported in facts.imports:
+        parts = package.split(".")
+        above = ".".join(parts[: len(parts) - level + 1]) if level else ""
+        origin = ".".join(part for part in (above, module) if part)
+        yield from (f"{origin}.{name}" if origin else name for name in imported if name != "*")
+        if "*" in imported:  # `__all__` may name any module of a package
+            yield from (name for name in names if f"{name}.".startswith(f"{origin}."))
+    yield from (text.replace(":", ".") for text in facts.texts if DOTTED.fullmatch(text))
 
 
-def _beside(tree: ast.Module, path: str, file: Path) -> dict[str, Path]:
+def _beside(facts: Facts, path: str, file: Path) -> dict[str, Path]:
     """The files, no modules, that a text of this module names from its own folder or from that of its package."""
     folders = path.split("/")[:-1]
     root = file.parents[len(folders)]
-    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     found = {}
-    for text in texts:
+    for text in facts.texts:
         if not (0 < len(text) <= LONGEST_NAME and text.isprintable()):
             continue
         for above in {"/".join(folders), "/".join(folders[:1])}:

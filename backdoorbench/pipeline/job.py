@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from backdoorbench.config import plugins
 from backdoorbench.config.compose import Plain
 from backdoorbench.config.reached import is_module
 from backdoorbench.errors import BdxError
@@ -104,12 +104,12 @@ def keep(outcome: Outcome, run: Run, folder: Path, made: Plan) -> None:
 
 
 def keep_source(made: Plan, folder: Path) -> None:
-    """Copies the modules of plugins that the run's key holds, laid out as they are imported."""
+    """Writes down the modules of plugins that the run's key holds, as they were imported, and laid out so."""
     for name, file in made.source.items():
         if is_module(name):  # what they read may be large
             with store.storage_errors(folder):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, folder / name)
+                (folder / name).write_bytes(plugins.content(name, file))
 
 
 def with_what_remains(run: Run, folder: Path) -> None:
