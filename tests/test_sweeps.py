@@ -16,7 +16,7 @@ from rich.console import Console
 
 from backdoorbench.cli import hydra_run
 from backdoorbench.cli.main import main
-from backdoorbench.config.compose import compose, conf_dir
+from backdoorbench.config.compose import Plain, compose, conf_dir
 from backdoorbench.errors import ConfigError, PairingError
 from backdoorbench.pipeline import job, plan
 from backdoorbench.pipeline.job import Job
@@ -135,6 +135,25 @@ def test_the_runs_of_an_experiment(looked: Callable[..., list[forecast.Ahead]], 
     )  # a rate that the digits' classes cannot fill
     assert able[0].key == plan.plan(compose(list(able[0].overrides))).key
     forecast.refuse_mistakes(runs)
+
+
+@pytest.mark.wide
+def test_a_yaml_file_that_is_edited_meanwhile_changes_no_job_of_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them are what was looked over before the first one began, as a pool's are."""
+    file, epochs = tmp_path / "experiment" / "mine.yaml", []
+    file.parent.mkdir()
+    file.write_text("# @package _global_\ntrain:\n  epochs: 1\n")
+
+    def carry_out(resolve: Callable[[], Plain], place: Path, overrides: Sequence[str]) -> None:
+        epochs.append((resolve()["train"]["epochs"], resolve()["seed"]))
+        file.write_text("# @package _global_\ntrain:\n  epochs: 2\n")
+        sweep.leave(place, overrides, "failed", error="as asked", mistake=True)
+
+    monkeypatch.setattr(hydra_run, "carry_out_job", carry_out)
+    words = ["-m", "--config-dir", str(tmp_path), "experiment=mine", "seed=0,1", f"runtime.outputs={tmp_path / 'out'}"]
+    assert main(words) == 2 and epochs == [(1, 0), (1, 1)]
 
 
 @pytest.mark.wide

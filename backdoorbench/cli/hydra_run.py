@@ -203,7 +203,9 @@ class Task:
         with chdir(known.runtime.cwd):  # hydra.job.chdir or not, paths among the settings are the command's
             if known.mode != RunMode.RUN:
                 place = place_of(known) / str(known.job.num)
-                return carry_out_job(partial(plain, config), place, list(known.overrides.task))
+                runs = Sweep.current().runs  # none in a launcher's worker, nor where a search chooses them
+                resolve = partial(plain, config) if runs is None else lambda: runs[known.job.num].config
+                return carry_out_job(resolve, place, list(known.overrides.task))
             try:
                 refuse_sweepers(known.overrides.hydra)
                 return objective(carry_out_run(plain(config)).run)
