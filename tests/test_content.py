@@ -58,6 +58,18 @@ def test_where_code_differs_all_runs_of_the_method_say_theirs() -> None:
     ]
 
 
+def test_code_that_was_edited_between_runs_of_other_settings_is_told() -> None:
+    """What else differs would be taken for the cause. Another function that a setting names is told by its name."""
+    runs = [run("1", OLD, "defense=ft"), run("2", NEW, "defense=ft", "defense.epochs=1")]
+    assert labels(*runs) == [
+        "ft, epochs 20, content of defense.source code aaaaaaaa",
+        "ft, epochs 1, content of defense.source code bbbbbbbb",
+    ]
+    for each, said in zip(runs, (f"mine:one of {OLD}", f"mine:two of {NEW}"), strict=True):
+        each.content = {"defense.loss": said}
+    assert labels(*runs) == ["ft, epochs 20", "ft, epochs 1"]
+
+
 def test_runs_that_were_not_chosen_make_no_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,3 +77,14 @@ def test_what_differs_between_rows_is_told_once() -> None:
         "dataset digits · model demo · train.epochs 1 · rate 10 %",
         "dataset digits · model demo · train.epochs 20 · rate 10 %",
     ]
+
+
+def test_a_setting_that_all_of_one_table_share_is_told_with_the_table() -> None:
+    """No label tells it, since nothing differs there."""
+    chosen = (["train.epochs=1"], ["train.epochs=1", "seed=1"], ["train.epochs=2", "defense.lr=0.02"])
+    runs = [
+        made_run(str(place), compose(["defense=fst", *words]), SCORES, SCORES) for place, words in enumerate(chosen)
+    ]
+    found = rows.aggregate(runs)
+    assert [grid.lines[0][1].text for grid in grids.list_grids(found)] == ["fst", "fst"]
+    assert notes.unusual(found) == ["fst: lr 0.02 (train.epochs 2)"]

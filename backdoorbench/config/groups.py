@@ -158,6 +158,9 @@ def as_called_now(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "holdout": {**rest, **HOLDOUTS[node["source"]]}}
 
 
+SOURCE = "source code"  # of an option in a key: the code of its class, where that is a plugin's
+
+
 def content_of(group: str) -> str:
     """What holds the digests of what an option's settings name, beside the group, in settings that tables compare."""
     return f"content of {group}"

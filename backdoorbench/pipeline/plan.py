@@ -19,7 +19,7 @@ from backdoorbench.config import catalog, groups, plugins
 from backdoorbench.config.acts import idle, refuse_idle
 from backdoorbench.config.build import at, build, dotted, paths, target
 from backdoorbench.config.compose import Plain, flat, option
-from backdoorbench.config.groups import AFTER, DETECT, Stage
+from backdoorbench.config.groups import AFTER, DETECT, SOURCE, Stage
 from backdoorbench.data.base import Dataset, Reading, Splits
 from backdoorbench.data.holdout import Holdout, Parts
 from backdoorbench.defenses.base import Defense
@@ -39,7 +39,6 @@ from backdoorbench.training.recipe import Recipe, resolve_precision
 T = TypeVar("T")
 Made = TypeVar("Made", bound="Sketch")
 
-SOURCE = "source code"  # of an option in a key: the code of its class, where that is a plugin's
 KINDS = {  # what the options of a group are
     "dataset": Dataset, "model": ModelSpec, "train": Recipe, "holdout": Holdout, "attack": Attack, "defense": Defense,
     "detector": Detector, "after": AfterAttack, "tracker": Tracker,

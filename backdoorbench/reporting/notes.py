@@ -299,9 +299,11 @@ def rebuilt(runs: Sequence[Run]) -> list[str]:
 
 
 def unusual(rows: Sequence[Row]) -> list[str]:
-    """`fst: lr 0.02, epochs 5`: of each method the settings that its name does not imply, as far as all rows with it share them;
-    those that differ between rows are told by labels."""
-    members: dict[tuple[str, str], list[dict[str, str]]] = {}
+    """`fst: lr 0.02, epochs 5`: of each method the settings that its name does not imply, as far as all rows with it share them,
+    and those that all of one table share, with what tells that table from the others: `fst: lr 0.02 (train.epochs 1)`. Those that
+    differ between the rows of a table are told by labels."""
+    members: dict[tuple[str, str], list[tuple[str, dict[str, str]]]] = {}
+    tables = _tables(rows)
     for row in rows:
         for axis in dict.fromkeys((INFECT.group, row.stage.group)):
             inside = {
@@ -309,14 +311,41 @@ def unusual(rows: Sequence[Row]) -> list[str]:
                 for key in row.beyond
                 if key.startswith(f"{axis}.") and key != f"{INFECT.group}.poison_rate"
             }
-            members.setdefault((axis, row.names[axis]), []).append(inside)
+            members.setdefault((axis, row.names[axis]), []).append((tables[id(row)], inside))
     said = []
     for (_, name), found in members.items():
-        if shared := [
-            f"{key} {value}" for key, value in found[0].items() if all(each.get(key) == value for each in found)
-        ]:
-            said.append(f"{name}: {', '.join(shared)}")
+        everywhere = _shared([inside for _, inside in found])
+        here: dict[str, list[dict[str, str]]] = {}
+        for table, inside in found:
+            here.setdefault(table, []).append(inside)
+        places: dict[tuple[str, str], list[str]] = {}
+        for table, insides in here.items():
+            for setting in _shared(insides).items() - everywhere.items():
+                places.setdefault(setting, []).append(table)
+        parts = [f"{key} {value}" for key, value in everywhere.items()]
+        parts += [f"{key} {value} ({'; '.join(where)})" for (key, value), where in sorted(places.items())]
+        if parts:
+            said.append(f"{name}: {', '.join(parts)}")
     return said
+
+
+def _shared(settings: Sequence[dict[str, str]]) -> dict[str, str]:
+    return {key: value for key, value in settings[0].items() if all(each.get(key) == value for each in settings)}
+
+
+def _tables(rows: Sequence[Row]) -> dict[int, str]:
+    """By a row's id what tells its table of a list from the others of its stage; nothing where there is one."""
+    found: dict[int, str] = {}
+    for stage in dict.fromkeys(row.stage for row in rows):
+        tables = blocks(
+            [row for row in rows if row.stage == stage], (INFECT.group, "rate", *stage.upon[1:], stage.group)
+        )
+        parts = [title.split(" · ") for title, _ in tables]
+        alike = set(parts[0]).intersection(*parts)
+        for said, (_, members) in zip(parts, tables, strict=True):
+            apart = " · ".join(part for part in said if part not in alike)
+            found |= {id(row): apart for row in members}
+    return found
 
 
 def varying(rows: Sequence[Row]) -> list[str]:
