@@ -14,7 +14,7 @@ import pytest
 from conftest import QUICK
 
 from backdoorbench import api
-from backdoorbench.cli import main
+from backdoorbench.cli import config, main
 from backdoorbench.config import plugins
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import Plain, compose
@@ -102,6 +102,9 @@ def test_an_edited_plugin_is_another_run_and_another_row(package: Path) -> None:
     second = job.carry_out(composed(package))
     assert not second.repeated and second.run.id != first.run.id
     assert second.run.infection.cached and second.run.infection.key == first.run.infection.key  # that is no plugin's
+    code = config.changed(first.run, {}, Path("here"))
+    assert code == f"the code of defense=shift was edited since; {Path('here/plugins')} holds what ran"
+    assert config.changed(second.run, {}, Path("here")) == ""
     third = job.carry_out(composed(package, "seed=1"))
     kept = {folder: (folder / "plugins" / "shifty" / "how.py").read_text() for folder in (first.folder, second.folder)}
     assert list(kept.values()) == ["BY = 5.0\n", "BY = 50.0\n"]

@@ -110,6 +110,23 @@ def test_the_difference_is_what_was_said(run: Path, capsys: pytest.CaptureFixtur
     assert yaml.safe_load(said) == {"defense": {"name": "fst", "alpha": 0.3}, "seed": 3}
 
 
+@pytest.mark.parametrize("run", WORDS[1:2], indirect=True)
+def test_a_method_that_has_another_version_by_now_is_told_and_its_version_is_not_typed(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code here would run under the number that was typed."""
+    found = record.read(run)
+    found.config["defense"]["version"] = 77
+    record.write(found, run)
+    assert main.main(["config", str(run), "--diff"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[:2] == [
+        "# bdx defense=fst seed=3 defense.alpha=0.3",
+        "# which makes another run by now: defense=fst was of version 77, and is of another one here",
+    ]
+    assert yaml.safe_load(out)["defense"] == {"name": "fst", "version": 77, "alpha": 0.3}
+
+
 @pytest.mark.parametrize("run", [[]], indirect=True)
 def test_nothing_differs_of_the_defaults(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["config", str(run), "--diff"]) == 0

@@ -4,13 +4,17 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from backdoorbench.cli.arguments import Parser, composed, quoted, run_folder
 from backdoorbench.config import plugins
 from backdoorbench.config.compose import ASK_THE_DATA_SET, BRINGS, as_read, flat
-from backdoorbench.config.groups import NAMES
+from backdoorbench.config.groups import NAMES, SOURCE
 from backdoorbench.errors import ConfigError, few, join_words
+
+if TYPE_CHECKING:
+    from backdoorbench.storage.record import Run
 
 BRINGING = ("dataset", "experiment", "scale", "model")  # groups whose options choose those of others, in this order
 HOW_TO_KNOW = f"Add {plugins.FLAG} DIR, the folder of the plugin, or --config-dir DIR, that of its yaml files"
@@ -25,7 +29,9 @@ def carry_out(words: Sequence[str]) -> int:
     chosen = parser.parse_args(words)
     from backdoorbench.storage import record
 
-    config = record.read(run_folder(chosen.run)).config
+    folder = run_folder(chosen.run)
+    run = record.read(folder)
+    config = run.config
     if remark := unknown_source(config, chosen.config_dirs):
         if chosen.diff:
             raise ConfigError(
@@ -37,6 +43,8 @@ def carry_out(words: Sequence[str]) -> int:
     differing = differences(config, chosen.config_dirs)
     keys = untypable(differing)
     print(f"# no command repeats it as it is: {_remedy(keys)}" if keys else f"# {command(config, differing)}")
+    if not keys and (remark := changed(run, differing, folder)):
+        print(f"# which makes another run by now: {remark}")
     print(as_yaml(nested(differing)) if chosen.diff else as_yaml(config), end="")
     return 0
 
@@ -55,6 +63,32 @@ def unknown_source(config: Mapping[str, Any], folders: Sequence[str] = ()) -> st
     if lost:
         return f"this run's {join_words(lost)} came from {f'the plugin {brought}' if brought else 'a folder of --config-dir'}"
     return f"this run's code is of the package {brought}, which Python does not find" if brought else ""
+
+
+def changed(run: "Run", differing: Mapping[str, Any], folder: Path) -> str:
+    """What no command brings back: methods that have another version by now, and code of plugins that was edited since."""
+    config = run.config
+    said = [
+        f"{group}={config[group]['name']} was of version {value}, and is of another one here"
+        for group, value in ((_versioned(key), value) for key, value in differing.items())
+        if group
+    ]
+    for key, digest in run.content.items():
+        group, _, inner = key.partition(".")
+        function = digest.rpartition(" of ")[0]
+        path = config[group].get("_target_", "") if inner == SOURCE else function.replace(":", ".")
+        package = plugins.of(path, config.get("plugins") or [])
+        if package and plugins.digest(path, package) != digest.rpartition(" ")[2]:
+            said.append(
+                f"the code of {group}={config[group]['name']} was edited since; {folder / 'plugins'} holds what ran"
+            )
+    return "; ".join(dict.fromkeys(said))
+
+
+def _versioned(key: str) -> str:
+    """The group of which a dotted key is the version; empty of any other key."""
+    group, _, inner = key.partition(".")
+    return group if group in NAMES and inner == "version" else ""
 
 
 def choices(config: Mapping[str, Any], folders: Sequence[str] = ()) -> dict[str, str]:
@@ -120,7 +154,7 @@ def words_of(differing: Mapping[str, Any], settings: Mapping[str, Any], without:
     words: dict[str, str] = {}
     for key, value in differing.items():
         group, *inner = key.split(".")
-        if key in without:
+        if key in without or _versioned(key):  # which is that of the code here, whatever is typed
             continue
         if len(inner) > 1 and group in ASK_THE_DATA_SET:
             place = f"{group}.{inner[0]}"

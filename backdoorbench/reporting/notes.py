@@ -314,13 +314,13 @@ def unusual(rows: Sequence[Row]) -> list[str]:
             members.setdefault((axis, row.names[axis]), []).append((tables[id(row)], inside))
     said = []
     for (_, name), found in members.items():
-        everywhere = _shared([inside for _, inside in found])
+        everywhere = _common([inside for _, inside in found])
         here: dict[str, list[dict[str, str]]] = {}
         for table, inside in found:
             here.setdefault(table, []).append(inside)
         places: dict[tuple[str, str], list[str]] = {}
         for table, insides in here.items():
-            for setting in _shared(insides).items() - everywhere.items():
+            for setting in _common(insides).items() - everywhere.items():
                 places.setdefault(setting, []).append(table)
         parts = [f"{key} {value}" for key, value in everywhere.items()]
         parts += [f"{key} {value} ({'; '.join(where)})" for (key, value), where in sorted(places.items())]
@@ -329,7 +329,7 @@ def unusual(rows: Sequence[Row]) -> list[str]:
     return said
 
 
-def _shared(settings: Sequence[dict[str, str]]) -> dict[str, str]:
+def _common(settings: Sequence[dict[str, str]]) -> dict[str, str]:
     return {key: value for key, value in settings[0].items() if all(each.get(key) == value for each in settings)}
 
 
