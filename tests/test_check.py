@@ -144,6 +144,11 @@ def test_what_is_ours_is_right() -> None:
             assert check.chosen_by(file.relative_to(conf_dir()))
 
 
+def test_a_folder_that_is_not_there_is_named_as_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "nowhere"]) == 2
+    assert "DIR of bdx check is 'nowhere', which is no folder; expected one of your own" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name", ["a.yaml", "x/a.yaml", "on/x/y/a.yaml", "attack/x/a.yaml", "on/attack/a.yaml", "hydra/help/a.yaml"]
 )

@@ -48,7 +48,7 @@ def carry_out(words: Sequence[str]) -> int:
     chosen = parser.parse_intermixed_args(words)
     if chosen.folder is not None and "=" in chosen.folder and not Path(chosen.folder).is_dir():
         chosen.folder, chosen.settings = None, [chosen.folder, *chosen.settings]
-    if chosen.folder is not None and is_plugin(Path(flags.folder(chosen.folder))):
+    if chosen.folder is not None and is_plugin(Path(flags.folder(chosen.folder, "DIR of bdx check"))):
         with plugins.using([chosen.folder]):
             catalog.refuse_hidden()
             return told(plugins.at(chosen.folder).confs, chosen.settings)

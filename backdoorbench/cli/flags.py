@@ -21,11 +21,13 @@ def own_folder(text: str) -> str:
     return text
 
 
-def folder(text: str) -> str:
-    """The name of a folder; ConfigError where there is none."""
+def folder(text: str, named_by: str = "--config-dir") -> str:
+    """The name of a folder; ConfigError where there is none.
+
+    named_by  what names it, as the message says it"""
     if not text or not os.path.isdir(text):
         raise ConfigError(
-            f"--config-dir is '{text}', which is no folder; expected one of your own yaml files. Name another."
+            f"{named_by} is '{text}', which is no folder; expected one of your own yaml files. Name another."
         )
     return text
 
