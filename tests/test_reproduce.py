@@ -257,6 +257,8 @@ def test_what_differs_is_named() -> None:
     assert published.differing(short, full) == ["defense.stage1.epochs 40, not 200"]
     small = compose(["experiment=fst", "defense=fst", "scale=small"])
     assert published.differing(small, pinned)[1:3] == ["dataset.train_size 12000, not all", "model demo, not resnet18"]
+    small["model"]["width"] = 8  # which is not what demo says either
+    assert published.differing(small, pinned)[2:4] == ["model demo, not resnet18", "model.width 8"]
 
 
 # ---- the verb -------------------------------------------------------------------------------------------------------

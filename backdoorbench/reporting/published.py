@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.compose import choices, compose, conf_dir, flat
 from backdoorbench.config.groups import INFECT, PURIFY
+from backdoorbench.config.implied import beyond
 from backdoorbench.errors import ConfigError, did_you_mean, few, join_words
 from backdoorbench.metrics import printed
 from backdoorbench.reporting.grids import Column, Grid, Item
@@ -475,15 +476,19 @@ def notes(found: Iterable[Comparison]) -> list[str]:
 
 
 def differing(config: dict[str, Any], pinned: dict[str, Any], swept: Iterable[str] = ()) -> list[str]:
-    """Settings of a run that are not the experiment's own: `model demo, not resnet18`, `train.epochs 20, not 100`.
+    """Settings of a run that are not the experiment's own: `model demo, not resnet18`, `train.epochs 20, not 100`; of an option
+    that is another one also those that its name does not imply, `train.epochs 1`.
 
     swept  dotted keys that the experiment varies"""
     found = []
+    own = beyond(config)
     ours_all, theirs_all = compared(config), compared(pinned)
     for group in (group for group in CHOICES if group in TOLD):
         ours, theirs = ours_all[group], theirs_all[group]
         if ours["name"] != theirs["name"]:
             found.append(f"{group} {ours['name']}, not {theirs['name']}")
+            keys = (key for key in own if key.startswith(f"{group}.") and key != f"{group}.name")
+            found += [f"{key} {_said(own[key])}" for key in keys]
             continue
         ours, theirs = flat(ours), flat(theirs)
         for key in sorted((ours.keys() | theirs.keys()) - NOT_SETTINGS):
