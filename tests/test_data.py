@@ -32,7 +32,7 @@ from backdoorbench.pipeline import plan
 from backdoorbench.reporting import rows
 from backdoorbench.streams import Stream
 
-ENDINGS = ".jpg, .jpeg, .jfif, .png, .ppm, .pgm, .pbm, .pnm, .bmp, .gif, .webp, .tif, .tiff"
+ENDINGS = ".jpg, .jpeg, .jfif, .png, .ppm, .pgm, .pbm, .pnm, .bmp, .gif, .webp, .avif, .tif, .tiff"
 TREE = "train/ and test/ with a folder of images a class"
 LAYOUT = f"{TREE}, or another layout of docs/data.md"
 REMEDY = "Unpack the data there, or correct dataset.root."

@@ -638,3 +638,124 @@ def test_bad_input_is_refused_in_a_paragraph(what: str, tmp_path: Path, cache: P
     assert [word for word in words if word not in said] == [], said
     assert "\n" not in said and said.endswith(".")
     assert not cache.exists() or not [path for path in (cache / "data").iterdir() if path.is_dir()]
+
+
+# -- as data sets are handed round ------------------------------------------------------------------------------------
+
+
+def named_of(splits: Any, pixels: np.ndarray) -> list[list[tuple[int, str]]]:
+    """For each split, which of `pixels` each image is and what its class is called."""
+    rows = {image.tobytes(): row for row, image in enumerate(pixels)}
+    return [
+        [
+            (rows[image.tobytes()], part.classes[label])
+            for image, label in zip(shown(part.images), part.labels, strict=True)
+        ]
+        for part in (splits.train, splits.test)
+    ]
+
+
+def flat(root: Path, split: str, pixels: np.ndarray) -> None:
+    for row, image in enumerate(pixels, 1):
+        write(root / split / f"{row}.png", image)
+
+
+NAMES = ("ant", "bee", "ant", "bee", "ant", "bee")
+
+
+@pytest.mark.parametrize("end", ["", ".png"])
+def test_a_table_of_the_training_images_is_not_read_with_the_test_images_of_the_same_names(
+    end: str, tmp_path: Path, cache: Path
+) -> None:
+    """As Kaggle's CIFAR-10 lies: identifiers, and in train/ and test/ images of the same names, of which the table means one."""
+    pixels, root = levels(12), tmp_path / "raw"
+    flat(root, "train", pixels[:6])
+    flat(root, "test", pixels[6:])
+    lines = ["id,label", *(f"{row}{end},{name}" for row, name in enumerate(NAMES, 1))]
+    (root / "trainLabels.csv").write_text("\n".join(lines))
+    splits = folder(root, test_share=0.34).load(cache)
+    found = sorted(sum(named_of(splits, pixels), []))
+    assert found == list(enumerate(NAMES)) and splits.facts["layout"] == "table"
+    (root / "sampleSubmission.csv").write_text("id,label\n1,ant\n")  # which of the two says the labels, nobody knows
+    assert f"set dataset.root to it: '{root / 'sampleSubmission.csv'}' and '{root / 'trainLabels.csv'}'." in complaint(
+        folder(root), cache
+    )
+    (root / "trainLabels.csv").rename(table := root / "labels.csv")
+    assert complaint(folder(table), cache) == (
+        f"{table} names '1{end}', which may be 'test/1.png' or 'train/1.png'. Write the paths of its images with their folders and "
+        f"endings."
+    )
+
+
+def test_a_table_in_each_split_and_one_for_both(tmp_path: Path, cache: Path) -> None:
+    """As imagefolder of datasets has them: metadata.csv beside the images of a split, or once, with their folders."""
+    pixels, root, other = levels(12), tmp_path / "raw", tmp_path / "other"
+    expected = [list(enumerate(NAMES)), [(row + 6, name) for row, name in enumerate(NAMES)]]
+    for split, part in (("train", pixels[:6]), ("test", pixels[6:])):
+        flat(root, split, part)
+        flat(other, split, part)
+        lines = ["file_name,label", *(f"{row}.png,{name}" for row, name in enumerate(NAMES, 1))]
+        (root / split / "metadata.csv").write_text("\n".join(lines))
+    assert named_of(folder(root).load(cache), pixels) == expected
+    lines = [f"{split}/{row}.png,{name}" for split in ("train", "test") for row, name in enumerate(NAMES, 1)]
+    (other / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    assert named_of(folder(other).load(cache), pixels) == expected
+    (root / "test" / "metadata.csv").unlink()  # what is left has a split drawn
+    assert len(folder(root, test_share=0.34).load(cache).train) == 4
+
+
+def test_kaggles_gtsrb_is_read_by_its_tables(tmp_path: Path, cache: Path) -> None:
+    """Train/, Test/ and Meta/ are no classes, whatever their case."""
+    pixels, root = levels(4), tmp_path / "raw"
+    for row, place in enumerate(["Train/0/a.png", "Train/10/b.png", "Train/2/c.png", "Test/00000.png"]):
+        write(root / place, pixels[row])
+    write(root / "Meta" / "0.png", pixels[0])
+    header = "Width,Height,Roi.X1,Roi.Y1,Roi.X2,Roi.Y2,ClassId,Path"
+    rows = ["0,Train/0/a.png", "10,Train/10/b.png", "2,Train/2/c.png"]
+    (root / "Train.csv").write_text("\n".join([header, *(f"4,4,0,0,4,4,{row}" for row in rows)]))
+    (root / "Test.csv").write_text(f"{header}\n4,4,0,0,4,4,10,Test/00000.png")
+    (root / "Meta.csv").write_text("Path,ClassId\nMeta/0.png,0")
+    splits = folder(root).load(cache)
+    assert splits.train.classes == ("0", "2", "10")
+    assert named_of(splits, pixels) == [[(0, "0"), (1, "10"), (2, "2")], [(3, "10")]]
+
+
+OTHER: dict[str, tuple[str, str]] = {  # a file of a data set -> what is said of it
+    "train/data-00000-of-00001.arrow": ("datasets.load_from_disk(FOLDER).to_parquet('train.parquet')", "test/x.arrow"),
+    "train-000000.tar": ("is an archive, such as a shard of webdataset. Write each of its images into a folder", "test-000000.tar"),
+    "x_train.npy": ("'x_test.npy' is an array of numpy. Join them in one file, numpy.savez('all.npz'", "x_test.npy"),
+    "cifar-10-batches-py/data_batch_1": ("'cifar-10-batches-py' is CIFAR-10's archive, which dataset=cifar10 reads.", "a.txt"),
+    "data_batch_1": ("is of CIFAR-10's archive, which dataset=cifar10 reads", "batches.meta"),
+    "train/metadata.jsonl": ("pandas.read_json(FILE, lines=True).to_csv('metadata.csv', index=False)", "test/metadata.jsonl"),
+    "cifar10-train.tfrecord-00000-of-00001": ("has records of TensorFlow. Write each image into a folder", "features.json"),
+    "images.zip": ("Unpack 'images.zip' there.", "readme.txt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", OTHER)
+def test_what_no_layout_reads_is_told_with_what_makes_one(file: str, tmp_path: Path, cache: Path) -> None:
+    said, other = OTHER[file]
+    root = tmp_path / "raw"
+    for name in (file, other):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    for name in ("ant", "bee"):  # a data set beside it, which has nothing to do with it
+        write(tmp_path / name / "1.png", levels(1)[0])
+    found = complaint(folder(root), cache, BdxError)
+    assert said in found and "one level up" not in found
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"bytes": None, "path": "/there/1.png"}, "2 of 2 images of folder are paths, without the images themselves"),
+        ("/there/1.png", "are paths, without the images themselves, as to_parquet of datasets writes them"),
+        ([[0, 1], [2, 3]], "2 of 2 images of folder are lists of numbers, not image files"),
+    ],
+)
+def test_parquet_without_image_files_says_what_to_do(value: Any, said: str, tmp_path: Path, cache: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for split in ("train", "test"):
+        part = pyarrow.table({"image": [value], "label": [0]})
+        parquet.write_table(part, tmp_path / f"{split}.parquet")
+    assert said in complaint(folder(tmp_path), cache)

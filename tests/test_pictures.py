@@ -148,6 +148,7 @@ SHOWN: dict[str, tuple[Write, tuple[int, int, int], tuple[str, ...]]] = {
     "opaque RGBA PNG": (saved(solid("RGBA", (1, 2, 3, 255)), ".png"), (1, 2, 3), ()),
     "opaque LA PNG": (saved(solid("LA", (7, 255)), ".png"), (7, 7, 7), ()),
     "lossless WebP": (saved(solid("RGB", (1, 2, 3)), ".webp", lossless=True), (1, 2, 3), ()),
+    "AVIF, at its best": (saved(solid("RGB", (8, 8, 8)), ".avif", quality=100), (8, 8, 8), ()),
     "an orientation that is none": (
         saved(solid("RGB", (1, 2, 3)), ".png", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0\0\0\0\0"),
         (1, 2, 3),

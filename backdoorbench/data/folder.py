@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from backdoorbench.config.acts import Acts, Only
 from backdoorbench.config.build import File
 from backdoorbench.data.base import Dataset, Splits
-from backdoorbench.data.layouts import arrays, classes, parquet, table, tensors, trees
+from backdoorbench.data.layouts import arrays, classes, others, parquet, table, tensors, trees
 from backdoorbench.data.layouts.parts import drawn, named, read_names
 from backdoorbench.data.pictures import Background
 from backdoorbench.data.raw import Order, Raw, find_root
@@ -27,6 +27,7 @@ LAYOUTS: dict[str, ModuleType] = {  # the first two that fit are read without a 
     "tensors": tensors, "tree": trees, "table": table, "arrays": arrays, "parquet": parquet, "classes": classes,
 }  # fmt: skip
 SURE = ("tensors", "tree")
+PARTS = ("train", "test", "val")  # folders of a data set that lies one level up
 NEEDS = "train/ and test/ with a folder of images a class, or another layout of docs/data.md"
 
 
@@ -80,7 +81,14 @@ class Folder(Dataset):
 
     def _listed(self) -> tuple[Path, str, Raw]:
         """The root, its layout, and what lies there."""
-        root = find_root(self, NEEDS, lambda root: bool(fitting(root)), may_be_file=True)
+        root = find_root(
+            self,
+            NEEDS,
+            lambda root: bool(fitting(root)),
+            others.remedy,
+            may_be_file=True,
+            is_part=lambda root: root.name in PARTS or classes.holds_images(root),
+        )
         layout = self.layout if self.layout != "auto" else recognised(root)
         order: Order = self.order if self.class_names is None else "numeric"
         raw: Raw = LAYOUTS[layout].read(self, root, order)
@@ -88,8 +96,9 @@ class Folder(Dataset):
 
 
 def fitting(root: Path) -> list[str]:
-    """The layouts that what lies at `root` may be."""
-    return [name for name, layout in LAYOUTS.items() if layout.fits(root)]
+    """The layouts that what lies at `root` may be; train/ and test/ without folders in them, only where it is no other."""
+    found = [name for name, layout in LAYOUTS.items() if layout.fits(root)]
+    return found if trees.has_classes(root) else [name for name in found if name != "tree"] or found
 
 
 def recognised(root: Path) -> str:

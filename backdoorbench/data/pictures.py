@@ -18,7 +18,7 @@ Source: TypeAlias = str | bytes  # of a picture: a file's path, or its content
 Values: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"  # (H, W, C) integers: grey or RGB, with or without alpha
 
 IMAGES = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+    ".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff",
 )  # fmt: skip
 ORIENTATION = 274  # the tag, in EXIF and TIFF
 TURNS = {

@@ -17,6 +17,7 @@ from backdoorbench.errors import AbsentData, DataError, first_line, join_words, 
 
 log = logging.getLogger(__name__)
 
+UNPACK = "Unpack the data there, or correct dataset.root."
 Order: TypeAlias = tuple[str, ...] | Literal["numeric", "text"]  # of class folders: named, or by this rule
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -126,14 +127,20 @@ def find_root(
     dataset: Dataset,
     layout: str,
     holds: Callable[[Path], bool],
-    remedy: str = "Unpack the data there, or correct dataset.root.",
+    remedy: str | Callable[[Path], str] = UNPACK,
     may_be_file: bool = False,
+    is_part: Callable[[Path], bool] = lambda root: True,
 ) -> Path:
-    """The resolved root of `dataset`, for which `holds` is true, or a DataError that says what lies there instead."""
+    """The resolved root of `dataset`, for which `holds` is true, or a DataError that says what lies there instead.
+
+    remedy   what to do, or what says it of the root, where it says anything
+    is_part  whether a root that holds nothing may be a part of what lies one level up"""
     needs = f"{dataset.name} needs there {layout}."
     if dataset.root is None:
         raise AbsentData(f"dataset.root is null. {dataset.name} needs a folder with {layout}. Add dataset.root=FOLDER.")
     root = resolve(dataset.root)
+    if not isinstance(remedy, str):
+        remedy = remedy(root) or UNPACK
     if may_be_file and root.is_file():
         if not holds(root):
             raise AbsentData(f"dataset.root is {root}, a file of no kind that is read. {needs} {remedy}")
@@ -147,7 +154,8 @@ def find_root(
         raise AbsentData(f"dataset.root is {root}, an empty folder. {needs} {remedy}")
     if not holds(root):
         message = f"dataset.root is {root}, which holds {some(found)}. {needs} "
-        for near, way in [*((root / name, "down") for name in folders(root)), (root.parent, "up")]:
+        ways = [*((root / name, "down") for name in folders(root)), *([(root.parent, "up")] if is_part(root) else [])]
+        for near, way in ways:
             if os.access(near, os.X_OK) and holds(near):
                 raise DataError(f"{message}That lies one level {way}: set dataset.root={near} instead.")
         raise DataError(message + remedy)

@@ -13,8 +13,11 @@ SPLITS = ("train", "test", "val")
 
 
 def fits(root: Path) -> bool:
-    """Whether two folders at least hold images, and `root` is not itself a split, whose folders would look the same."""
+    """Whether two folders at least hold images, and `root` is not itself a split, whose folders would look the same, nor has
+    splits for folders, in whichever case they are written."""
     if not root.is_dir() or is_tree(root) or (root.name in SPLITS and is_split(root.parent)):
+        return False
+    if len({name.lower() for name in folders(root)}.intersection(SPLITS)) > 1:
         return False
     return sum(holds_images(root / name) for name in folders(root)) > 1
 

@@ -9,12 +9,21 @@ from typing import Any
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.layouts.parts import code, label_values
 from backdoorbench.data.layouts.table import split_of
-from backdoorbench.data.pictures import open_image
+from backdoorbench.data.pictures import UnfitError, open_image
 from backdoorbench.data.raw import Order, Raw, Split, folders, some, stamp
 from backdoorbench.errors import DataError, first_line, quantity
 
 SAYS = "parquet files with a column of images and one of labels"
 IMAGES = ("image", "img", "images", "picture", "pixel_values", "jpg", "png")
+PATHS = (  # what is wrong with such images, and what to do
+    "are paths, without the images themselves, as to_parquet of datasets writes them of image files",
+    "Put the images into the file: DATASET.save_to_disk(FOLDER), then datasets.load_from_disk(FOLDER).to_parquet(FILE); or write "
+    "the paths and labels as a .csv table, which is read.",
+)
+NUMBERS = (
+    "are lists of numbers, not image files",
+    "Store them as image files (in datasets: the feature Image()), or as arrays, by numpy.savez.",
+)
 LABELS = ("label", "labels", "class", "target", "fine_label", "cls")
 
 
@@ -81,8 +90,12 @@ class Table:
         def content(row: int) -> bytes:
             value = self.images[row].as_py()
             found = value.get("bytes") if isinstance(value, dict) else value
+            if isinstance(value, str) or (isinstance(value, dict) and not found and value.get("path")):
+                raise UnfitError(*PATHS)
+            if isinstance(found, list):
+                raise UnfitError(*NUMBERS)
             if not found:
-                raise ValueError("it has no bytes, only a path" if isinstance(value, dict) else "it is empty")
+                raise ValueError("it is empty")
             return bytes(found)
 
         names = [f"image {row} of {self.where}" for row in range(len(labels))]

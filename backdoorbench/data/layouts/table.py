@@ -1,4 +1,8 @@
-"""A csv or tsv table of paths and labels, or one a split: train.csv and test.csv."""
+"""A csv or tsv table of paths and labels, or one a split: train.csv and test.csv, or one in train/ and one in test/.
+
+Paths are those below the table's folder, or below a folder there, perhaps without the images' ending, as identifiers
+are. Where no column says the split of an image, train/ and test/ at the start of all paths do.
+"""
 
 import csv
 import json
@@ -12,7 +16,7 @@ from typing import NamedTuple
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.pictures import IMAGES
 from backdoorbench.data.raw import File, Order, Raw, folders, from_files, in_order, some, stamp
-from backdoorbench.errors import DataError, first_line, quantity
+from backdoorbench.errors import DataError, first_line, join_words, quantity
 
 SAYS = "a .csv or .tsv table of paths and labels"
 ENDINGS = (".csv", ".tsv")
@@ -30,6 +34,8 @@ PATHS = (
     "img_path",
     "name",
     "id",
+    "image_id",
+    "id_code",
 )
 LABELS = ("label", "labels", "class", "class_name", "classid", "class_id", "target", "category", "y")
 SPLITS = ("split", "set", "subset", "partition", "fold")
@@ -49,23 +55,31 @@ def fits(root: Path) -> bool:
 
 
 def find(root: Path) -> list[Path]:
-    """The tables to read: `root` itself, the only one in it, or those called train and test."""
+    """The tables to read: `root` itself, the only one in it, those called train and test, or those in folders so called."""
     if root.is_file():
         return [root] if root.suffix.lower() in ENDINGS else []
-    inside = sorted(path for path in root.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+    inside = tables_in(root)
     if len(inside) == 1:
         return inside
     by_split = {split: path for path in inside if (split := split_of(path.stem.lower()))}
+    if not inside:
+        below = {split: tables_in(root / name) for name in folders(root) if (split := split_of(name.lower()))}
+        by_split = {split: tables[0] for split, tables in below.items() if len(tables) == 1}
     if "train" not in by_split:
         return []
     return [by_split["train"], *([test] if (test := by_split.get("test") or by_split.get("val")) else [])]
+
+
+def tables_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
 
 
 def read(dataset: Dataset, root: Path, order: Order) -> Raw:
     tables = find(root)
     if not tables:
         raise DataError(f"{root} has no {' or '.join(ENDINGS)} table, or several. Set dataset.root to the one to read.")
-    lines = [rows(path) for path in tables]
+    folder = root if root.is_dir() else root.parent
+    lines = [below(folder, path, rows(path)) for path in tables]
     if len(tables) == 2:
         parts = [
             [row._replace(split=split) for row in found] for split, found in zip(("train", "test"), lines, strict=True)
@@ -81,11 +95,9 @@ def read(dataset: Dataset, root: Path, order: Order) -> Raw:
         )
     classes = in_order(sorted(trained), order, str(tables[0]), "label")
     label_of = {name: label for label, name in enumerate(classes)}
-    folder = tables[0].parent
-    base = base_of(folder, [row.path for row in train])
     located = [
-        [(file, label_of[row.label]) for row, file in zip(part, files(folder, base, part, tables[0]), strict=True)]
-        for part in (train, test)
+        [(file, label_of[row.label]) for row, file in zip(part, files(folder, part, table), strict=True)]
+        for part, table in ((train, tables[0]), (test, tables[-1]))
     ]
     raw = from_files(classes, located[0], located[1], left_out, is_whole=not test)
     return replace(raw, stamps=[*raw.stamps, f"classes {json.dumps(classes)}"])  # which no path of an image says
@@ -94,6 +106,12 @@ def read(dataset: Dataset, root: Path, order: Order) -> Raw:
 def split_of(word: str) -> str:
     """train, test or val, for whichever way to say it; empty for any other word."""
     return next((names[0] for names in (TRAIN, TEST, VAL) if word in names), "")
+
+
+def below(folder: Path, table: Path, lines: Sequence[Row]) -> list[Row]:
+    """Rows of a table that lies deeper than `folder`, with paths below that."""
+    inner = table.parent.relative_to(folder)
+    return [row._replace(path=os.path.normpath(inner / row.path)) for row in lines] if inner.parts else list(lines)
 
 
 def rows(table: Path) -> list[Row]:
@@ -145,7 +163,10 @@ def column(
 def divided(lines: Sequence[Row], table: Path) -> tuple[list[Row], list[Row], Counter[str]]:
     """Training and test rows, and how many are left out: of val where there is a test split."""
     if not any(row.split for row in lines):
-        return list(lines), [], Counter()
+        first = [split_of(os.path.normpath(row.path).partition(os.sep)[0].lower()) for row in lines]
+        if not all(first) or len(set(first)) == 1 or "train" not in first:
+            return list(lines), [], Counter()
+        lines = [row._replace(split=split) for row, split in zip(lines, first, strict=True)]
     parts: dict[str, list[Row]] = {"train": [], "test": [], "val": []}
     for row in lines:
         if not (split := split_of(row.split)):
@@ -171,26 +192,40 @@ def refuse_twice(lines: Sequence[Row], table: Path) -> None:
         )
 
 
-def base_of(folder: Path, paths: Sequence[str]) -> Path:
-    """What the paths are below: the table's folder, or one in it."""
+def located(folder: Path, lines: Sequence[Row], table: Path) -> tuple[Path, str]:
+    """What the paths of a split are below, the table's folder or one in it, and the ending that they lack.
+
+    Where folders of several splits have images of that name, the split that the rows or the table's name say counts."""
+    path = lines[0].path
     places = [folder, *(folder / name for name in folders(folder))]
-    return next((place for place in places if (place / paths[0]).is_file()), folder)
+    found = [(place, end) for end in ("", *IMAGES) for place in places if (place / f"{path}{end}").is_file()]
+    if not found or found[0] == (folder, ""):
+        return folder, ""
+    said = split_of(lines[0].split) or table.stem.lower()
+    meant = [each for each in found if (split := split_of(each[0].name.lower())) and said.startswith(split)]
+    if len(found) > 1 and len(meant) != 1:
+        places_of = join_words([f"'{(place / f'{path}{end}').relative_to(folder)}'" for place, end in found[:3]], "or")
+        raise DataError(
+            f"{table} names '{path}', which may be {places_of}. Write the paths of its images with their folders and endings."
+        )
+    return (meant if len(found) > 1 else found)[0]
 
 
-def files(folder: Path, base: Path, lines: Sequence[Row], table: Path) -> list[File]:
+def files(folder: Path, lines: Sequence[Row], table: Path) -> list[File]:
     found, missing = [], []
+    base, end = located(folder, lines, table) if lines else (folder, "")
     for row in lines:
-        place = next((place for place in (base / row.path, folder / row.path) if place.is_file()), None)
+        place = next((place for place in (base / f"{row.path}{end}", folder / row.path) if place.is_file()), None)
         if place is None:
             missing.append(row.path)
         else:
-            found.append(File(str(place), stamp(row.path, os.stat(place))))
+            found.append(File(str(place), stamp(str(place), os.stat(place))))
     if missing:
         raise DataError(
             f"{table} names {len(missing):,} of {quantity(len(lines), 'image')} that are not there: {some(missing)}. "
-            f"Paths are those below {folder}, with their endings, or absolute. Correct them, or put the images there."
+            f"Paths are those below {folder}, or absolute. Correct them, or put the images there."
         )
-    if unlike := [row.path for row in lines if not row.path.lower().endswith(IMAGES)]:
+    if unlike := [file.path for file in found if not file.path.lower().endswith(IMAGES)]:
         raise DataError(
             f"{table} names {quantity(len(unlike), 'file')} without an image's ending, such as '{unlike[0]}'. Leave them out."
         )
