@@ -69,6 +69,11 @@ def no_weights(named: str, path: "str | os.PathLike[str]") -> ModelError:
     expected = "expected a file of weights, such as safetensors, .pt or .pth"
     if not os.path.isdir(path):
         return ModelError(f"{named} is no file; {expected}. Name another.")
+    if any(name.endswith(".distcp") for name in os.listdir(path)):
+        return ModelError(
+            f"{named} is a folder of torch.distributed.checkpoint; {expected}. Join its files: "
+            f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE), and name that file."
+        )
     inside = sorted(name for name in os.listdir(path) if name.endswith(WEIGHTS))
     remedy = f"Name one of those in it: {few(inside)}." if inside else "Name another."
     return ModelError(f"{named} is a folder; {expected}. {remedy}")

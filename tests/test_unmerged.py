@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.fx
 from scenes import given
 from test_reading import bare, classifier, load, same
 from torch import Tensor, nn
@@ -123,11 +124,6 @@ ORDINARY: dict[str, dict[str, Tensor]] = {
     "an empty buffer": {"conv.weight": torch.ones(2, 3, 3, 3), "queue": torch.empty(0)},
     "a layer of no outputs": {"conv.weight": torch.ones(2, 3, 3, 3), "none.weight": torch.empty(0, 2)},
     "steps of its own beside fractions": {"conv.weight": torch.ones(2, 3, 3, 3), "conv.zero_point": torch.tensor(0)},
-    "trained as if quantised": {
-        "conv.weight": torch.ones(2, 3, 3, 3),
-        "conv.weight_fake_quant.fake_quant_enabled": torch.tensor([1]),
-        "conv.weight_fake_quant.zero_point": torch.tensor([0]),
-    },
 }  # fmt: skip
 
 
@@ -135,6 +131,32 @@ ORDINARY: dict[str, dict[str, Tensor]] = {
 def test_weights_that_are_whole_are_not_told_to_be_parts(kind: str, tmp_path: Path) -> None:
     torch.save(ORDINARY[kind], file := tmp_path / "theirs.pth")
     assert unmerged.told(reading.read(file)) is None
+
+
+def test_a_network_that_was_trained_as_if_quantised(tmp_path: Path) -> None:
+    """Its own weights, once those are left out by which it rounds; a network that rounds itself is told what else it lacks."""
+    rounds = {
+        "conv1.weight_fake_quant.scale": torch.ones(1), "conv1.weight_fake_quant.fake_quant_enabled": torch.tensor([1]), "conv1.weight_fake_quant.zero_point": torch.tensor([0]),
+        "conv1.activation_post_process.fake_quant_enabled": torch.tensor([1]), "activation_post_process_0.scale": torch.ones(1),
+    }  # fmt: skip
+    weights = dict(bare(classifier()))
+    torch.save(weights | rounds, file := tmp_path / "theirs.pth")
+    with pytest.raises(ModelError) as refused:
+        load(classifier(seed=1), file)
+    assert "holds a network trained as if it were quantised (conv1.weight_fake_quant.scale, " in str(refused.value)
+    kept = {
+        name: value
+        for name, value in torch.load(file).items()
+        if "fake_quant" not in name and "activation_post_process" not in name
+    }
+    assert kept.keys() == weights.keys()
+    assert unmerged.told(reading.read(file), rounds) is None
+
+
+def test_a_traced_network_is_read(tmp_path: Path) -> None:
+    torch.save(torch.fx.symbolic_trace((theirs := classifier()).net), file := tmp_path / "theirs.pth")
+    load(read := classifier(seed=1), file)
+    assert same(read, theirs)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +259,6 @@ def test_files_of_a_distributed_checkpoint_are_told(tmp_path: Path, capsys: pyte
             reading.read(file)
     assert main(["inspect", str(folder)]) == 2
     assert (
-        "is a folder; expected a file of weights, such as safetensors, .pt or .pth. Name one of those in it: __0_0.distcp."
+        "is a folder of torch.distributed.checkpoint; expected a file of weights, such as safetensors, .pt or .pth. Join its files: "
         in (capsys.readouterr().err)
     )

@@ -31,7 +31,8 @@ UNPACK = "Unpack it and name the file of weights inside."
 AGAIN = "Save the network's weights alone where it runs, torch.save(model.state_dict(), FILE), and name that file."
 KERAS = (
     "bdx reads networks of PyTorch. Rebuild the network there and copy its weights into it (a convolution's kernel is "
-    "(H, W, I, O) in Keras and (O, I, H, W) in PyTorch), then torch.save(model.state_dict(), FILE)."
+    "(H, W, I, O) in Keras and (O, I, H, W) in PyTorch, a dense layer's (I, O) and (O, I); a batch norm's epsilon is "
+    "1e-3 in Keras and 1e-5 in PyTorch), then torch.save(model.state_dict(), FILE)."
 )
 OTHERS: tuple[tuple[bytes, int, str, str], ...] = (  # bytes, where they stand, what that is, what to do
     (b"\x89HDF\r\n\x1a\n", 0, "an HDF5 file, as Keras writes its networks (.h5)", KERAS),

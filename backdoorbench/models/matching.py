@@ -81,7 +81,7 @@ def find(model: nn.Module, found: Found, described: str) -> list[Fit]:
 
 def misfit(own: Shapes, found: Found, described: str) -> ModelError:
     """Why no state of a file fits a network: what the nearest by name lacks, or that it has none."""
-    if (made_of := unmerged.told(found)) is not None:
+    if (made_of := unmerged.told(found, own)) is not None:
         return ModelError(f"{found.named} {made_of}")
     if not found.states and found.optimizers:
         return ModelError(
@@ -170,8 +170,9 @@ def _say(chosen: Fit, others: list[Fit], described: str) -> None:
         load = "torch.load(FILE, weights_only=False)" if found.foreign else "torch.load(FILE)"
         trusting = " (which runs code that the file names)" if found.foreign else ""
         log.warning(
-            f"{file} holds averaged weights ({averaged}) beside the last ones ({name}): the last ones are read. "
-            f"Save the others alone to have them: safetensors.torch.save_file({load}['{averaged}'], NEW){trusting}"
+            f"{file} holds two sets of weights, of which one is an average, by their names that under {averaged} (some toolkits "
+            f"exchange the two, as mmengine does): those under {name} are read. Save the others alone to have them: "
+            f"safetensors.torch.save_file({load}['{averaged}'], NEW){trusting}"
         )
     elif others:
         log.warning(

@@ -42,15 +42,20 @@ ADAPTERS = (
 )
 OF_ADAPTERS = re.compile(rf"(^|[._])({ADAPTERS})_|\.modules_to_save\.")
 OF_QUANTISED = re.compile(r"(^|[._])(packed_params|zero_point|qweight|qzeros)$")
+OF_OBSERVERS = re.compile(r"(^|[._])(weight_fake_quant|activation_post_process(_\d+)?)\.")
 SHARDED = ("DTensor", "ShardedTensor")
 HERE = "Where the network runs, call {}, then torch.save(model.state_dict(), FILE)."
 
 
-def told(found: Found) -> str | None:
+def told(found: Found, own: Iterable[str] = ()) -> str | None:
     """What a file holds in place of weights, and what to do, in a sentence or two after the file's name; None where nothing of it
-    says that it does."""
-    own = [_of_kinds(found), *(_of_names(state.weights) for state in found.states[:1])]
-    return next(filter(None, own), None)
+    says that it does.
+
+    own  the names of the network's weights that it was to have"""
+    rounds = any(map(OF_OBSERVERS.search, own))
+    first = [state.weights for state in found.states[:1]]
+    said = [_of_kinds(found), *map(_of_names, first), *(map(_of_observers, first) if not rounds else [])]
+    return next(filter(None, said), None)
 
 
 def _of_kinds(found: Found) -> str | None:
@@ -99,6 +104,17 @@ def _of_names(weights: Weights) -> str | None:
             f"holds {len(parts)} weights without a number in them ({few(parts, 2)}), as DeepSpeed's ZeRO-3 leaves them in "
             "the file of each process; expected whole ones. Join them with the zero_to_fp32.py that it wrote into that folder, "
             "and name the file that this makes."
+        )
+    return None
+
+
+def _of_observers(weights: Weights) -> str | None:
+    """Of a network that rounds as it computes."""
+    if parts := _matching(OF_OBSERVERS, weights):
+        return (
+            f"holds a network trained as if it were quantised ({few(parts, 2)}), which rounds as it computes; expected "
+            "its weights alone, of a network that does not round. Leave out the rest: torch.save({name: value for name, value in "
+            "torch.load(FILE).items() if 'fake_quant' not in name and 'activation_post_process' not in name}, NEW)."
         )
     return None
 

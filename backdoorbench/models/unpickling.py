@@ -48,8 +48,10 @@ class Foreign:
 
     @property
     def inside(self) -> dict[Any, Any]:
-        """Its attributes and entries."""
+        """Its attributes and entries; a network's attributes may be its first argument, as torch.fx makes those it traces."""
         states = self.state if isinstance(self.state, tuple) else (self.state,)  # of slots, where it is a pair
+        if self.arguments and isinstance(self.arguments[0], dict) and "_modules" in self.arguments[0]:
+            states = (self.arguments[0], *states)
         found: dict[Any, Any] = {}
         for state in states:
             found |= state if isinstance(state, dict) else {}
