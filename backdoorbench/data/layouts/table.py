@@ -219,7 +219,7 @@ def files(folder: Path, lines: Sequence[Row], table: Path) -> list[File]:
         if place is None:
             missing.append(row.path)
         else:
-            found.append(File(str(place), stamp(str(place), os.stat(place))))
+            found.append(File(str(place), stamp(os.path.relpath(place, folder), os.stat(place))))
     if missing:
         raise DataError(
             f"{table} names {len(missing):,} of {quantity(len(lines), 'image')} that are not there: {some(missing)}. "
