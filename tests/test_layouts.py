@@ -704,6 +704,28 @@ def test_a_table_in_each_split_and_one_for_both(tmp_path: Path, cache: Path) -> 
     assert len(folder(root, test_share=0.34).load(cache).train) == 4
 
 
+@pytest.mark.parametrize(
+    ("image", "table", "path"),
+    [
+        ("{split}/{row}.png", "{split}.csv", "{row}.png"),
+        ("{split}/images/{row}{end}", "{split}/labels.csv", "{row}"),  # identifiers, of images that end in two ways
+        ("{split}/{row}.png", "{split}/labels.csv", "{split}/{row}.png"),  # paths below the root
+    ],
+)
+def test_a_table_a_split_with_images_of_the_same_names(
+    image: str, table: str, path: str, tmp_path: Path, cache: Path
+) -> None:
+    pixels, root = levels(12), tmp_path / "raw"
+    for split, part in (("train", pixels[:6]), ("test", pixels[6:])):
+        lines = ["id,label"]
+        for row, name in enumerate(NAMES):
+            write(root / image.format(split=split, row=row, end=(".bmp", ".png")[row % 2]), part[row])
+            lines.append(f"{path.format(split=split, row=row)},{name}")
+        (root / table.format(split=split)).write_text("\n".join(lines))
+    expected = [list(enumerate(NAMES)), [(row + 6, name) for row, name in enumerate(NAMES)]]
+    assert named_of(folder(root, layout="table").load(cache), pixels) == expected
+
+
 def test_kaggles_gtsrb_is_read_by_its_tables(tmp_path: Path, cache: Path) -> None:
     """Train/, Test/ and Meta/ are no classes, whatever their case."""
     pixels, root = levels(4), tmp_path / "raw"

@@ -1,7 +1,8 @@
 """A csv or tsv table of paths and labels, or one a split: train.csv and test.csv, or one in train/ and one in test/.
 
-Paths are those below the table's folder, or below a folder there, perhaps without the images' ending, as identifiers
-are. Where no column says the split of an image, train/ and test/ at the start of all paths do.
+Paths are those below the table's folder, below a folder there or, where each split has its table, below theirs, perhaps
+without the images' endings, as identifiers are. Where no column says the split of an image, train/ and test/ at the start of
+all paths do.
 """
 
 import csv
@@ -79,14 +80,15 @@ def read(dataset: Dataset, root: Path, order: Order) -> Raw:
     if not tables:
         raise DataError(f"{root} has no {' or '.join(ENDINGS)} table, or several. Set dataset.root to the one to read.")
     folder = root if root.is_dir() else root.parent
-    lines = [below(folder, path, rows(path)) for path in tables]
+    lines = [rows(path) for path in tables]
     if len(tables) == 2:
         parts = [
             [row._replace(split=split) for row in found] for split, found in zip(("train", "test"), lines, strict=True)
         ]
         lines = [[*parts[0], *parts[1]]]
     train, test, left_out = divided(lines[0], tables[0])
-    refuse_twice([*train, *test], tables[0])
+    found = [files(folder, part, table) for part, table in ((train, tables[0]), (test, tables[-1]))]
+    refuse_twice([*train, *test], [*found[0], *found[1]], tables[0])
     trained = {row.label for row in train}
     if unknown := sorted({row.label for row in test} - trained):
         raise DataError(
@@ -96,8 +98,8 @@ def read(dataset: Dataset, root: Path, order: Order) -> Raw:
     classes = in_order(sorted(trained), order, str(tables[0]), "label")
     label_of = {name: label for label, name in enumerate(classes)}
     located = [
-        [(file, label_of[row.label]) for row, file in zip(part, files(folder, part, table), strict=True)]
-        for part, table in ((train, tables[0]), (test, tables[-1]))
+        [(file, label_of[row.label]) for row, file in zip(part, those, strict=True)]
+        for part, those in zip((train, test), found, strict=True)
     ]
     raw = from_files(classes, located[0], located[1], left_out, is_whole=not test)
     return replace(raw, stamps=[*raw.stamps, f"classes {json.dumps(classes)}"])  # which no path of an image says
@@ -106,12 +108,6 @@ def read(dataset: Dataset, root: Path, order: Order) -> Raw:
 def split_of(word: str) -> str:
     """train, test or val, for whichever way to say it; empty for any other word."""
     return next((names[0] for names in (TRAIN, TEST, VAL) if word in names), "")
-
-
-def below(folder: Path, table: Path, lines: Sequence[Row]) -> list[Row]:
-    """Rows of a table that lies deeper than `folder`, with paths below that."""
-    inner = table.parent.relative_to(folder)
-    return [row._replace(path=os.path.normpath(inner / row.path)) for row in lines] if inner.parts else list(lines)
 
 
 def rows(table: Path) -> list[Row]:
@@ -181,26 +177,30 @@ def divided(lines: Sequence[Row], table: Path) -> tuple[list[Row], list[Row], Co
     return parts["train"], test, Counter({"rows of val": len(parts["val"]) if parts["test"] else 0})
 
 
-def refuse_twice(lines: Sequence[Row], table: Path) -> None:
-    """Raises DataError where an image is named twice: with two labels, or to train on and to test with."""
+def refuse_twice(lines: Sequence[Row], found: Sequence[File], table: Path) -> None:
+    """Raises DataError where an image is named twice: with two labels, or to train on and to test with.
+
+    found  of each row its file: images of two splits may be called the same in their folders"""
     first: dict[str, Row] = {}
-    if twice := [row for row in lines if first.setdefault(os.path.normpath(row.path), row) is not row]:
-        earlier = first[os.path.normpath(twice[0].path)]
-        how = f" as '{earlier.label}' and as '{twice[0].label}'" if earlier.label != twice[0].label else ""
+    named = [(os.path.normpath(file.path), row) for file, row in zip(found, lines, strict=True)]
+    if twice := [(place, row) for place, row in named if first.setdefault(place, row) is not row]:
+        place, row = twice[0]
+        how = f" as '{first[place].label}' and as '{row.label}'" if first[place].label != row.label else ""
         raise DataError(
-            f"{table} names {quantity(len(twice), 'image')} twice, such as {twice[0].path}{how}. Leave one of each two out."
+            f"{table} names {quantity(len(twice), 'image')} twice, such as {row.path}{how}. Leave one of each two out."
         )
 
 
 def located(folder: Path, lines: Sequence[Row], table: Path) -> tuple[Path, str]:
-    """What the paths of a split are below, the table's folder or one in it, and the ending that they lack.
+    """What the paths of a split are below, the table's folder, one in it, or one of `folder` where the table lies deeper; and the
+    ending that they lack.
 
     Where folders of several splits have images of that name, the split that the rows or the table's name say counts."""
-    path = lines[0].path
-    places = [folder, *(folder / name for name in folders(folder))]
+    path, own = lines[0].path, table.parent
+    places = dict.fromkeys(each for near in (own, folder) for each in (near, *(near / name for name in folders(near))))
     found = [(place, end) for end in ("", *IMAGES) for place in places if (place / f"{path}{end}").is_file()]
-    if not found or found[0] == (folder, ""):
-        return folder, ""
+    if not found or found[0] == (own, ""):
+        return own, ""
     said = split_of(lines[0].split) or table.stem.lower()
     meant = [each for each in found if (split := split_of(each[0].name.lower())) and said.startswith(split)]
     if len(found) > 1 and len(meant) != 1:
@@ -214,8 +214,10 @@ def located(folder: Path, lines: Sequence[Row], table: Path) -> tuple[Path, str]
 def files(folder: Path, lines: Sequence[Row], table: Path) -> list[File]:
     found, missing = [], []
     base, end = located(folder, lines, table) if lines else (folder, "")
+    others = [other for other in IMAGES if end and other != end]  # of identifiers, whose images may end in several ways
     for row in lines:
-        place = next((place for place in (base / f"{row.path}{end}", folder / row.path) if place.is_file()), None)
+        likely = (base / f"{row.path}{end}", table.parent / row.path, *(base / f"{row.path}{each}" for each in others))
+        place = next((place for place in likely if place.is_file()), None)
         if place is None:
             missing.append(row.path)
         else:
@@ -223,7 +225,7 @@ def files(folder: Path, lines: Sequence[Row], table: Path) -> list[File]:
     if missing:
         raise DataError(
             f"{table} names {len(missing):,} of {quantity(len(lines), 'image')} that are not there: {some(missing)}. "
-            f"Paths are those below {folder}, or absolute. Correct them, or put the images there."
+            f"Paths are those below {table.parent}, or absolute. Correct them, or put the images there."
         )
     if unlike := [file.path for file in found if not file.path.lower().endswith(IMAGES)]:
         raise DataError(
