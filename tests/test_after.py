@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from backdoorbench.errors import BdxError, ConfigError, DataError, ModelError, P
 from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import after, evaluation, infect, job, plan, purify
 from backdoorbench.pipeline.job import Job
+from backdoorbench.pipeline.outcome import print_outcome, stage_line
 from backdoorbench.storage import record, store
 from backdoorbench.storage.record import Finding
 from backdoorbench.tensors import vary
@@ -113,13 +115,25 @@ def test_a_finished_run_without_one_is_taken_over(run: Callable[..., Job], monke
     words = ("attack=badnets", "defense=ft", "defense.epochs=3", *SHORT, "seed=21")
     plain = run(*words).run
     monkeypatch.setattr(purify, "purify", lambda *_: pytest.fail("it is purified anew"))
+    beside = run(*words, "control=cached", "detector=signature").run
+    one, other = vars(beside.purification), vars(plain.purification)
+    assert one["cached"] and one["cost"] == other["seconds"] and stage_line(beside, "purify").endswith(" taken over")
+    assert all(value == one[name] for name, value in other.items() if name not in ("cached", "cost", "seconds"))
     found = run(*words, *RETUNE, "exact.epochs=0").run
     assert found.purification.cached and found.purification.scores == plain.purification.scores
     assert (
         found.purification.curve == plain.purification.curve and found.purification.cost == plain.purification.seconds
     )
-    beside = run(*words, "control=cached", "detector=signature").run
-    assert beside.purification.cached and beside.purification.scores == plain.purification.scores
+
+
+def test_the_latest_of_the_runs_that_purified_alike_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rerun after an edit, though it had another control: keys do not know the source of bdx itself."""
+    runs = {"a": Path("20260102-000000_x_a"), "b": Path("20260103-000000_x_b")}
+    monkeypatch.setattr(record, "find_done", lambda outputs, key: runs.get(key))
+    made: Any = SimpleNamespace(outputs=None, purified_alike=["a", "b", "c"])
+    assert purify.purified_before(made) == runs["b"]
+    made.purified_alike = ["c"]
+    assert purify.purified_before(made) is None
 
 
 def test_a_model_that_calls_images_otherwise_than_it_did_is_not_taken_over(
@@ -630,8 +644,6 @@ def test_no_holdout_no_exact_purification(run: Callable[..., Job]) -> None:
 
 def test_a_single_run_prints_what_came_back(run: Callable[..., Job], capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
-
-    from backdoorbench.pipeline.outcome import print_outcome, stage_line
 
     done = run("attack=badnets", "defense=ft", "defense.epochs=1", *RETUNE, *CONTROLLED, "exact.epochs=4")
     console = Console(width=120, highlight=False)

@@ -49,7 +49,8 @@ def stage_line(run: Run, stage: str) -> str:
     said, found = f"{run.config['defense']['name']}, {holdouts.short(run.config['holdout'])}", run.purification
     spent = found.seconds.get("curve", 0)
     beside = f", its curve {clock(spent)}" if spent >= 1 else ""
-    return _line(stage, said, f"cached {found.key}" if found.cached else clock(found.seconds["purify"]) + beside)
+    known = f"cached {found.key}" if found.key else "taken over"  # from a run's folder, which has no key of its own
+    return _line(stage, said, known if found.cached else clock(found.seconds["purify"]) + beside)
 
 
 def _line(stage: str, said: str, cost: str) -> str:

@@ -127,12 +127,11 @@ class Sketch:
 
     @property
     def purified_alike(self) -> list[str]:
-        """The keys of runs without an after-attack that leave this purified model: this one's own first, then those with another
-        control, and those without its detector."""
+        """The keys of runs without an after-attack that leave this purified model: its own, those with another control, and those
+        without its detector."""
         own = self.without_after
         bare = [own, without(own, DETECT)] if self.detects else [own]
-        controls = [own["control"], *(each for each in switches.CONTROLS if each != own["control"])]
-        return [store.key("run", {**settings, "control": control}) for settings in bare for control in controls]
+        return [store.key("run", {**each, "control": control}) for each in bare for control in switches.CONTROLS]
 
     @property
     def purification_folder(self) -> Path:

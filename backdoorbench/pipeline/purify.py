@@ -126,9 +126,10 @@ def taken_over(made: Plan, infection: Infection, test: ImageSet, finding: Findin
 
 
 def purified_before(made: Sketch) -> Path | None:
-    """The folder of a finished run without an after-attack that left this purified model."""
+    """The folder of the latest finished run without an after-attack that left this purified model: a rerun counts, since code
+    may have been edited before it."""
     found = (record.find_done(made.outputs, key) for key in made.purified_alike)
-    return next((folder for folder in found if folder is not None), None)
+    return max(filter(None, found), key=lambda folder: folder.name, default=None)
 
 
 def purified_network(made: Plan) -> nn.Module:
