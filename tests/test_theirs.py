@@ -294,7 +294,7 @@ def test_clean_models_stand_beside(run: Callable[..., Job]) -> None:
         (["inspect", "MODEL", "--data", "DIR", "--detectors", "strip"], "--detectors names 'strip'; expected some of latent_tac, nc"),
         (["inspect", "MODEL", "--data", "nowhere"], "nowhere, which does not exist"),
         (["inspect", "MODEL", "--data", "DIR", "model.width=4"], "model.checkpoint="),
-        (["inspect", "TEXT", "--data", "DIR"], "model.checkpoint="),
+        (["inspect", "TEXT", "--data", "DIR"], "text.pth is a text file; expected weights of PyTorch"),
         (["clean", "MODEL", "--data", "DIR", "--to", "MODEL", "--no-reversal", "defense.epochs=1", "force=true"], "the model that was read"),
     ],
 )  # fmt: skip

@@ -203,7 +203,7 @@ MISTAKES: dict[str, list[tuple[list[str], str]]] = {
         (["export", "--to", "/proc/x"], "/proc/x cannot be written"),
         (["reproduce", "nope"], "experiment 'nope' is unknown."),
         (["reproduce", "fst", "--scale", "nope"], "scale 'nope' is unknown."),
-        (["check", "nowhere"], "--config-dir is 'nowhere', which is no folder"),
+        (["check", "nowhere"], "DIR of bdx check is 'nowhere', which is no folder"),
         (["check", "empty"], "'empty' holds no yaml file; expected some, in folders called as groups are"),
     ],
 }  # fmt: skip
