@@ -1,6 +1,7 @@
 """Sweeps before and around their runs: composition, mistakes, plans, schedules, rerun commands, what a pool shows."""
 
 import copy
+import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -574,3 +575,13 @@ def test_lines_in_pipes(capsys: pytest.CaptureFixture[str]) -> None:
         "  0/2  run 0  seed=0: purify, CA 97.00 ASR 50.00 RA 40.00",
         "  1/2  run 0  seed=0: done",
     ]
+
+
+def test_what_the_environment_of_jobs_says_is_planned(
+    tmp_path: Path, looked: Callable[..., list[forecast.Ahead]]
+) -> None:
+    """Hydra sets it while the job runs, and the job is what was planned."""
+    words = ["attack=badnets", "defense=ft", "seed=0,1", "train.precision=${oc.env:BDX_ASKED,auto}"]
+    runs = looked(*words, f"runtime.outputs={tmp_path}", "+hydra.job.env_set.BDX_ASKED=float32")
+    assert [run.config["train"]["precision"] for run in runs] == ["float32"] * 2
+    assert "BDX_ASKED" not in os.environ

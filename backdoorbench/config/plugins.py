@@ -285,9 +285,9 @@ def note_imported(package: str) -> None:
             content(name, file)
 
 
-_held: dict[
+_held = dict[
     Path, tuple[Any, bytes]
-] = {}  # of plugins' modules: the spec that Python imported it by, if it had, and its text
+]()  # of plugins' modules: the spec that Python imported it by, if it had, and its text
 
 
 def digest(path: str, package: str) -> str:

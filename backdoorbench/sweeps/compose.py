@@ -2,10 +2,13 @@
 
 import copy
 import functools
+import typing
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import env_override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
@@ -30,6 +33,11 @@ def composer(loader: ConfigLoader, master: DictConfig) -> Composer:
     return Composer(
         lambda: load, functools.cache(loader.repository.group_exists), folders, master.hydra.job.config_name
     )
+
+
+def job_environment(master: DictConfig) -> AbstractContextManager[None]:
+    """The environment variables that Hydra sets while a job runs (`hydra.job.env_set`): what refers to them is resolved in it."""
+    return typing.cast("AbstractContextManager[None]", env_override(dict(master.hydra.job.env_set)))
 
 
 def varying(jobs: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -245,9 +245,9 @@ def forecast(runs: Sequence[Ahead]) -> Forecast:
     past: dict[Outputs, Past] = {}
     makers: dict[Path, int] = {}
     needed: set[Path] = set()
-    left: set[Path | str] = (
-        set()
-    )  # folders of purified models and of verdicts that runs before leave, and keys of such runs
+    left = set[
+        Path | str
+    ]()  # folders of purified models and verdicts that runs before leave, and the keys of such runs
     cached = functools.cache(Path.is_dir)  # many runs, few folders
     states: list[str] = []
     count: Counter[str] = Counter()

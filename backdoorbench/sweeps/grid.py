@@ -23,7 +23,7 @@ from backdoorbench.config.build import convert
 from backdoorbench.config.compose import with_brought
 from backdoorbench.config.groups import NAMES
 from backdoorbench.errors import ConfigError, check_range, did_you_mean, join_words, shown
-from backdoorbench.sweeps.compose import composer
+from backdoorbench.sweeps.compose import composer, job_environment
 from backdoorbench.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -82,9 +82,11 @@ class Grid(BasicSweeper):
         (listed,) = self.split_arguments(self.parsed(arguments), None)
         composed = composer(self.hydra_context.config_loader, self.config)
         jobs = [with_brought(job, composed.folders) for job in listed]
-        jobs = [[*job, *composed.chosen_by(job).brought] for job in jobs]
+        with job_environment(self.config):
+            jobs = [[*job, *composed.chosen_by(job).brought] for job in jobs]
+            configs = [composed(job) for job in jobs]
         launcher = str(OmegaConf.select(self.config, "hydra.runtime.choices.hydra/launcher"))
-        return forecast.look(jobs, [composed(job) for job in jobs], here=launcher not in REMOTE)
+        return forecast.look(jobs, configs, here=launcher not in REMOTE)
 
     def parsed(self, arguments: Sequence[str]) -> list[Override]:
         """The sweep's overrides, the command line's last, with ranges as the numbers they are meant to be."""

@@ -165,10 +165,12 @@ class Pool(Launcher):
     def look(self, jobs: Sequence[Sequence[str]], first: int) -> list[Ahead]:
         """The runs, where the sweeper chooses them as it goes."""
         from backdoorbench.sweeps import forecast
-        from backdoorbench.sweeps.compose import composer
+        from backdoorbench.sweeps.compose import composer, job_environment
 
         composed = composer(self.hydra_context.config_loader, self.config)
-        runs = forecast.look(jobs, [composed(job) for job in jobs], here=True)
+        with job_environment(self.config):
+            configs = [composed(job) for job in jobs]
+        runs = forecast.look(jobs, configs, here=True)
         for run in runs:
             run.number += first
         return runs
