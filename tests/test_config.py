@@ -293,6 +293,28 @@ def test_overlays_hold_only_what_differs(overlay: Path) -> None:
         assert base[key] != value or any(isinstance(other, dict) and other.get(key, value) != value for other in rest)
 
 
+def test_a_file_of_ones_own_is_of_the_version_of_the_class_that_it_names(tmp_path: Path) -> None:
+    """Left out, its runs would stand for those of every version to come; of an older one, for what other code did."""
+    (tmp_path / "attack").mkdir()
+    file, ours = tmp_path / "attack/mine.yaml", (conf_dir() / "attack/issba.yaml").read_text(encoding="utf-8")
+    ours = ours.replace("\nname: issba", "\nname: mine")
+
+    def sketch(text: str) -> plan.Sketch:
+        file.write_text(text, encoding="utf-8")
+        words = ["attack=mine", f"runtime.outputs={tmp_path}"]
+        return plan.sketch(compose(words, [str(tmp_path)]), plan.Shared())
+
+    whole, without = sketch(ours), sketch(ours.replace("\nversion: 2", ""))
+    assert whole.config["attack"]["version"] == without.config["attack"]["version"] == 2
+    assert whole.key == without.key and whole.infection_key == without.infection_key
+    with pytest.raises(
+        ConfigError, match=r"attack.version is 1, and mine is of version 2 here. .* `version:` in your yaml"
+    ):
+        sketch(ours.replace("\nversion: 2", "\nversion: 1"))
+    with pytest.raises(ConfigError, match=r"attack.version is 1, and issba is of version 2 here."):
+        backdoorbench.build("attack/issba", version=1)
+
+
 def test_precedence() -> None:
     assert compose([])["model"]["name"] == "demo"
     assert compose(["dataset=cifar10"])["model"]["name"] == "preact_resnet18"

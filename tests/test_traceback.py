@@ -137,6 +137,8 @@ MISTAKES: dict[str, list[tuple[list[str], str]]] = {
         (["model=wrn_28_10", "model.widen=1000"], "model 'wrn_28_10' has 16,000 channels in its first stage"),
         (["runtime.threads=100000"], "runtime.threads is 100000; expected a number between 1 and 1024."),
         (["attack.version=x"], "attack.version is 'x'; expected a whole number."),
+        (["attack=badnets", "attack.version=7"], "attack.version is 7, and badnets is of version 1 here. A version names the code that "
+         "runs, so no setting changes it. Leave attack.version out, or `version:` in your yaml file."),
         (["dataset.train_size=11"], "holdout.rate=0.05 of 11 training images is 1; expected at least one image for each of the 10 classes and "
          "fewer than the 11 images they are drawn from. Set holdout.rate=0.9091, or give more images"),
         (["dataset.train_size=10"], "holdout.rate=0.05 of 10 training images is 0; expected at least one image for each of the 10 classes and "

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from backdoorbench.config import plugins
-from backdoorbench.config.compose import choices, places
+from backdoorbench.config.compose import choices, conf_dir, places
 from backdoorbench.config.groups import NAMES
 from backdoorbench.config.walk import files_below
-from backdoorbench.errors import ConfigError, did_you_mean, first_line, join_words
+from backdoorbench.errors import ConfigError, did_you_mean, first_line, join_words, shown
 
 HEADINGS = ("Idea", "Paper", "Follows", "Departs", "Cost")
 REFINED = {"on": "dataset", "in": "experiment", "at": "scale"}  # folder of overlays -> the group whose option it is for
 TARGET = re.compile(r"^_target_: ([\w.]+)", flags=re.MULTILINE)
+VERSION = re.compile(r"^version: (\d+)", flags=re.MULTILINE)
 NOT_KNOBS = ("_target_", "version", "name")
 
 
@@ -131,6 +132,27 @@ def refuse_borrowed_name(group: str, node: Mapping[str, Any]) -> None:
         f"and tables would take the one for the other. Choose {group}={name}, or give another name: {group}.name=NAME, or "
         f"`name:` in your yaml file."
     )
+
+
+def version_of(group: str, node: Mapping[str, Any]) -> int | None:
+    """The version of the class that `node` names, as our files say it; None where it is not ours. Raises ConfigError where
+    `node` claims another: keys, records and tables would take what the code here does for what another code did."""
+    version = _versions(group).get(str(node["_target_"]))
+    claimed = node.get("version", version)
+    if version is None or claimed == version:
+        return version
+    raise ConfigError(
+        f"{group}.version is {shown(claimed)}, and {node.get('name')} is of version {version} here. A version names the code "
+        f"that runs, so no setting changes it. Leave {group}.version out, or `version:` in your yaml file."
+    )
+
+
+@functools.cache
+def _versions(group: str) -> dict[str, int]:
+    """Class -> version, of the classes that our own files of a group name."""
+    texts = [file.read_text(encoding="utf-8") for file in (conf_dir() / group).glob("*.yaml")]
+    said = [(re.search(TARGET, text), re.search(VERSION, text)) for text in texts]
+    return {kind[1]: int(version[1]) for kind, version in said if kind and version}
 
 
 def names(group: str, folders: Sequence[str] = ()) -> list[str]:
