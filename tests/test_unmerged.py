@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.fx
+import torch.fx.experimental.optimization
 from scenes import given
 from test_reading import bare, classifier, load, same
 from torch import Tensor, nn
@@ -262,3 +262,42 @@ def test_files_of_a_distributed_checkpoint_are_told(tmp_path: Path, capsys: pyte
         "is a folder of torch.distributed.checkpoint; expected a file of weights, such as safetensors, .pt or .pth. Join its files: "
         in (capsys.readouterr().err)
     )
+
+
+def normed(depth: int = 4) -> nn.Sequential:
+    blocks = [nn.Sequential(nn.Conv2d(3, 3, 3, bias=False), nn.BatchNorm2d(3)) for _ in range(depth)]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)).eval()
+
+
+def fused(depth: int = 4) -> nn.Module:
+    folded: nn.Module = torch.fx.experimental.optimization.fuse(normed(depth))
+    return folded
+
+
+def judging(net: nn.Module) -> Classifier:
+    return Classifier(net, 16, (0.5,) * 3, (0.5,) * 3)
+
+
+def test_batch_norms_that_were_folded_are_told_and_a_folded_network_is_read(tmp_path: Path) -> None:
+    torch.save((folded := fused()).state_dict(), file := tmp_path / "fused.pth")
+    with pytest.raises(ModelError) as refused:
+        load(judging(normed()), file)
+    assert str(refused.value) == (
+        f"model.checkpoint={file} holds a network whose batch norms were folded into its convolutions for use (all 4 have biases, such as "
+        "0.0.bias, and nothing normalises), as torch.fx's fuse and timm's reparameterize_model do; expected one with its batch "
+        "norms. Choose the file from before that, or name a function of yours that returns the folded network: model=module "
+        "model.target=PACKAGE.MODULE:FACTORY, as docs/your-model.md says."
+    )
+    load(read := judging(fused()), file)
+    assert same(read, judging(folded))
+    with pytest.raises(
+        ModelError, match="does not fit tiny: 5.bias is missing"
+    ):  # two networks without norms differ in something else
+        load(judging(fused(3)), file)
+
+
+@pytest.mark.parametrize("name", ["stages.0.0.reparam_conv.weight", "module.stage1.0.rbr_reparam.weight"])
+def test_what_timm_and_repvgg_fold_is_told_by_its_name(name: str) -> None:
+    weights = {name: torch.ones(4, 3, 3, 3), "bn.weight": torch.ones(4), "bn.running_mean": torch.ones(4)}
+    assert f"for use ({name})" in str(unmerged._of_folded(weights))
+    assert unmerged._of_folded({"conv.weight": torch.ones(4, 3, 3, 3), "conv.bias": torch.ones(4)}) is None

@@ -1,12 +1,12 @@
 """Files that do not hold a network's weights, but what these are made of; told by names and kinds of tensors.
 
 Pruning keeps a weight apart from its mask, weight and spectral norm a direction apart from a scale, an adapter what is added to a
-layer, a sharded file one part of each. To read some of it would be to read another network, so such a file fits none, and what
-stands here says how its owner puts it together.
+layer, a sharded file one part of each; where batch norms were folded into convolutions, two layers are one. To read some of it
+would be to read another network, so such a file fits none, and what stands here says what its owner does.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from backdoorbench.errors import few
@@ -43,18 +43,27 @@ ADAPTERS = (
 OF_ADAPTERS = re.compile(rf"(^|[._])({ADAPTERS})_|\.modules_to_save\.")
 OF_QUANTISED = re.compile(r"(^|[._])(packed_params|zero_point|qweight|qzeros)$")
 OF_OBSERVERS = re.compile(r"(^|[._])(weight_fake_quant|activation_post_process(_\d+)?)\.")
+OF_FOLDED = re.compile(r"(^|\.)\w*reparam\w*\.")
+MEAN = ".running_mean"  # of a batch norm
+FEWEST = 4  # convolutions with biases and without norms that look folded
 SHARDED = ("DTensor", "ShardedTensor")
 HERE = "Where the network runs, call {}, then torch.save(model.state_dict(), FILE)."
 
 
-def told(found: Found, own: Iterable[str] = ()) -> str | None:
+def told(found: Found, own: Collection[str] = ()) -> str | None:
     """What a file holds in place of weights, and what to do, in a sentence or two after the file's name; None where nothing of it
     says that it does.
 
     own  the names of the network's weights that it was to have"""
-    rounds = any(map(OF_OBSERVERS.search, own))
+    rounds, folds = (any(map(pattern.search, own)) for pattern in (OF_OBSERVERS, OF_FOLDED))
     first = [state.weights for state in found.states[:1]]
-    said = [_of_kinds(found), *map(_of_names, first), *(map(_of_observers, first) if not rounds else [])]
+    normalises = not own or (any(name.endswith(MEAN) for name in own) and not folds)
+    said = [
+        _of_kinds(found),
+        *map(_of_names, first),
+        *(map(_of_observers, first) if not rounds else []),
+        *(map(_of_folded, first) if normalises else []),
+    ]
     return next(filter(None, said), None)
 
 
@@ -117,6 +126,24 @@ def _of_observers(weights: Weights) -> str | None:
             "torch.load(FILE).items() if 'fake_quant' not in name and 'activation_post_process' not in name}, NEW)."
         )
     return None
+
+
+def _of_folded(weights: Weights) -> str | None:
+    """Of a network whose convolutions hold its batch norms, too: by names, or since each has a bias and nothing normalises."""
+    filters = [name for name, value in weights.items() if value.ndim == 4 and name.endswith(".weight")]
+    biases = [bias for name in filters if (bias := f"{name.removesuffix('weight')}bias") in weights]
+    norms = [name for name, value in weights.items() if name.endswith((MEAN, ".weight")) and value.ndim == 1]
+    if parts := _matching(OF_FOLDED, weights):
+        said = few(parts, 2)
+    elif len(biases) == len(filters) >= FEWEST and not norms:
+        said = f"all {len(filters)} have biases, such as {biases[0]}, and nothing normalises"
+    else:
+        return None
+    return (
+        f"holds a network whose batch norms were folded into its convolutions for use ({said}), as torch.fx's fuse and timm's "
+        "reparameterize_model do; expected one with its batch norms. Choose the file from before that, or name a function of "
+        "yours that returns the folded network: model=module model.target=PACKAGE.MODULE:FACTORY, as docs/your-model.md says."
+    )
 
 
 def _asked(apart: Apart, names: Iterable[str]) -> str:
