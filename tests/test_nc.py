@@ -8,7 +8,7 @@ import torch
 from scenes import defense, few, network, purify, same, state
 from torch import Tensor
 
-from backdoorbench.config.compose import option
+from backdoorbench.config.compose import compose, option
 from backdoorbench.defenses import nc
 from backdoorbench.errors import ConfigError
 from backdoorbench.shapes import to_float
@@ -85,3 +85,15 @@ def test_a_setting_of_the_search_is_named_with_its_place() -> None:
         defense("nc", reversal={**settings, "units": 0})
     with pytest.raises(ConfigError, match=r"defense.share is 1.5; expected a number between 0 and 1"):
         defense("nc", share=1.5)
+
+
+def test_the_benchmarks_rate_is_its_own_on_every_data_set() -> None:
+    """Specification 1.2: 0.01, also where plain fine-tuning goes by FST's column, at 0.001."""
+    found = compose(["defense=nc", "dataset=cifar100", "experiment=backdoorbench"])
+    assert found["dataset"]["tuning"]["lr"] == 0.001
+    assert {name: found["defense"][name] for name in ("epochs", "batch_size", "lr", "weight_decay")} == {
+        "epochs": 100,
+        "batch_size": 256,
+        "lr": 0.01,
+        "weight_decay": 5e-4,
+    }
