@@ -25,6 +25,7 @@ from backdoorbench.pipeline.job import Job
 from backdoorbench.pipeline.plan import Plan
 from backdoorbench.storage.record import Finding
 from backdoorbench.streams import Stream
+from backdoorbench.training.fit import Epoch
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,17 @@ def test_ft_keeps_the_heads_norm_where_asked(scene: Any) -> None:
     kept = classifier_head(purify(scene, defense("ft", keep_head_norm=True, lr=0.05))).weight.norm()
     free = classifier_head(purify(scene, defense("ft", lr=0.05))).weight.norm()
     assert abs(kept - norm) <= 1e-4 * norm < abs(free - norm)
+
+
+def test_ft_lowers_the_loss_on_the_holdout(scene: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Specification 2.1."""
+    from backdoorbench.defenses import ft as module
+
+    told: list[Epoch] = []
+    plain = module.fit
+    monkeypatch.setattr(module, "fit", lambda *args, **kwargs: told.extend(plain(*args, **kwargs)))
+    purify(scene, defense("ft", lr=0.05))
+    assert told[1].loss < told[0].loss
 
 
 # ---- FST, specification 6.8 -----------------------------------------------------------------------------------------
