@@ -3,11 +3,14 @@
 Idea     A purified backdoor lies dormant: a small universal change of triggered images wakes it, while the same change on other
          images does nothing.
 Paper    arXiv 2405.16134 (NeurIPS 2024), its re-activation attacks: white-box, and transferred from another purified model
-Follows  the paper: the change minimises the cross-entropy of triggered images with the target's label, within a bound on each
-         pixel; with after.source=DIR it is learnt on the model of that run instead of the one that is attacked
-Departs  1. bound and budget are ours: 8/255, signed steps of 1/255 from no change, ten passes over 500 triggered training images
-            of eligible classes
-         2. its attack by queries alone is not here
+Follows  the paper: the change minimises the cross-entropy of triggered images with the target's label, within a bound; with
+         after.source=DIR it is learnt on the model of that run instead of the one that is attacked
+Departs  1. bound and budget are ours: 8/255 on each pixel, signed steps of 1/255 from no change, ten passes over 500 triggered
+            training images of eligible classes. The authors' code (JulieCarlon/Backdoor-Reactivation-Attack, `ffa71eb`) has an L2
+            ball of radius 3, a random start and plain gradient steps of 0.05, 100 on each batch of 128 in each of 100 passes over
+            1,000 of the poisoned training images
+         2. the cross-entropy alone; theirs adds -log(1.0001 - p) of the likeliest class beside the target
+         3. its attack by queries alone is not here, nor is its backdoor existence coefficient, which compares activations
 Cost     `epochs` passes over `images` images, forward and backward
 """
 
