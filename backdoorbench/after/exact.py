@@ -4,7 +4,7 @@ Idea     An infected model that is fine-tuned on triggered images with their tru
 Paper    arXiv 2410.09838 (NeurIPS 2024), its control that stays robust
 Follows  the paper: fine-tuning on real triggered images with correct labels, beside the clean ones
 Departs  1. images, passes and rates are ours: the holdout and the same images triggered, SGD, momentum 0.9, no weight decay;
-            the paper says no more
+            the paper's were not seen
 Cost     `epochs` passes over twice the holdout, once for an infection
 """
 

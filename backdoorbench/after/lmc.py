@@ -6,7 +6,7 @@ Paper    arXiv 2410.09838 (NeurIPS 2024), its connectivity plots
 Follows  the paper: ASR of (1 - t) purified + t infected for t from 0 to 1; the backdoor's error is 1 - ASR
 Departs  1. batch norm's statistics are interpolated like weights, counters are the purified model's until t = 1; the paper does
             not say (after.remeasure=true measures them anew on training images, between the ends)
-         2. t = 0 is the purified model; the paper does not say which end is which
+         2. t = 0 is the purified model; at which end the paper's plots begin was not seen
          3. one number is the mean ASR of the points; the ends are among them
 Cost     `points` evaluations
 """

@@ -10,6 +10,7 @@ Departs  1. at 64 pixels and above the generator is a U-Net of width 32: linear 
          2. the target is whatever the retuned model says; the code evaluates class 0
          3. triggered images are stored as bytes before, as retuning has them, and are drawn anew; theirs are among those that
             infected the model
+         4. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `epochs` passes over 1,000 images, forward through three models and back through two; and one retuning
 """
 

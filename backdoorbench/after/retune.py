@@ -11,6 +11,7 @@ Departs  1. images are augmented anew in each epoch; the code draws an augmentat
             draws from the whole training set with another seed than the defender
          3. poisoned images are drawn anew, of classes that the trigger is meant for; theirs are among those that infected the
             model, the target's own class not left out
+         4. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `epochs` passes over 2 % of the training images
 """
 

@@ -15,6 +15,9 @@ Departs  1. the isolated rows are those of the lowest loss, as the paper has it 
          5. learning rates are settings; BackdoorBench fixes 0.01 for finetuning and 1e-4 for unlearning in its code
          6. the hole of cutout has a side of 2; the code says 3, which its rounding makes 2
          7. what is unlearnt is not augmented, as in the authors' code; BackdoorBench augments it as it does in finetuning
+         8. images are normalised as the data set says; the authors' are [0, 1] as they are (dataset.mean=[0,0,0]
+            dataset.std=[1,1,1])
+         9. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `tuning_epochs` + `finetuning_epochs` passes over the training set; a forward pass; a few over the isolated rows
 """
 

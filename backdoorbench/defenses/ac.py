@@ -11,6 +11,7 @@ Departs  1. the smaller cluster goes only where it is small; BackdoorBench's def
             loader and maps a second shuffling back to rows, so that what it drops is almost random
          3. the victim's recipe trains; the paper relabels and tunes on, BackdoorBench trains 100 epochs of its own recipe
          4. classes of fewer than `min_samples` rows are kept whole; the codes fail on them or cluster noise
+         5. features are read in the victim's precision (train.precision=float32)
 Cost     a forward pass over the training set, a small clustering for each class, a whole training
 """
 

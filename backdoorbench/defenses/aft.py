@@ -13,8 +13,9 @@ Departs  1. the passes are counted in batches, as many as the code's 3 + 17 epoc
             rotates by up to 10 degrees (0.5), drawn per batch, which reaches 80 and 25 % of the images
          4. pixels are normalised as the data set says, and PGD runs in the victim's precision; the code feeds [0, 1] as it is,
             in float32 (dataset.mean=[0,0,0] dataset.std=[1,1,1] train.precision=float32)
-         5. schedule=alternate is the reading of WhoDunnett/BackdoorBenchmark, not of the authors' code; theirs also
-            makes a new optimiser each pass and starts PGD at random, here it does neither
+         5. schedule=alternate is the reading of WhoDunnett/BackdoorBenchmark, not of the authors' code; theirs has 20 passes
+            of each kind at lr 0.01 in batches of 256, makes a new optimiser each pass and starts PGD at random, within 0.02;
+            here only the order is theirs, and what one kind has more of than the other comes last
 Cost     natural passes over the holdout, forward and backward; an adversarial one costs steps + 1 of them
 """
 

@@ -19,6 +19,7 @@ Departs  1. the identity is learnt on cross-entropy with the clean predictions a
          6. what the target is read from is not augmented; theirs is
          7. augmentation as the data set says; their code mirrors GTSRB's signs, too (dataset.augment.flip=true)
          8. the variant that purifies inputs, (P), is another method and not here
+         9. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `pretrain_epochs` passes of U-Net and network over the holdout; in each round `mask_epochs` of the network's end,
          `generator_epochs` of both, and `epochs` of the network, twice each image
 """

@@ -14,6 +14,7 @@ Departs  1. the last round counts; the authors' code keeps that of the best test
          4. the first 12 epochs have a constant lr; theirs is a cosine over 100 epochs, which has fallen by 3 % then
          5. a batch passes the network that is spread once; theirs passes it twice in train mode, for a figure of its log
          6. the infected model is the victim's, whatever its recipe (theirs: ResNet-18, 200 epochs)
+         7. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     12 passes over the training set and two forward ones; 20 over a quarter of it
 """
 

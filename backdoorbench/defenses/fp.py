@@ -6,7 +6,8 @@ Paper    arXiv 1805.12185, by BackdoorBench's code
 Follows  BackdoorBench's code: mean activation of what the classifier reads, in eval mode; 1 % of the features a step,
          until the accuracy has fallen by more than a tenth of what it was; then SGD with momentum 0.9, weight decay
          5e-4 and cosine to 0 stepped per epoch, the pruned features held at 0
-Departs  1. the accuracy is that of a fifth of the holdout; BackdoorBench's is that of the test set
+Departs  1. the accuracy is that of a fifth of the holdout, which features are ranked by and the network is tuned on, too;
+            BackdoorBench's is that of the test set
          2. the last step that keeps the accuracy counts, and prunes what it says; BackdoorBench returns the step after
             it, and prunes one feature fewer than it reports
          3. the cosine ends with the training; BackdoorBench's always takes 100 epochs, and its Tiny ImageNet file lowers

@@ -14,6 +14,7 @@ Departs  1. only the last linear layer counts as the classifier, found by tracin
          4. our holdout is 5 %, kept from the victim; theirs 2 %, uniform, of its training images (holdout=fst), and 5 % on
             CIFAR-100 and Tiny ImageNet, whose images they enlarge to 224 pixels for networks pretrained on ImageNet and do not
             mirror
+         5. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `epochs` passes over the holdout, forward and backward; about 80 steps on CIFAR-10
 """
 

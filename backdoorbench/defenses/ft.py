@@ -6,6 +6,7 @@ Follows  the FST paper's setting: SGD, momentum 0.9, no weight decay, cosine to 
 Departs  1. the classifier's norm is free; FST's code rescales it to its first value after every step in all its modes
             (defense.keep_head_norm=true reproduces that)
          2. our holdout is 5 %, kept from the victim; theirs 2 %, uniform, of its training images (holdout=fst)
+         3. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `epochs` passes over the holdout, forward and backward
 """
 

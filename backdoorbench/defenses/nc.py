@@ -10,7 +10,8 @@ Follows  for each flagged class the holdout once more, a fifth of it stamped wit
 Departs  1. where several classes are flagged the holdout is repeated for each, a fifth of it drawn anew and stamped;
             BackdoorBench has four fifths of it once, as they are, and the same last fifth under the trigger of each class
          2. 10 epochs without weight decay, as ft here, so that the two differ in the stamped images alone; BackdoorBench 100 with
-            5e-4 (defense.epochs=100 defense.weight_decay=5e-4), the paper 1 (defense.epochs=1) on 10 % of the training set
+            5e-4 (defense.epochs=100 defense.weight_decay=5e-4), the paper, as others report it, 1 (defense.epochs=1) on 10 % of
+            the training set
          3. the tuned model is what is returned; BackdoorBench saves a fresh copy of the infected one
          4. masks are stamped as they were found; BackdoorBench stretches them over [0, 1] on their way through a PNG
          5. where no class is flagged nothing is tuned, and the record says so

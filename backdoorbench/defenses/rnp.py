@@ -9,7 +9,8 @@ Follows  the authors' code: SGD up the cross-entropy, momentum 0.9, weight decay
          alone, on alpha times the cross-entropy, clamped to [0, 1]; then the infected network loses its scales where
          the mask is at most a threshold
 Departs  1. the threshold is the largest of 0, 0.05, ..., 0.9 that a fifth of the holdout allows, or fixed; the authors
-            print all of them, judged by the test set. BackdoorBench's is 0.7
+            print all of them, judged by the test set. BackdoorBench's is 0.7. Behind the first that costs too much none is
+            tried
          2. where the accuracy never falls to 0.2 the last epoch counts, with a warning; theirs finds no file, and ends
          3. gradients are not clipped: theirs are clipped before they exist, which does nothing
          4. at most 20 epochs of unlearning; their loop makes 21

@@ -13,6 +13,7 @@ Departs  1. the share is taken of every class, since a defender does not know th
             of augmented ones
          4. the share is fixed; the toolbox derives it from the true poison rate
          5. the victim's recipe trains; BackdoorBench trains 100 epochs of its own
+         6. features are read in the victim's precision (train.precision=float32)
 Cost     a forward pass over the training set, a singular value decomposition for each class, a whole training
 """
 

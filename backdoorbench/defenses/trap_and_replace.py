@@ -25,6 +25,7 @@ Departs  1. one dropout, before the second convolution of the last block; their 
          8. pixels are normalised as the data set says; their 32 px code feeds [0, 1] as it is (dataset.mean=[0,0,0]
             dataset.std=[1,1,1])
          9. augmentation as the data set says; their code mirrors GTSRB's signs, too (dataset.augment.flip=true)
+        10. both stages run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     a whole training with a decoder on top, then `stage2.epochs` passes over the holdout, backward through the head
 """
 

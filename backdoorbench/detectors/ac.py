@@ -11,6 +11,7 @@ Departs  1. PCA to 10 dimensions, which has one answer; the paper's independent 
             augmented loader and maps a second shuffling back to rows
          3. classes of fewer than `min_samples` rows are not judged; the codes fail on them or cluster noise
          4. 2-means is the best of 10 starts, on rows in an order of their own: permuting the training set changes nothing
+         5. features are read in the victim's precision (train.precision=float32)
 Cost     a forward pass over the training set, a small decomposition and clustering for each class
 """
 

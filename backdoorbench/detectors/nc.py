@@ -21,6 +21,7 @@ Departs  1. all classes are reversed at once, as one batched problem; the codes 
          7. a class stops after 25 passes that together shrink its mask by less than 1 %; the codes count each pass that shrinks
             it by less than that, so a mask that creeps is cut short, and a small holdout's pass is a single step
          8. MAD 0 flags nothing; the codes divide by it
+         9. passes run in the victim's precision; the authors' in float32 (train.precision=float32)
 Cost     K times `units` passes over the holdout, forward and backward to the image; less where classes stop early
 """
 

@@ -11,6 +11,7 @@ Departs  1. the share is taken of every class, since a defender does not know th
          3. features that the classifier reads, of images that are not augmented; BackdoorBench's are the last map, flattened,
             of augmented ones
          4. the removed share is fixed; the toolbox derives it from the true poison rate
+         5. features are read in the victim's precision (train.precision=float32)
 Cost     a forward pass over the training set, a singular value decomposition for each class
 """
 

@@ -11,6 +11,7 @@ Departs  1. overlays and calibration images come from the holdout; BackdoorBench
             `fpr` at most, whatever their distribution; the authors' is the quantile of a normal fit
          3. every input is judged; the toolbox keeps clean ones that are classified correctly and triggers that succeed
          4. natural logarithms, p + 1e-8 as in BackdoorBench; the authors' are to base 2
+         5. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     N forward passes for each input and each calibration image
 """
 
