@@ -30,6 +30,7 @@ from backdoorbench.pipeline.outcome import print_outcome, stage_line
 from backdoorbench.storage import record, store
 from backdoorbench.storage.record import Finding
 from backdoorbench.tensors import vary
+from backdoorbench.training import adversarial
 
 RETUNE = ("after=retune", "after.rate=0.1", "after.batch_size=16")
 SHORT = (*QUICK, "train.epochs=1", "force=true", "curve.every=0")  # where it does not matter how good the models are
@@ -416,6 +417,44 @@ def test_one_pattern_within_its_bound_for_all_images(name: str, epsilon: float, 
     assert torch.equal(shown[0], shown[1]) and 0 < shown.abs().max() <= epsilon + 1e-6
 
 
+def test_a_perturbation_as_its_authors_search_it(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along the sphere from a random point of it, plain steps, several on each batch; the likeliest class beside the target, too."""
+    from backdoorbench.after.perturb import beside
+
+    how = ("after.norm=l2", "after.epsilon=3", "after.start=random", "after.batch_size=20", "train.precision=float32")
+    stage = staged(outputs, "after=perturb", "after.images=40", "after.epochs=0", *how)
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    (begun,) = tried(stage, stage.infection.model)
+    assert begun.lure is not None and 2.9 < (begun.lure(grey) - grey).norm() <= 3 + 1e-4
+
+    steps: list[int] = []
+    plain = adversarial.climb
+    monkeypatch.setattr(
+        adversarial, "climb", lambda *given, **words: (steps.append(words["steps"]), plain(*given, **words))[1]
+    )
+    more = ("after.images=40", "after.epochs=2", "after.turns=3", "after.step=0.05", "after.runner_up=1")
+    stage = staged(outputs, "after=perturb", *more, *how)
+    (moved,) = tried(stage, stage.infection.model)
+    assert moved.lure is not None and (moved.lure(grey) - grey).norm() <= 3 + 1e-4 and steps == [2 * 2 * 3]
+    assert not torch.equal(moved.lure(grey), begun.lure(grey))
+    for words in (["after.epsilon=3"], ["after.turns=0"], ["after.norm=l2", "after.runner_up=-1"]):
+        with pytest.raises(ConfigError, match=words[-1].partition("=")[0]):
+            staged(outputs, "after=perturb", *words)
+
+    logits, labels = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0]]), torch.tensor([0, 0])
+    share = logits.softmax(1)
+    assert beside(logits, labels) == pytest.approx(
+        -(1.0001 - torch.stack([share[0, 1], share[1, 2]])).log().mean().item()
+    )
+
+
+def test_plain_steps_within_a_length_by_hand() -> None:
+    slope = torch.tensor([[3.0, 4.0]])
+    once = adversarial.climb(lambda d: (d * slope).sum(), torch.zeros(1, 2), 5.0, step=0.5, steps=1)
+    twice = adversarial.climb(lambda d: (d * slope).sum(), torch.zeros(1, 2), 4.0, step=0.5, steps=2)
+    assert once.tolist() == [[1.5, 2.0]] and torch.allclose(twice, torch.tensor([[2.4, 3.2]]))
+
+
 @pytest.mark.wide
 def test_a_perturbation_helps_the_trigger(outputs: Path) -> None:
     words = ("after.images=200", "after.epochs=4", "after.epsilon=0.1", "after.step=0.02")
@@ -454,14 +493,13 @@ def test_what_a_pattern_is_searched_by(outputs: Path, monkeypatch: pytest.Monkey
     """perturb: towards the target. alternative: that, and the features' change along the backdoor's direction."""
     from backdoorbench.after.alternative import direction
     from backdoorbench.models.surgery import penultimate
-    from backdoorbench.training import adversarial
 
     objectives: list[Callable[..., torch.Tensor]] = []
     plain = adversarial.UniversalSearch.find
     monkeypatch.setattr(
         adversarial.UniversalSearch,
         "find",
-        lambda self, by, *given: (objectives.append(by), plain(self, by, *given))[1],
+        lambda self, by, *given, **how: (objectives.append(by), plain(self, by, *given, **how))[1],
     )
     words = ("after.images=60", "after.epochs=0", "after.batch_size=20", "train.precision=float32")
     by_stage = [staged(outputs, f"after={name}", *words) for name in ("perturb", "alternative")]

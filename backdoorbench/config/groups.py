@@ -100,6 +100,7 @@ SETTINGS = (
 UNKEYED = ("root", "download", "order", "background", "layout", "class_names", "test_share", "target", "tuning")
 USUAL = {"order": "numeric", "background": "white", "layout": "auto", "class_names": None, "test_share": 0.2}
 LATER: dict[str, dict[str, Any]] = {  # group -> settings that keys and records once did not have, as they were
+    "after": {"norm": "linf", "start": "none", "turns": 1, "runner_up": 0.0},
     "attack": {"abi": None},
     "dataset": {"roi": "whole"},
     "detector": {"images": None},

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import Loss, cross_entropy
 
+Norm = Literal["linf", "l2"]  # of a change: the largest of its values, or its Euclidean length
 Craft = Callable[[nn.Module, Images, Labels], Images]  # (model, (N, 3, H, W), (N,)) -> (N, 3, H, W)
 
 
@@ -101,7 +103,7 @@ class UniversalSearch:
     """How an after-attack searches one change of all images. In its yaml these settings stand beside its own:
     `search: Annotated[UniversalSearch, BESIDE]`.
 
-    epsilon  of a pixel, at most; step: of a pixel in one step
+    epsilon  of a pixel, at most; step: of a pixel in one step (under an L2 norm both differ, see `find`)
     images   that it learns from
     epochs   passes over them
     """
@@ -113,25 +115,57 @@ class UniversalSearch:
     batch_size: int
 
     def __post_init__(self) -> None:
-        check_range("after.epsilon", self.epsilon, 0, 1)
-        check_range("after.step", self.step, 0, 1)
+        check_range("after.epsilon", self.epsilon, 0)
+        check_range("after.step", self.step, 0)
         check_range("after.images", self.images, 1)
         check_range("after.epochs", self.epochs, 0)
         check_range("after.batch_size", self.batch_size, 1)
 
-    def find(self, objective: Callable[[Images, Images, Labels], Tensor], images: ImageSet, stream: Stream) -> Images:
-        """(1, 3, H, W): one change of all images within epsilon, from none, by signed steps of `ascend`: one a batch.
+    def find(
+        self,
+        objective: Callable[[Images, Images, Labels], Tensor],
+        images: ImageSet,
+        stream: Stream,
+        *,
+        norm: Norm = "linf",
+        is_drawn: bool = False,
+        turns: int = 1,
+    ) -> Images:
+        """(1, 3, H, W): one change of all images within epsilon.
 
-        objective  (change, batch, labels) -> scalar to increase; whoever calls sees to clipping, and to the model's mode"""
+        objective  (change, batch, labels) -> scalar to increase; whoever calls sees to clipping, and to the model's mode
+        norm       linf: epsilon bounds each value, by signed steps of `ascend`. l2: it bounds the Euclidean length, and a step is
+                   the gradient times `step`
+        is_drawn   whether it begins anywhere within epsilon instead of without a change
+        turns      steps on each batch"""
         passes = (images.batches(self.batch_size, stream.child(f"epoch{epoch}")) for epoch in range(self.epochs))
-        batches = itertools.chain.from_iterable(passes)
-        steps = self.epochs * len(spans(len(images), self.batch_size))
+        batches = (batch for each in passes for batch in each for _ in range(turns))
+        steps = self.epochs * len(spans(len(images), self.batch_size)) * turns
         none = torch.zeros(1, *images.images.shape[1:], device=images.device)
+        start = stream.child("start") if is_drawn else None
 
         def on_next_batch(change: Images) -> Tensor:
             return objective(change, *next(batches))
 
-        return ascend(on_next_batch, none, radius=self.epsilon, step=self.step, steps=steps, clamp=False)
+        if norm == "linf":
+            return ascend(
+                on_next_batch, none, radius=self.epsilon, step=self.step, steps=steps, clamp=False, start=start
+            )
+        if start is not None:
+            none = (2 * torch.rand(none.shape, generator=start.generator()) - 1).to(images.device)
+        return climb(
+            on_next_batch, within_l2(self.epsilon * none, self.epsilon), self.epsilon, step=self.step, steps=steps
+        )
+
+
+def climb(objective: Callable[[Tensor], Tensor], changes: Tensor, radius: float, *, step: float, steps: int) -> Tensor:
+    """(N, ...): d <- P(d + step * gradient of the objective), `steps` times; P shortens to a Euclidean length of `radius`."""
+    with torch.enable_grad():
+        for _ in range(steps):
+            changes = changes.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(objective(changes), changes)
+            changes = within_l2(changes.detach() + step * gradient, radius)
+    return changes
 
 
 def within_l2(deltas: Tensor, radius: float) -> Tensor:
