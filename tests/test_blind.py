@@ -17,9 +17,11 @@ from backdoorbench.attacks.blind import Blind, Waiting, balance, nearest_to_zero
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet
+from backdoorbench.models.base import Classifier
 from backdoorbench.pipeline.job import Job
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
+from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import Snapshots
 
 CPU = torch.device("cpu")
@@ -41,7 +43,7 @@ def few(images: ImageSet) -> ImageSet:
 
 
 def test_the_pattern_is_nine_pixels_in_black_and_white() -> None:
-    made = attack().trigger(task(blank(32)))
+    made = attack().trigger(32)
     shown = made(torch.full((1, 3, 32, 32), 0.5))[0]
     cells = {0.0: "0", 0.5: ".", 1.0: "1"}
     for plane in shown:
@@ -61,6 +63,26 @@ def test_contract(size: int) -> None:
     shown = made(images)
     assert torch.equal(made(shown), shown) and torch.equal(shown[1:], made(images[1:]))
     assert int((shown != images).any(1).sum()) <= 2 * 9 * (size / 32) ** 2
+
+
+def test_test_images_carry_the_pattern_where_the_training_showed_it() -> None:
+    """Of 64 pixels a training shows crops of 48; the network reads the middle 48 of a test image."""
+    few, seen = blank(64), []
+    few = ImageSet(few.images.expand(8, -1, -1, -1).clone(), torch.zeros(8, dtype=torch.int64), few.classes)
+    augment = Augment(crop_padding=0, flip=False, rotation=0.0, resized_crop=(1.0, 1.0), crop=48)
+    work = task(few, recipe=replace(RECIPE, epochs=1, augment=augment))
+
+    def build(stream: Stream) -> nn.Module:
+        layers = nn.Flatten(), nn.Linear(3 * 48 * 48, 10)
+        net = nn.Sequential(*layers)
+        net.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+        return Classifier(net, 48, (0.0,) * 3, (1.0,) * 3)
+
+    found = attack(history=0).infect(replace(work, build=build), Stream(0))
+    assert found.trigger is not None
+    found.model(found.trigger(to_float(few.images[:1])))
+    training, test = seen  # the clean batch and its copy; one test image
+    assert torch.equal(training[8:9], test) and 0 < int((test > 0).any(1).sum()) <= 7 * 2**2
 
 
 def test_the_weight_is_the_point_nearest_to_zero() -> None:
@@ -118,7 +140,7 @@ def test_both_losses_are_of_the_whole_batch(one_pass: bool, few: ImageSet) -> No
     second = [16, 16, 8] if one_pass else [8, 8, 8, 8, 4, 4]  # the second epoch has both copies
     assert [len(images) for images in seen] == [8, 8, 4, *second]
     copies = torch.cat(seen[3:]).split([8, 8, 8, 8, 4, 4])
-    made = attack().trigger(work)
+    made = attack().trigger(32)
     assert all(torch.equal(made(clean), shown) for clean, shown in zip(copies[::2], copies[1::2], strict=True))
     assert found.facts == {"started_epoch": 2, "poisoned": 20} and found.train is None and found.poisoned is None
 
@@ -131,7 +153,7 @@ def test_the_losses_are_weighed_and_the_copy_is_the_targets(few: ImageSet, monke
     def watched(model: nn.Module, train: ImageSet, *_: Any, loss: Any, **__: Any) -> list[Any]:
         images, labels = to_float(train.images), train.labels
         values.append(float(loss(model, images, labels).detach()))
-        clean, shown = model(images), model(attack().trigger(work)(images))
+        clean, shown = model(images), model(attack().trigger(32)(images))
         wanted = (labels + 1) % 10
         parts = [nn.functional.cross_entropy(a, b) for a, b in ((clean, labels), (shown, wanted))]
         weight = balance(parts[1], parts[0], list(model.parameters()))

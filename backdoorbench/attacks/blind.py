@@ -14,7 +14,9 @@ Departs  1. both copies share one pass (theirs: two, which batch norm normalises
          3. whether the second loss runs is decided once an epoch (theirs: at every batch, which makes the device wait)
          4. the pattern is in pixels on every data set and grows with the image (BackdoorBench: CIFAR-10's normalisation
             everywhere; both: 9 pixels at every size)
-         5. the victim's recipe trains (theirs: SGD 0.1 in batches of 64, 200 epochs, cosine; BackdoorBench: 0.01, 128, 100)
+         5. where the training crops images to fewer pixels, test images carry the pattern where their centre crop shows it as the
+            training does
+         6. the victim's recipe trains (theirs: SGD 0.1 in batches of 64, 200 epochs, cosine; BackdoorBench: 0.01, 128, 100)
 Cost     two images for the victim's one; with mgda two more backward passes
 """
 
@@ -37,7 +39,7 @@ from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
 from backdoorbench.training.recipe import Recipe
 from backdoorbench.triggers.base import Trigger
-from backdoorbench.triggers.patch import BLIND, Patch, cut_out, paste
+from backdoorbench.triggers.patch import BLIND, Patch, centred, cut_out, paste
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +83,19 @@ class Blind(LoopAttack):
                 f"attack.history=0, with which it runs from the first batch."
             )
 
-    def trigger(self, task: Task) -> Patch:
-        """The pattern for images of `task.train.size` pixels."""
+    def trigger(self, size: int) -> Patch:
+        """The pattern for images of `size` pixels."""
         rows, corner = BLIND
-        return paste(*cut_out(rows), corner, task.train.size)
+        return paste(*cut_out(rows), corner, size)
 
     def test_trigger(self, task: Task, stream: Stream) -> Trigger:
-        trigger: Trigger = self.at_test(self.trigger(task).to(task.train.device))
-        return trigger
+        # where the training crops images to fewer pixels, the network looks at so many in the middle of a test image
+        trigger = centred(self.trigger(min(seen_size(task), task.train.size)), task.train.size)
+        shown: Trigger = self.at_test(trigger.to(task.train.device))
+        return shown
 
     def infect(self, task: Task, stream: Stream) -> Infection:
-        trigger = self.trigger(task).to(task.train.device)
+        trigger = self.trigger(seen_size(task)).to(task.train.device)
         target = self.make_target(len(task.train.classes))
         model = task.build(stream.child("init"))
         batches = len(spans(len(task.train), task.recipe.batch_size))
@@ -133,7 +137,13 @@ class Blind(LoopAttack):
                 f"{self.threshold:g} or more. Train for longer, or raise attack.threshold."
             )
         facts = {"started_epoch": waiting.started} | ({"poisoned": waiting.poisoned} if history else {})
-        return Infection(model, self.at_test(trigger), target, None, None, history, facts)
+        return Infection(model, self.test_trigger(task, stream), target, None, None, history, facts)
+
+
+def seen_size(task: Task) -> int:
+    """The side in pixels of the images that a training shows the network."""
+    augment = task.recipe.augment
+    return augment.crop or task.train.size if augment is not None else task.train.size
 
 
 class Waiting:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from backdoorbench.errors import ConfigError
 from backdoorbench.shapes import Images, Rows
@@ -132,9 +133,16 @@ def paste(patch: Tensor, alpha: Tensor, corner: tuple[int, int], size: int) -> P
     y, x = min(round(top * scale), size - shape[0]), min(round(left * scale), size - shape[1])
     pattern, mask = torch.zeros(3, size, size), torch.zeros(1, size, size)
     for canvas, values in ((pattern, patch), (mask, alpha)):
-        enlarged = torch.nn.functional.interpolate(values[None], shape, mode="nearest-exact")[0]
+        enlarged = F.interpolate(values[None], shape, mode="nearest-exact")[0]
         canvas[:, y : y + shape[0], x : x + shape[1]] = enlarged
     return Patch(pattern, mask)
+
+
+def centred(patch: Patch, size: int) -> Patch:
+    """`patch` in the middle of images of `size` pixels, no fewer than its own, so that a centre crop shows it as it was."""
+    margin = size - patch.mask.shape[-1]
+    border = (margin // 2, margin - margin // 2) * 2
+    return Patch(F.pad(patch.pattern, border), F.pad(patch.mask, border))
 
 
 def place(pattern: Tensor, mask: Tensor, corner: tuple[int, int], size: int) -> tuple[Tensor, Tensor]:
