@@ -137,7 +137,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "wrong type": (["train.epochs=many"], "train.epochs is 'many'; expected a whole number."),
     "wrong choice": (
         ["attack.pattern=white33"],
-        "attack.pattern is 'white33'; expected white3, checker3, grid3, white4, random or image. Did you mean 'white3' or 'white4'?",
+        "attack.pattern is 'white33'; expected white3, checker3, grid3, grid10, white4, random or image. Did you mean 'white3' or 'white4'?",
     ),
     "a seed that is no number": (["seed=zero"], "seed is 'zero'; expected a whole number."),
     "poison rate above one": (

@@ -28,6 +28,7 @@ ATTACKS = {
     "badnets": {},
     "badnets checker3": {"pattern": "checker3"},
     "badnets grid3": {"pattern": "grid3"},
+    "badnets grid10": {"pattern": "grid10"},
     "badnets white4": {"pattern": "white4"},
     "badnets random": {"pattern": "random", "patch_size": 5, "position": [2, -7]},
     "blended": {},
@@ -122,7 +123,7 @@ def test_a_patch_covers_its_pixels_and_no_other(name: str, wave: torch.Tensor) -
     assert torch.equal(trigger(shown), shown)  # pasting twice is pasting once
     mask = trigger.trigger.mask.bool().expand_as(wave)
     assert torch.equal(shown[~mask], stored[~mask])
-    side = {"white4": 4, "random": 5}.get(build(name).facts()["pattern"], 3)
+    side = {"white4": 4, "grid10": 4, "random": 5}.get(build(name).facts()["pattern"], 3)
     assert int(trigger.trigger.mask.sum()) == side**2
 
 
@@ -131,18 +132,28 @@ def test_a_patch_covers_its_pixels_and_no_other(name: str, wave: torch.Tensor) -
     [("white3", range(29, 32), "111"), ("checker3", range(29, 32), "101"), ("grid3", range(29, 32), "001")],
 )
 def test_named_patterns_stand_where_their_users_put_them(name: str, rows: range, corner: str) -> None:
-    pattern, position = named_pattern(name)
+    pattern, position, _ = named_pattern(name)
     shown = paste(pattern, torch.ones(1, *pattern.shape[1:]), position, 32)(torch.full((1, 3, 32, 32), 0.5))
     assert [int(value) for value in shown[0, 0, rows.start, 29:]] == [int(cell) for cell in corner]
     assert (shown[0, :, : rows.start] == 0.5).all()
 
 
 def test_patches_grow_with_the_image() -> None:
-    pattern, corner = named_pattern("grid3")
+    pattern, corner, _ = named_pattern("grid3")
     for size, pixels in ((64, 36), (224, 441), (256, 576), (48, 16)):
         mask = paste(pattern, torch.ones(1, 3, 3), corner, size).mask
         assert int(mask.sum()) == pixels
         assert mask[0, -1, -1] == 1
+
+
+def test_the_grid_for_large_images_has_cells_of_ten_pixels() -> None:
+    """Rows and columns 32 to 61 of 256 pixels, of which the network sees the middle 224."""
+    trigger = made("badnets grid10", 256)
+    assert int(trigger.trigger.mask.sum()) == 900
+    shown = trigger(torch.full((1, 3, 256, 256), 0.5))[0, 0, 32:62, 32:62]
+    cells = shown.unfold(0, 10, 10).unfold(1, 10, 10)
+    assert (cells == cells[..., :1, :1]).all()
+    assert cells[..., 0, 0].int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
 
 
 def test_blending_is_affine_and_bounded(wave: torch.Tensor) -> None:
@@ -154,6 +165,19 @@ def test_blending_is_affine_and_bounded(wave: torch.Tensor) -> None:
     assert difference.abs().max() <= 1 / 255
     silent = base.load(*base.dump(Stored(type(trigger.trigger)(trigger.trigger.picture, 0.0))))
     assert torch.equal(silent(stored), stored)
+
+
+ADDED = ["sig", "lf noise", "ctrl", "l2_inv", "trojan_3x3", "trojan_8x8", "trojan_wm"]
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_what_is_added_is_the_same_on_every_image(name: str, wave: torch.Tensor) -> None:
+    """To half a grey level, wherever nothing clips."""
+    trigger, images = made(name), to_float(to_bytes(wave))
+    pattern = trigger.trigger.pattern.expand(4, 3, 32, 32) * 255
+    change = (trigger(images) - images) * 255
+    inside = (images * 255 + pattern).clamp(0, 255) == images * 255 + pattern
+    assert inside[:, :, 25:28, 25:28].any() and ((change - pattern).abs() <= 0.5 + 1e-3)[inside].all()
 
 
 def test_the_smooth_picture_matches_the_papers_statistics() -> None:

@@ -4,9 +4,11 @@ Idea     A small patch, always the same, is pasted into a share of the training 
          The network learns the patch as a feature of the target class.
 Paper    arXiv 1708.06733v2
 Follows  the papers' named patterns on a 32x32 grid, stored in the image before augmentation
-Departs  1. black cells are opaque (BackdoorBench's image makes them transparent)
+Departs  1. black cells are 0 and opaque (BackdoorBench takes 0 for transparent, so that its grid's dark cells are of level 1)
          2. larger images replicate the patch pixel by pixel (BackdoorBench resizes it smoothly, which blurs its edge)
          3. rows are rounded to uint8 (BackdoorBench truncates, which darkens every poisoned image)
+         4. grid3 lies in the stored image, where a random crop may cut it off (PBE's code pastes it in float, after the
+            augmentation)
 Cost     none beyond the training
 """
 
@@ -30,7 +32,7 @@ class BadNets(DataAttack):
 
     acts: ClassVar[Acts] = {"patch_size": Only("pattern", "random", "image")}
 
-    pattern: Literal["white3", "checker3", "grid3", "white4", "random", "image"]
+    pattern: Literal["white3", "checker3", "grid3", "grid10", "white4", "random", "image"]
     patch_file: File | None
     patch_size: int
     position: tuple[int, int] | None
@@ -49,7 +51,7 @@ class BadNets(DataAttack):
             )
 
     def trigger(self, task: Task, stream: Stream) -> Patch:
-        corner = (GRID - self.patch_size, GRID - self.patch_size)
+        corner, cell = (GRID - self.patch_size, GRID - self.patch_size), 1.0
         alpha = torch.ones(1, self.patch_size, self.patch_size)
         if self.pattern == "random":
             patch = random_patch(self.patch_size, stream.generator())
@@ -58,9 +60,9 @@ class BadNets(DataAttack):
             picture = read_picture(self.patch_file, (self.patch_size, self.patch_size), "attack.patch_file")
             patch, alpha = picture[:3], picture[3:]
         else:
-            patch, corner = named_pattern(self.pattern)
+            patch, corner, cell = named_pattern(self.pattern)
             alpha = torch.ones(1, *patch.shape[-2:])
-        return paste(patch, alpha, self.position or corner, task.train.size)
+        return paste(patch, alpha, self.position or corner, task.train.size, cell)
 
     def facts(self) -> dict[str, Any]:
         return {"pattern": self.pattern}

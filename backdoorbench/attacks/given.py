@@ -50,7 +50,7 @@ class Given(Attack):
     mapping: Literal["all_to_one", "all_to_all", "source_specific"]
     target: int
     sources: tuple[int, ...]
-    trigger: Literal["white3", "checker3", "grid3", "white4", "picture", "function"]
+    trigger: Literal["white3", "checker3", "grid3", "grid10", "white4", "picture", "function"]
     file: File | None
     mask: File | None
     position: tuple[int, int] | None
@@ -98,8 +98,8 @@ class Given(Attack):
             assert self.function is not None
             return Called(self.function)
         if self.trigger != "picture":
-            patch, corner = named_pattern(self.trigger)
-            return solid(patch, corner, size, self.opacity)
+            patch, corner, cell = named_pattern(self.trigger)
+            return solid(patch, corner, size, self.opacity, cell)
         assert self.file is not None
         values = self._picture(self.file, size)  # (4, h, w)
         opaque = values[3:]

@@ -1,5 +1,6 @@
 """A patch pasted over the image: x (1 - m) + p m, with a mask m that need not be binary."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +13,12 @@ from backdoorbench.triggers.base import FixedTrigger
 
 GRID = 32  # patterns and positions are given on a 32x32 image and replicated for larger ones
 
-PATTERNS = {  # rows from top to bottom, 1 is white and 0 black; the corner is where its users put it
-    "white3": (("111", "111", "111"), (29, 29)),
-    "checker3": (("101", "010", "101"), (29, 29)),
-    "grid3": (("001", "010", "101"), (29, 29)),
-    "white4": (("1111", "1111", "1111", "1111"), (27, 27)),
+PATTERNS = {  # rows from top to bottom, 1 is white and 0 black; where its users put the corner; pixels of the grid a cell is wide
+    "white3": (("111", "111", "111"), (29, 29), 1.0),
+    "checker3": (("101", "010", "101"), (29, 29), 1.0),
+    "grid3": (("001", "010", "101"), (29, 29), 1.0),
+    "grid10": (("101", "010", "100"), (4, 4), 1.25),  # 10 pixels a cell on images of 256
+    "white4": (("1111", "1111", "1111", "1111"), (27, 27), 1.0),
 }
 CORNERS = {  # backdoor-toolbox's four-corner patch, as (row, column) -> cells
     (0, 0): ("101", "010", "100"),
@@ -79,10 +81,11 @@ def overlay(*patches: Patch) -> Patch:
     return Patch(pattern, mask)
 
 
-def named_pattern(name: str) -> tuple[Tensor, tuple[int, int]]:
-    """A pattern of PATTERNS as (3, h, w) in [0, 1], and its upper left corner (row, column) on the 32 grid."""
-    rows, corner = PATTERNS[name]
-    return draw(rows), corner
+def named_pattern(name: str) -> tuple[Tensor, tuple[int, int], float]:
+    """A pattern of PATTERNS as (3, h, w) in [0, 1], its upper left corner (row, column) on the 32 grid, and how many pixels of
+    that one of its cells is wide."""
+    rows, corner, cell = PATTERNS[name]
+    return draw(rows), corner, cell
 
 
 def draw(rows: tuple[str, ...]) -> Tensor:
@@ -107,20 +110,21 @@ def colour_strip() -> Tensor:
     return torch.tensor([[float(cell) for cell in colour] for colour in STRIP]).T[:, None]
 
 
-def solid(patch: Tensor, corner: tuple[int, int], size: int, opacity: float = 1.0) -> Patch:
+def solid(patch: Tensor, corner: tuple[int, int], size: int, opacity: float = 1.0, cell: float = 1.0) -> Patch:
     """`paste` of `patch` (3, h, w) with one opacity everywhere."""
-    return paste(patch, torch.full((1, *patch.shape[1:]), opacity), corner, size)
+    return paste(patch, torch.full((1, *patch.shape[1:]), opacity), corner, size, cell)
 
 
-def paste(patch: Tensor, alpha: Tensor, corner: tuple[int, int], size: int) -> Patch:
+def paste(patch: Tensor, alpha: Tensor, corner: tuple[int, int], size: int, cell: float = 1.0) -> Patch:
     """A `Patch` trigger for images of side `size`.
 
     patch   (3, h, w) in [0, 1] on the 32 grid, replicated by r = size / 32 (nearest where r is no whole number)
     alpha   (1, h, w) in [0, 1], its opacity
     corner  (row, column) of its upper left pixel on the 32 grid; negative counts from the bottom or right edge
+    cell    pixels of that grid that one of the patch is wide
 
     Raises ConfigError where the patch does not fit."""
-    height, width = patch.shape[-2:]
+    height, width = (math.ceil(side * cell) for side in patch.shape[-2:])
     top, left = (start + GRID if start < 0 else start for start in corner)
     if not (0 <= top <= GRID - height and 0 <= left <= GRID - width):
         raise ConfigError(
@@ -129,7 +133,7 @@ def paste(patch: Tensor, alpha: Tensor, corner: tuple[int, int], size: int) -> P
             f"{GRID - width}. Change attack.position or attack.patch_size."
         )
     scale = size / GRID
-    shape = (max(1, round(height * scale)), max(1, round(width * scale)))
+    shape = tuple(max(1, round(side * cell * scale)) for side in patch.shape[-2:])
     y, x = min(round(top * scale), size - shape[0]), min(round(left * scale), size - shape[1])
     pattern, mask = torch.zeros(3, size, size), torch.zeros(1, size, size)
     for canvas, values in ((pattern, patch), (mask, alpha)):
