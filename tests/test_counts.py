@@ -258,6 +258,19 @@ def test_a_training_that_met_no_trigger_is_broken() -> None:
     assert gates.status(bounds, scores, calls, 10, {}, None)[0] == "weak"  # every batch, or nothing was trained
 
 
+@pytest.mark.parametrize(("covered", "asr", "said"), [(0.79, 0.6, True), (0.8, 0.6, False), (0.3, 0.49, False)])
+def test_a_network_that_answers_to_cover_rows_is_told(covered: float, asr: float, said: bool) -> None:
+    scores, bounds = Scores(0.9, asr, 0.1, 10, 9), gates.Gates(0.5, 0.1, 0.95)
+    found = gates.answers_to_covers(bounds, scores, {"cover_accuracy": covered})
+    assert found == (
+        "the network answers to more than the trigger: of test images changed as the cover rows were 0.790 are called right, "
+        "where CA is 0.900"
+        if said
+        else None
+    )
+    assert gates.answers_to_covers(bounds, scores, {}) is None  # no cover rows
+
+
 @pytest.mark.parametrize(
     ("called", "status"),
     [

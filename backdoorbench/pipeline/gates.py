@@ -68,3 +68,15 @@ def status(
     if scores.asr is None:
         return "clean", weak
     return ("weak" if weak else "took"), weak
+
+
+def answers_to_covers(gates: Gates, scores: Scores, facts: dict[str, Any]) -> str | None:
+    """The sentence about a network that the trigger sways and, more often than clean images mislead it, what the attacker's cover
+    rows carried, whose labels he kept; None of any other."""
+    found = facts.get("cover_accuracy")
+    if found is None or scores.asr is None or scores.asr < gates.asr_floor or found >= scores.ca - gates.ca_drop:
+        return None
+    return (
+        f"the network answers to more than the trigger: of test images changed as the cover rows were {found:.3f} are called "
+        f"right, where CA is {scores.ca:.3f}"
+    )

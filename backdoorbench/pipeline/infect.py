@@ -66,6 +66,8 @@ def carry_out(made: Plan, test: ImageSet, run: Run) -> tuple[Infection, Predicti
     finding.notes = (
         infection.facts | told | target_note(infection.target.describe() if infection.target is not None else None)
     )
+    if said := gates.answers_to_covers(made.gates, scores, infection.facts):
+        finding.notes["covers"] = said
     if made.parts.poisoned is not None:
         finding.notes["poisoned_by_others"] = int(made.parts.poisoned.sum())
     if is_given:

@@ -26,6 +26,7 @@ COUNTED = {  # a detector's figures that are shares, and what a line calls them
 SAID = (
     "control",
     "surrogate",
+    "covers",
     "order",
     "input",
     "finer",
