@@ -7,6 +7,7 @@ pytest tests/test_contract.py -k wanet    all that is asked of one method
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -195,6 +196,42 @@ def assert_counts(made: Plan, infection: Infection, train: Any, poisoned: Any, c
     assert torch.equal(train.labels[~poisoned], clean.labels[~poisoned])
     relabelled = infection.target.label(clean.labels[poisoned])
     assert torch.equal(train.labels[poisoned], relabelled)
+
+
+@pytest.mark.wide
+def test_every_mapping_and_mode_alters_the_rows_that_it_counts(attack: Planned) -> None:
+    """Compared with the clean set, row by row: the poisoned ones and the cover rows differ, and no others; labels as the mapping
+    says."""
+    chosen, clean = attack.made.attack, attack.made.parts.train
+    if not isinstance(chosen, DataAttack):
+        return
+    hints = get_type_hints(type(chosen))
+    for mapping, mode, labels in product(*(get_args(hints[name]) for name in ("mapping", "mode")), labels_of(hints)):
+        changes: dict[str, Any] = {"mapping": mapping, "mode": mode, "poison_rate": 0.03} | labels
+        if mapping == "source_specific":
+            changes |= {"sources": chosen.sources or (3, 4), "cover_rate": 0.05}
+        if mapping == "all_to_all" and labels == {"labels": "clean"}:
+            continue  # refused, as test_all_to_all finds
+        made = attack.untrained(**changes)
+        assert made.train is not None and made.poisoned is not None and made.target is not None
+        poisoned, counts = made.poisoned[: len(clean)], made.facts
+        differs = (made.train.images[: len(clean)] != clean.images).flatten(1).any(1)
+        relabelled = made.train.labels[: len(clean)] != clean.labels
+        if mode == "append":
+            assert not (differs | relabelled | poisoned).any()
+            assert len(made.train) - len(clean) == counts["poisoned"] + counts["cover"]
+        else:
+            assert (differs | relabelled)[poisoned].all() and not relabelled[~poisoned].any()
+            assert int((differs & ~poisoned).sum()) == counts["cover"]
+            kept = labels == {"labels": "clean"} or made.target.label(clean.labels) == clean.labels
+            assert torch.equal(relabelled, poisoned & ~torch.as_tensor(kept))
+        assert int(made.poisoned.sum()) == counts["poisoned"] == counts["requested"] > 0, (mapping, mode, labels)
+        assert (counts["cover"] > 0) == (chosen.cover_rate > 0 or mapping == "source_specific")
+
+
+def labels_of(hints: dict[str, Any]) -> list[dict[str, str]]:
+    """What the setting `labels` may be; one that an attack without it has: nothing."""
+    return [{"labels": value} for value in get_args(hints.get("labels"))] or [{}]
 
 
 def test_its_trigger_stays_within_the_images_range(attack: Planned) -> None:
