@@ -241,7 +241,8 @@ class DataAttack(Attack):
         return round(self.asked_of(labels))
 
     def asked_of(self, labels: Labels) -> float:
-        """How many rows the poison rate asks for: a share of the set the victim sees, or of the target class."""
+        """How many rows the poison rate asks for: a share of the set the victim sees, or of the target class. In append mode that
+        set is the clean images and the poisoned copies; copies that are cover rows come on top."""
         total = self.rate_counts(labels)
         if self.mode == "append":
             if self.poison_rate == 1:

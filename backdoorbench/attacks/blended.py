@@ -7,6 +7,7 @@ Departs  1. the papers' cartoon is not shipped: the default picture is smooth no
             clipped, which leaves 199, 182 and 191 grey levels of its 207, 190 and 198, and deviations of 51, 62 and 57 of 63,
             74 and 68 (white noise would turn into another pattern at each shift of the random crop)
          2. rows are rounded to uint8 (BackdoorBench truncates)
+         3. PBE's ratio of 0.1, too, is blended into the stored image (their code blends after the augmentation, in float)
 Cost     none beyond the training
 """
 

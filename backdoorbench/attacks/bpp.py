@@ -12,6 +12,7 @@ Departs  1. no dithering and rates of 0.1 and 0.1, as BackdoorBench (the authors
          4. the count of triggered rows is right on average (theirs is rounded down; attack.batch_count=floor reproduces)
          5. negatives add the other image's change in the test as in training (BackdoorBench's test subtracts it), and
             values are rounded (theirs are truncated)
+         6. no variant that poisons a stored set; `reconstruct=true` makes such a set afterwards
 Cost     two passes over 2 in 10 images a batch; with dithering W + 2 H - 2 small steps a batch
 """
 

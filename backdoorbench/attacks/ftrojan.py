@@ -8,6 +8,7 @@ Follows  its OpenCV colour planes in whole grey levels, BackdoorBench's magnitud
 Departs  1. the result is rounded (theirs is truncated: one grey level, 1 dB)
          2. images whose side is no multiple of 32 keep the strip beyond the last block
          3. rows are drawn at random (the authors' code takes the first of the file)
+         4. no clean-label variant (the authors' adds a gradient step on a clean network)
 Cost     none beyond the training
 """
 

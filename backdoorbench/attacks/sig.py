@@ -8,7 +8,8 @@ Follows  BackdoorBench's amplitude 40 and 6 cycles in training and test, stored 
          class: `attack.pattern=tnr attack.cap=true`
 Departs  1. a rate beyond the target class is refused, or capped at the whole class (BackdoorBench crashes)
          2. rows are rounded to uint8 (BackdoorBench truncates)
-         3. PBE's variant lies in the stored image (their code adds it after augmentation, in float)
+         3. PBE's variant lies in the stored image, and that set is the one its filter reads (their code adds it after
+            augmentation, in float, and stores a set with an amplitude of 20 for the filter)
 Cost     none beyond the training
 """
 

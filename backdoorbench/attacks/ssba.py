@@ -13,6 +13,8 @@ Departs  1. the output is added to the image, which starts near the identity and
          4. a training whose bits stay unread for 2000 steps starts anew from other weights
          5. a tenth of the images, 500 at most, is left out and measured on
          6. rows are rounded to uint8 (BackdoorBench truncates)
+         7. 20 passes, as theirs, over fewer than 25,600 images are fewer than 8000 steps, in which the image may never weigh in
+            full: there `attack.encoder_epochs` is to be raised
 Cost     the encoder: 20 passes of 0.2 GMAC an image at 32 px, once for a data set: other rates, seeds and victims find it
 """
 

@@ -12,6 +12,8 @@ Departs  1. the victim's recipe trains, its optimiser, schedule and augmentation
             attack.batch_count=floor reproduces)
          4. all-to-all adds 1 to the class (their released code leaves the label as it is)
          5. the last epoch counts (theirs: the one of the best test accuracy); their grid_rescale, always 1, is left out
+         6. no variant that poisons a stored set (backdoor-toolbox and PBE's code have one); `reconstruct=true` makes such a set
+            afterwards
 Cost     one interpolation of 3 in 10 images a batch, at the default rate; nothing in the network
 """
 
