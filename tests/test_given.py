@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import QUICK
 from safetensors.torch import save_file
 from scenes import given
 from torch import Tensor
@@ -15,6 +16,7 @@ from backdoorbench.config.compose import compose
 from backdoorbench.errors import ModelError
 from backdoorbench.models import checkpoint
 from backdoorbench.pipeline import plan
+from backdoorbench.pipeline.job import Job
 
 Weights = dict[str, Tensor]
 
@@ -198,3 +200,17 @@ def test_only_what_was_made_of_given_files_is_made_anew_once_they_are_read_other
     monkeypatch.setattr(checkpoint, "READING", checkpoint.READING + 1)
     assert keys() == ours
     assert not set(keys(named)) & set(before)
+
+
+@pytest.mark.wide
+def test_a_given_model_is_trained_on_only_with_a_word(
+    run: Callable[..., Job], caplog: pytest.LogCaptureFixture
+) -> None:
+    file = run("attack=none", "defense=none", *QUICK, "train.epochs=1").folder / "purified.safetensors"
+    words = ("attack=given", "defense=none", f"model.checkpoint={file}", *QUICK)
+    run(*words, "train.epochs=1")
+    said = "the weights of purified.safetensors are trained on (train.epochs=1); train.epochs=0 judges and purifies them as they are."
+    assert said in caplog.text
+    caplog.clear()
+    run(*words, "train.epochs=0")
+    assert "are trained on" not in caplog.text

@@ -252,6 +252,11 @@ def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Pre
     file = made.outputs.snapshot(made.infection_key)
 
     def make(partial: Path) -> None:
+        if made.spec.checkpoint is not None and made.recipe.epochs and not made.attack.plants:
+            log.warning(
+                f"the weights of {Path(made.spec.checkpoint).name} are trained on "
+                f"(train.epochs={made.recipe.epochs}); train.epochs=0 judges and purifies them as they are."
+            )
         with costs.metered(finding, made.device), costs.timed(finding, "infect"):
             infection = infect(made, Snapshots(file, runtime["snapshot_seconds"]), surrogate, network)
         for part in ("surrogate", "network"):  # which other infections share
