@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.errors import ConfigCompositionException
 from records import made_run
 
 from backdoorbench.cli import hydra_run, reproduce
@@ -17,10 +18,10 @@ from backdoorbench.config.compose import compose, composer, conf_dir, option
 from backdoorbench.metrics import Scores
 from backdoorbench.reporting import published
 from backdoorbench.reporting.published import Comparison, Figure
-from backdoorbench.reporting.rows import CHOICES, Cell
+from backdoorbench.reporting.rows import CHOICES, Cell, aggregate
 from backdoorbench.storage import record
 from backdoorbench.storage.record import Run
-from backdoorbench.sweeps import sweep
+from backdoorbench.sweeps import hydra_errors, sweep
 
 PUBLISHED = Path(published.__file__).parents[1] / "published"
 
@@ -243,6 +244,68 @@ def test_traps_are_told_from_their_absence() -> None:
     assert shown == ["none", "trap_and_replace (defense.trap=True)", "trap_and_replace (defense.trap=False)"]
 
 
+def test_lines_that_differ_in_a_setting_are_told_apart_and_so_are_their_infected_models() -> None:
+    runs = [
+        run("fst", "blended", "ft", asr, "attack.poison_rate=0.01", f"train.epochs={epochs}", infected_asr=infected)
+        for epochs, asr, infected in ((50, 0.6, 0.7), (100, 0.82, 0.98))
+    ]
+    found = published.compare(runs, "fst")
+    assert [(item.defense, item.ours["asr"].mean, item.verdict) for item in found] == [
+        ("none (train.epochs=50)", 0.7, "off"), ("ft (train.epochs=50)", 0.6, "off"),
+        ("none (train.epochs=100)", 0.98, "within"), ("ft (train.epochs=100)", 0.82, "within"),
+    ]  # fmt: skip
+
+
+def test_several_networks_are_told_apart() -> None:
+    pair = [run("fst", "blended", "ft", 0.5), run("fst", "blended", "ft", 0.6)]
+    pair[1].config["model"] = pair[1].config["model"] | {"name": "vgg19_bn"}
+    assert [item.defense for item in published.compare(pair, "fst")] == [
+        "none (model=resnet18)", "ft (model=resnet18)", "none (model=vgg19_bn)", "ft (model=vgg19_bn)",
+    ]  # fmt: skip
+
+
+def test_means_over_attacks_of_other_settings_are_means_of_their_own() -> None:
+    runs = [
+        run("fmp", attack, "fmp", asr, f"defense.p={p}")
+        for attack, p, asr in (("badnets", 64, 0.02), ("blended", 64, 0.04), ("badnets", 8, 0.2), ("blended", 8, 0.4))
+    ]
+    means = [item for item in published.compare(runs, "fmp") if item.attack.startswith("mean of")]
+    assert [(item.attack, item.defense, item.n, item.ours["asr"].mean) for item in means] == [
+        ("mean of badnets, blended", "fmp (defense.p=64)", 2, pytest.approx(0.03)),
+        ("mean of badnets, blended", "fmp (defense.p=8)", 2, pytest.approx(0.3)),
+    ]
+
+
+def test_a_figure_of_one_setting_stands_beside_runs_that_differ_in_others_too() -> None:
+    pair = [
+        run("tnr", "l2_inv", "trap_and_replace", 0.5, f"defense.trap={trap}", f"defense.stage1.epochs={epochs}")
+        for trap, epochs in (("false", 200), ("true", 40))
+    ]
+    _, trapless, trap = published.compare(pair, "tnr")
+    assert trapless.defense == "trap_and_replace (defense.trap=False, defense.stage1.epochs=200)"
+    assert trapless.published is not None and trap.published is None
+
+
+def test_departures_are_from_what_an_experiment_says_on_the_runs_data_set() -> None:
+    """FST takes 5 % on CIFAR-100, and 2 % elsewhere."""
+    own = compose(["experiment=fst", "dataset=cifar100", "defense=fst"])
+    assert (own["holdout"]["rate"], own["defense"]["alpha"]) == (0.05, 0.001)
+    other = {**own, "holdout": own["holdout"] | {"rate": 0.02}}
+    gone = {**own, "dataset": own["dataset"] | {"name": "of_a_plugin_that_is_gone"}}
+    named = "dataset cifar100, not cifar10"
+    assert published.departures([own], "fst") == [named]
+    assert published.departures([other], "fst") == [named, "holdout.rate 0.02, not 0.05"]
+    assert published.departures([gone], "fst")[0] == "dataset of_a_plugin_that_is_gone, not cifar10"
+
+
+def test_of_rows_of_one_pair_every_one_is_looked_at() -> None:
+    runs = [run("fst", "blended", "ft", 0.8, "attack.poison_rate=0.01", f"train.epochs={n}") for n in (100, 50)]
+    made = aggregate(runs)
+    assert published.otherwise(published.beside(made), made) == [
+        "settings other than experiment fst's: train.epochs 50, not 100"
+    ]
+
+
 def test_what_differs_is_named() -> None:
     pinned = compose(["experiment=fst", "defense=fst"])
     assert published.differing(pinned, pinned) == []
@@ -314,6 +377,31 @@ def test_the_comparison_is_printed_and_written(tmp_path: Path, capsys: pytest.Ca
     assert "settings other than the experiment's: curve" not in text
     assert "model demo, not resnet18; train fast, not paper" in text
     assert "figure image" in capsys.readouterr().out
+
+
+def test_an_experiment_of_ones_own_is_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "theirs.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      defense.alpha: 0.1,0.2\ntrain:\n  epochs: 7\n"
+    )
+    done = run("none", "badnets", "fst", 0.1, "defense.alpha=0.1", f"runtime.outputs={tmp_path}")
+    record.write(done, tmp_path)
+    jobs = [sweep.Left(("defense=fst",), "done", record=str(tmp_path))]
+    assert reproduce.show(jobs, "theirs", "full", [str(tmp_path / "mine")]) == 0
+    assert "settings other than the experiment's: train.epochs 20, not 7\n" in capsys.readouterr().out
+
+
+def test_a_setting_that_the_experiment_sweeps_and_a_defense_lacks_is_the_experiments() -> None:
+    """Nobody typed defense.trap, so that no name is to be corrected."""
+    with pytest.raises(ConfigCompositionException) as met:
+        compose(["defense=ft", "defense.trap=true"])
+    said = str(hydra_errors.explained(met.value, ["experiment=tnr", "defense=ft,trap_and_replace"]))
+    assert said.startswith(
+        "experiment=tnr sweeps over defense.trap=true,false, and an option of defense in this sweep has no setting 'trap'; it "
+        "knows _target_, augment, batch_size"
+    )
+    typed = str(hydra_errors.explained(met.value, ["experiment=tnr", "defense=ft", "defense.trap=true"]))
+    assert typed.startswith("defense has no setting 'trap'. Correct the name;")
 
 
 def test_the_command_line_replaces_what_an_experiment_sweeps() -> None:

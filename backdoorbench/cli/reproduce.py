@@ -11,7 +11,7 @@ from rich.text import Text
 from backdoorbench.cli import hydra_run
 from backdoorbench.cli.arguments import Parser
 from backdoorbench.config import catalog
-from backdoorbench.config.compose import as_read, search_path
+from backdoorbench.config.compose import as_read, search_path, searched
 from backdoorbench.errors import ConfigError, did_you_mean, join_words, shown
 from backdoorbench.sweeps.sweep import Left
 
@@ -45,7 +45,8 @@ def carry_out(words: Sequence[str]) -> int:
     _refuse_twice(chosen)
     overrides = ["-m", *search_path(folders), f"experiment={chosen.paper}", f"scale={chosen.scale}", *chosen.settings]
     overrides += [f"{key}={value}" for name, key in LISTS.items() if (value := getattr(chosen, name)) is not None]
-    return hydra_run.carry_out(overrides, lambda jobs: show(jobs, chosen.paper, chosen.scale))
+    looked_through = [*folders, *searched(chosen.settings)]
+    return hydra_run.carry_out(overrides, lambda jobs: show(jobs, chosen.paper, chosen.scale, looked_through))
 
 
 def _refuse_twice(chosen: Namespace) -> None:
@@ -61,8 +62,10 @@ def _refuse_twice(chosen: Namespace) -> None:
             )
 
 
-def show(jobs: Sequence[Left], paper: str, scale: str) -> int:
-    """Prints the comparison of a sweep's finished jobs and writes it to `outputs/reproduce/<paper>-<scale>.md`."""
+def show(jobs: Sequence[Left], paper: str, scale: str, folders: Sequence[str] = ()) -> int:
+    """Prints the comparison of a sweep's finished jobs and writes it to `outputs/reproduce/<paper>-<scale>.md`.
+
+    folders  of the user's own yaml files"""
     from backdoorbench import screen
     from backdoorbench.reporting import formats, holdouts, notes, published, rows
     from backdoorbench.storage import record, store
@@ -73,7 +76,7 @@ def show(jobs: Sequence[Left], paper: str, scale: str) -> int:
     if not found:
         return 0
     said = [published.RULE, *published.notes(found)]
-    settings = published.departures((run.config for run in runs), paper)
+    settings = published.departures((run.config for run in runs), paper, folders)
     said.append(f"settings other than the experiment's: {'; '.join(settings) or 'none'}")
     said += notes.rebuilt(runs)
     made = rows.aggregate(runs)

@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backdoorbench.config import catalog
 from backdoorbench.config.compose import choices, compose, conf_dir, flat
 from backdoorbench.config.groups import INFECT, PURIFY
 from backdoorbench.config.implied import beyond
@@ -234,19 +235,28 @@ def sources() -> dict[str, Source]:
 
 def compare(runs: Iterable[Run], experiment: str) -> list[Comparison]:
     """Our finished runs beside an experiment's published figures: for each attack and rate the infected model, then each
-    defense; at the end the means over attacks that a source gives."""
+    defense, each with the settings that tell it from its like; at the end the means over attacks that a source gives."""
     known, rows = figures(experiment), aggregate(runs)
+    are_several = len({row.names["model"] for row in rows}) > 1
     found: list[Comparison] = []
     infected: set[tuple[str, ...]] = set()
     for row in rows:
-        cell = (row.names["dataset"], row.names["model"], row.names["attack"], row.names["rate"])
+        settings = _telling(row, are_several)
+        shared = [each for each in settings if not each.startswith(f"{PURIFY.group}.")]
+        cell = (row.names["dataset"], row.names["attack"], row.names["rate"], *shared)
         if cell not in infected:
             infected.add(cell)
-            found.append(_comparison(row, "none", "", row.before, known))
+            found.append(_comparison(row, "none", shared, row.before, known))
         if row.names["defense"] != "none":
-            extra = [f"{key}={value}" for key, value in row.names.items() if key.startswith("defense.")]
-            found.append(_comparison(row, row.names["defense"], ", ".join(extra), row.figures, known))
-    return found + [mean for figure in known if figure.attack == "mean" and (mean := _mean(rows, figure))]
+            found.append(_comparison(row, row.names["defense"], settings, row.figures, known))
+    over_attacks = (figure for figure in known if figure.attack == "mean")
+    return found + [mean for figure in over_attacks for mean in _means(rows, figure, are_several)]
+
+
+def _telling(row: Row, are_several: bool) -> list[str]:
+    """`key=value` of each setting that tells a row from its like, the network where there are several."""
+    bases = {"dataset", *(() if are_several else ("model",)), INFECT.group, "rate", PURIFY.group}
+    return [f"{key}={value}" for key, value in row.names.items() if key not in bases and value != DASH]
 
 
 def beside(rows: Sequence[Row], asked: Asked | None = None) -> dict[tuple[int, str], Comparison]:
@@ -271,7 +281,7 @@ def beside(rows: Sequence[Row], asked: Asked | None = None) -> dict[tuple[int, s
             fit = [figure for figure in own if figure.defense == defense and _is_of(figure, where)]
             fit += known.get((*where, defense), [])
             fit = [figure for figure in fit if _names_ours(figure, row, model)]
-            if once and not fit and (close := _find(others, row.names, defense, "")):
+            if once and not fit and (close := _find(others, row.names, defense, ())):
                 fit = [close]
             if once and fit:
                 published = max(fit, key=lambda figure: bool(figure.setting))
@@ -396,29 +406,36 @@ def as_grid(found: Sequence[Comparison]) -> Grid:
     return Grid("published beside ours", tuple(columns), first - 1, [[Item(text) for text in line] for line in cells])
 
 
-def departures(configs: Iterable[dict[str, Any]], experiment: str) -> list[str]:
-    """Settings of runs that are not the experiment's own, each with the defenses it concerns where it is one of theirs:
-    `train.epochs 20, not 100`, `defense.lr 0.1, not 0.01 (ft, fst)`."""
-    pinned: dict[tuple[str, str], dict[str, Any]] = {}
+def departures(configs: Iterable[dict[str, Any]], experiment: str, folders: Sequence[str] = ()) -> list[str]:
+    """Settings of runs that are not the experiment's own on their data set, each with the defenses it concerns where it is one of
+    theirs: `train.epochs 20, not 100`, `defense.lr 0.1, not 0.01 (ft, fst)`.
+
+    folders  of the user's own yaml files"""
+    pinned: dict[tuple[str, ...], dict[str, Any]] = {}
     differ: dict[str, list[str]] = {}
-    swept = swept_keys(experiment)
+    swept = swept_keys(experiment, folders)
+
+    def composed(*settings: str) -> dict[str, Any]:
+        if settings not in pinned:
+            pinned[settings] = compose([f"experiment={experiment}", *settings], folders)
+        return pinned[settings]
+
+    own, there = composed()["dataset"]["name"], catalog.names("dataset", folders)
     for config in configs:
-        names = config["attack"]["name"], config["defense"]["name"]
-        if names not in pinned:
-            pinned[names] = compose([f"experiment={experiment}", f"attack={names[0]}", f"defense={names[1]}"])
-        for setting in differing(config, pinned[names], swept):
-            differ.setdefault(setting, []).append(names[1] if setting.startswith("defense") else "")
+        on, attack, defense = (config[group]["name"] for group in ("dataset", INFECT.group, PURIFY.group))
+        place = on if on in there else own
+        said = [] if on == place == own else [f"dataset {on}, not {own}"]
+        theirs = composed(f"dataset={place}", f"attack={attack}", f"defense={defense}")
+        for setting in dict.fromkeys([*said, *differing(config, theirs, swept)]):
+            differ.setdefault(setting, []).append(defense if setting.startswith("defense") else "")
     return [
         f"{setting} ({', '.join(dict.fromkeys(where))})" if any(where) else setting for setting, where in differ.items()
     ]
 
 
-def swept_keys(experiment: str) -> list[str]:
+def swept_keys(experiment: str, folders: Sequence[str] = ()) -> list[str]:
     """The dotted settings that an experiment varies itself."""
-    from omegaconf import OmegaConf
-
-    content = OmegaConf.load(conf_dir() / "experiment" / f"{experiment}.yaml")
-    return ["attack.poison_rate", *(str(key) for key in content.hydra.sweeper.params)]
+    return ["attack.poison_rate", *catalog.describe("experiment", experiment, folders).sweeps]
 
 
 def otherwise(
@@ -426,19 +443,19 @@ def otherwise(
 ) -> list[str]:
     """What we did otherwise than each experiment whose figures stand beside ours; the whole of it for those that are asked for
     though settings differ."""
-    configs: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    configs: dict[str, dict[tuple[str, ...], list[dict[str, Any]]]] = {}
     for (place, _), item in found.items():
         if item.published and item.published.experiment:
             names = rows[place].names
             pairs = configs.setdefault(item.published.experiment, {})
-            pairs.setdefault((names["attack"], names["defense"]), rows[place].config)
+            pairs.setdefault((names["dataset"], names["attack"], names["defense"]), []).append(rows[place].config)
     said, left = [], MOST_COMPOSED
     for experiment, pairs in configs.items():
         looked_at = list(pairs.values())[: None if asked and experiment in asked.nearest else left]
         left = max(0, left - len(looked_at))
         if looked_at:
             part = f", of {len(looked_at)} pairs of {len(pairs)}" if len(pairs) > len(looked_at) else ""
-            other = "; ".join(departures(looked_at, experiment)) or "none"
+            other = "; ".join(departures((config for each in looked_at for config in each), experiment)) or "none"
             said.append(f"settings other than experiment {experiment}'s{part}: {other}")
     return said
 
@@ -503,14 +520,21 @@ def _rows(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def _comparison(row: Row, defense: str, setting: str, ours: dict[str, Cell], known: Sequence[Figure]) -> Comparison:
+def _comparison(
+    row: Row, defense: str, settings: Sequence[str], ours: dict[str, Cell], known: Sequence[Figure]
+) -> Comparison:
     names = row.names
-    label = f"{defense} ({setting})" if setting else defense
-    published = _find(known, names, defense, setting)
+    published = _find(known, names, defense, settings)
+    label = _labelled(defense, settings)
     return Comparison(names["dataset"], names["attack"], names["rate"], label, row.n, ours, published, row.marks)
 
 
-def _find(known: Sequence[Figure], names: dict[str, str], defense: str, setting: str) -> Figure | None:
+def _labelled(defense: str, settings: Sequence[str]) -> str:
+    """`trap_and_replace (defense.trap=False)`."""
+    return f"{defense} ({', '.join(settings)})" if settings else defense
+
+
+def _find(known: Sequence[Figure], names: dict[str, str], defense: str, settings: Sequence[str]) -> Figure | None:
     """The figure for a cell: data set, rate and setting as far as the source names them. The network may be another. Where the
     source has several, as BackdoorBench does, it is then the experiment's own; what differs is said below a comparison."""
     pairs = [
@@ -519,7 +543,7 @@ def _find(known: Sequence[Figure], names: dict[str, str], defense: str, setting:
         if (figure.attack, figure.defense) == (names["attack"], defense)
         and figure.dataset in ("", names["dataset"])
         and figure.rate in ("", names["rate"])
-        and figure.setting in ("", setting)
+        and figure.setting in ("", *settings)
     ]
     exact = [figure for figure in pairs if figure.model == names["model"]]
     if exact or len({figure.model for figure in pairs}) == 1:
@@ -533,16 +557,23 @@ def _own_network(experiment: str) -> str:
     return dict(choices(text)).get("model", "")
 
 
-def _mean(rows: Sequence[Row], figure: Figure) -> Comparison | None:
-    """The mean over the attacks that were run, beside one over the paper's own."""
-    members = [row for row in rows if row.names["defense"] == figure.defense and row.names["dataset"] == figure.dataset]
-    if not members:
-        return None
+def _means(rows: Sequence[Row], figure: Figure, are_several: bool) -> list[Comparison]:
+    """The mean over the attacks that were run, beside one over the paper's own; one for each of the settings of the rest."""
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.names["defense"] == figure.defense and row.names["dataset"] == figure.dataset:
+            settings = (each for each in _telling(row, are_several) if not each.startswith(f"{INFECT.group}."))
+            alike.setdefault(tuple(settings), []).append(row)
+    return [_mean(members, figure, settings) for settings, members in alike.items()]
+
+
+def _mean(members: Sequence[Row], figure: Figure, settings: Sequence[str]) -> Comparison:
     ours = {name: Cell(_averaged(row.figures[name].mean for row in members)) for name in FIGURES}
     marks = tuple(sorted({mark for row in members for mark in row.marks}))
     attacks = f"mean of {', '.join(dict.fromkeys(row.names['attack'] for row in members))}"
     rates = ", ".join(dict.fromkeys(row.names["rate"] for row in members))
-    return Comparison(figure.dataset, attacks, rates, figure.defense, len(members), ours, figure, marks)
+    defense = _labelled(figure.defense, settings)
+    return Comparison(figure.dataset, attacks, rates, defense, len(members), ours, figure, marks)
 
 
 def _averaged(values: Iterable[float | None]) -> tuple[float, ...]:

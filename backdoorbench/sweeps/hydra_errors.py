@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backdoorbench.config import catalog, plugins
-from backdoorbench.config.compose import Plain, compose, searched, unresolved
+from backdoorbench.config.compose import Plain, as_read, compose, option_name, searched, unresolved
 from backdoorbench.config.groups import NAMES, RENAMED, SETTING_NAMES
 from backdoorbench.errors import BdxError, ConfigError, did_you_mean, first_line, join_words, shown
 
@@ -167,11 +167,26 @@ def _unknown_setting(met: Met) -> Exception | None:
             f"{where} is {source} as a whole, so '{key}' cannot be set in it alone. Set {source}.{key}, which it follows, or "
             f"give {where} whole, as '{where}={{{key}: …, …}}'; bdx --cfg job prints what it holds."
         )
+    if (sweep := _swept_by_experiment(str(cause.full_key), met)) is not None:
+        return ConfigError(
+            f"{sweep}, and an option of {where} in this sweep has no setting '{key}'; it knows {join_words(sorted(known))}. "
+            f"Leave out what lacks it, or run that alone, once: hydra.mode=RUN instead of -m."
+        )
     inside = f"; it knows {join_words(sorted(known))}" if known else ""
     inside = inside if where else "; bdx --cfg job prints the whole configuration"
     return ConfigError(
         f"{where or 'the configuration'} has no setting '{key}'.{did_you_mean(key, known)} Correct the name{inside}."
     )
+
+
+def _swept_by_experiment(setting: str, met: Met) -> str | None:
+    """`experiment=tnr sweeps over defense.trap=true,false`, where no word sets it; None where the experiment does not."""
+    said = {override.key_or_group: override.value() for word in met.words if (override := as_read(word)) is not None}
+    name = option_name(str(said.get("experiment", "none")))
+    if setting in said or name not in catalog.names("experiment", met.folders):
+        return None
+    values = catalog.describe("experiment", name, met.folders).sweeps.get(setting)
+    return None if values is None else f"experiment={name} sweeps over {setting}={values}"
 
 
 def _interval(met: Met) -> Exception | None:
