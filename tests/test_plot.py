@@ -13,6 +13,7 @@ from conftest import QUICK
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from records import made_run
 
 from backdoorbench.cli import main as cli
@@ -268,6 +269,28 @@ def test_a_scatter_goes_from_infected_to_purified() -> None:
     ]
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xlim()) == ("CA, %", "ASR, %", (90, 100))
     assert legend(figure) == ["infected", "fst", "ft"] and said(figure) == "Means over seeds, n = 1 to 2."
+
+
+def test_no_accuracy_is_above_all() -> None:
+    """Of a network that calls every test image right, before and after, too; and matplotlib has nothing to complain of."""
+    perfect = run()
+    for finding in (perfect.infection, perfect.purification):
+        finding.scores = Scores(1.0, 0.5, 0.5, 360, 324)
+    (axes,) = scatter([perfect]).axes
+    assert axes.get_xlim() == (90, 100)
+
+
+@pytest.mark.parametrize("draw", [curves, lambda runs: heatmap(aggregate(runs))], ids=["curves", "heat map"])
+def test_long_titles_stay_on_their_figure_and_off_the_legend(draw: Callable[..., Figure]) -> None:
+    long = run(defense="trap_and_replace", attack="input_aware")
+    named = {"dataset": "tiny_imagenet", "model": "preact_resnet18_of_double_width", "train": "backdoorbench"}
+    long.config.update({group: {"name": name} for group, name in named.items()})
+    figure = draw([long])
+    figure.draw_without_rendering()  # type: ignore[no-untyped-call]
+    titles = [figure._suptitle] if figure.legends else [figure.axes[0]._left_title]  # type: ignore[attr-defined]
+    (box,) = [title.get_window_extent() for title in figure.findobj(Text) if title in titles]
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    assert not any(legend.get_window_extent().overlaps(box) for legend in figure.legends)
 
 
 def test_a_heat_map_holds_the_figures() -> None:

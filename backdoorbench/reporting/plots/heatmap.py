@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CELL_WIDTH, CELL_HEIGHT = 0.62, 0.24  # inches of a cell
 TITLE_LINE = 0.14  # inches of a further line of a title
+LEAST_TITLE = 12  # letters of its line, at least
 
 
 @style.context(ink.STYLE)
@@ -41,7 +42,8 @@ def heatmap(rows: Sequence[Row], metric: str = "asr", most: int | None = None) -
     widest = max(len(grid.columns) - grid.names for grid in kept)
     heights = [len(grid.lines) * CELL_HEIGHT for grid in kept]
     width = widest * CELL_WIDTH + 2
-    titles = [textwrap.fill(grid.title.rpartition(" · ")[0], round(width * ink.LETTERS)) for grid in kept]
+    room = max(round(width * ink.LETTERS) - max(len(name) for grid in kept for name in _names(grid)), LEAST_TITLE)
+    titles = [textwrap.fill(grid.title.rpartition(" · ")[0], room) for grid in kept]
     more = TITLE_LINE * sum(title.count("\n") for title in titles)
     figure = Figure(figsize=(width, sum(heights) + 1.1 * len(kept) + 0.3 + more), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12)  # type: ignore[union-attr, call-arg]
@@ -57,6 +59,11 @@ def heatmap(rows: Sequence[Row], metric: str = "asr", most: int | None = None) -
     said += [f"{WEAK} weak or broken infection."] * (WEAK in marks)
     ink.say(figure, said)
     return figure
+
+
+def _names(grid: Grid) -> list[str]:
+    """What its lines are called, at their left."""
+    return [" · ".join(item.text for item in line[: grid.names] if item.text != DASH) for line in grid.lines]
 
 
 def _draw_map(axes: Axes, grid: Grid) -> None:
@@ -77,8 +84,7 @@ def _draw_map(axes: Axes, grid: Grid) -> None:
             axes.text(x, y, text, ha="center", va="center", fontsize=7, color=colour, in_layout=False)
     heads = [textwrap.fill(column.flat, 18, break_long_words=False) for column in grid.columns[grid.names :]]
     axes.set_xticks(range(len(heads)), heads, rotation=35, ha="left", rotation_mode="anchor")
-    names = [" · ".join(item.text for item in line[: grid.names] if item.text != DASH) for line in grid.lines]
-    axes.set_yticks(range(len(grid.lines)), names)
+    axes.set_yticks(range(len(grid.lines)), _names(grid))
     axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     axes.spines[:].set_visible(False)
     axes.grid(False)

@@ -29,18 +29,19 @@ from backdoorbench.storage.store import storage_errors
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's, no yellow
 MARKERS = "osD^vPX*"  # 7 colours and 8 markers: 56 pairs before one comes again
 DASHED: dict[str, Any] = {"color": "#666666", "marker": "p", "linestyle": "--"}  # the infected model
+SIZE, TITLE_SIZE = 8, 9  # points of text, and of a figure's title
 STYLE: list[Any] = [
     "default",
     {
         "svg.hashsalt": "bdx", "pdf.fonttype": 42, "ps.fonttype": 42, "text.parse_math": False,
-        "savefig.dpi": 200, "font.size": 8, "axes.titlesize": 8, "figure.titlesize": 9,
+        "savefig.dpi": 200, "font.size": SIZE, "axes.titlesize": SIZE, "figure.titlesize": TITLE_SIZE,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e5e5e5",
         "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.3, "lines.markersize": 4,
     },
 ]  # fmt: skip
 UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}
 WIDTH, HEIGHT, LEGEND = 2.6, 2.0, 1.8  # inches of a panel, and of the legend beside them
-LETTERS = 15  # an inch holds
+LETTERS = 15  # of text an inch holds
 MARKED = 8  # points of a line, at most
 ABREAST = 4  # panels side by side; more go below
 
@@ -59,12 +60,18 @@ def panels(title: str, titles: Sequence[str], rows: int) -> tuple[Figure, Any]:
     for column in grid.T:
         for axes in column[1:]:
             axes.sharex(column[0])
-    figure.suptitle(title, x=0.01, ha="left")
+    head(figure, title, columns)
     for axes, said in zip(grid[0], titles, strict=True):
         axes.set_title(textwrap.fill(said, round(WIDTH * LETTERS)), loc="left")
     grid[0, 0].set_ylim(0, 100)
     grid[0, 0].set_yticks(range(0, 101, 25))
     return figure, grid
+
+
+def head(figure: Figure, title: str, columns: int) -> None:
+    """The title of a figure above so many panels side by side, in as many lines as it needs not to reach the legend."""
+    letters = round(WIDTH * columns * LETTERS * SIZE / TITLE_SIZE)
+    figure.suptitle(textwrap.fill(title, letters), x=0.01, ha="left")
 
 
 def zoom(grid: Any) -> None:

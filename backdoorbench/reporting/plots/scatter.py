@@ -45,7 +45,7 @@ def scatter(runs: Iterable[Run], most: int | None = None) -> Figure:
             axes.plot(*end, **look | {"linestyle": "none", "markersize": 6} | hollow, clip_on=False, zorder=4)
         axes.set_xlabel("CA, %")
     for axes in grid[0]:
-        axes.set_xlim(10 * (lowest // 10), 100)
+        axes.set_xlim(min(90.0, 10 * (lowest // 10)), 100)
     ink.name_rows(grid, ("asr",))
     counts = {len(members) for panel in shown for members in panel.lines.values()}
     said = [("Means over seeds, " if max(counts) > 1 else "") + f"n = {ink.span(counts)}.", *missing, *left_out]

@@ -21,7 +21,7 @@ def tsne(run: Run, embedding: Embedding) -> Figure:
     """What the classifier reads, in two dimensions, before and after the defense: clean images, those of the target's class
     apart, and triggered ones. Distances between groups mean nothing; whether triggered images lie among the target's does."""
     figure = Figure(figsize=(ink.WIDTH * 2 + ink.LEGEND, ink.WIDTH + 0.7), layout="constrained")
-    figure.suptitle(heading(run), x=0.01, ha="left")
+    ink.head(figure, heading(run), 2)
     looks: dict[str, dict[str, Any]] = {
         "clean, other classes": {"color": "#999999", "marker": ".", "markersize": 4},
         "clean, target class": {"color": ink.COLOURS[0], "marker": "s", "markersize": 3.5},
