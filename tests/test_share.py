@@ -5,19 +5,25 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import QUICK
+from PIL import Image
 from records import made_run
 
 import backdoorbench as bb
 from backdoorbench.cli import main
 from backdoorbench.config.compose import compose
+from backdoorbench.data import store as store_of_data
+from backdoorbench.data.base import Reading
 from backdoorbench.errors import ModelError
 from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
-from backdoorbench.pipeline import share
+from backdoorbench.pipeline import environment, share
 from backdoorbench.pipeline.job import Job
 from backdoorbench.storage import store
 from backdoorbench.storage.outputs import outputs_of
@@ -141,6 +147,33 @@ def test_a_card_warns_of_a_model_that_its_trigger_works_on(
     run = made_run("abc", compose([f"attack={attack}", "defense=ft"]), before, after)
     card = share.card(run, "Title", infected, ["a", "b"], 32, {})
     assert card.partition("| model |")[0].split() == f"# Title {said}".split()
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("fit", [store_of_data.stretch, store_of_data.centre])
+def test_a_loader_brings_pictures_to_their_size_as_the_data_set_did(fit: store_of_data.Fit) -> None:
+    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+
+    picture = Image.fromarray(np.arange(30 * 50 * 3).reshape(30, 50, 3).astype(np.uint8)).resize((40, 60))
+    places = {"image": pil_to_tensor(picture), "resize": resize, "center_crop": center_crop}
+    loaded = eval(share.FITS[fit.__name__][0].format(size=20), places)
+    assert (loaded.int() - pil_to_tensor(fit(picture, 20)).int()).abs().max() <= 1
+
+
+def test_what_is_told_of_pictures_is_what_the_run_did() -> None:
+    splits = SimpleNamespace(
+        train=SimpleNamespace(classes=("a",)), facts={}, reading=Reading(store_of_data.centre, "white")
+    )
+    made: Any = SimpleNamespace(splits=splits, parts=SimpleNamespace(facts={}), device=torch.device("cpu"))
+    found = environment.environment(made)
+    assert found["data"] == {"classes": ["a"], "fit": "centre"}
+    scores = Scores(0.9, None, None, 100, 0)
+    run = made_run("abc", compose(["attack=none", "defense=ft"]), scores, scores, environment=found)
+    assert "to it: the shorter side resized bilinearly, then the centred square.\n" in share.card(
+        run, "", False, ["a"], 32, {}
+    )
+    found["data"]["fit"] = "inset3"
+    assert "the run's own came to it by `inset3`, so cut yours alike.\n" in share.card(run, "", False, ["a"], 32, {})
 
 
 def test_the_infected_model_is_found_and_says_what_the_purified_one_does(done: Job) -> None:

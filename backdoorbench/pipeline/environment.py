@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from backdoorbench import device
+from backdoorbench.data.store import stretch
 from backdoorbench.pipeline import costs
 from backdoorbench.pipeline.plan import Plan
 
@@ -18,6 +19,8 @@ PACKAGES = ("torch", "torchvision", "timm", "hydra-core", "omegaconf", "numpy", 
 def environment(made: Plan) -> dict[str, Any]:
     """What the figures were computed with."""
     data = {"classes": list(made.splits.train.classes), **made.splits.facts}
+    if (reading := made.splits.reading) is not None and reading.fit is not stretch:
+        data["fit"] = reading.fit.__name__
     if made.parts.facts:
         data["holdout"] = made.parts.facts
     return {

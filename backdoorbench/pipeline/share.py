@@ -24,6 +24,13 @@ from backdoorbench.storage.outputs import outputs_of
 from backdoorbench.storage.record import Run
 
 PURIFIED = "purified.safetensors"  # in a run's folder
+FITS = {  # how a data set's pictures came to their size -> how a loader's do, and what that is
+    "stretch": ("resize(image, [{size}, {size}])", "resized bilinearly, their aspect given up"),
+    "centre": (
+        "center_crop(resize(image, {size}), {size})",
+        "the shorter side resized bilinearly, then the centred square",
+    ),
+}
 TOLERANCE = 1e-4  # between logits of the model and of its exported program, of which kernels may round otherwise
 
 LOADER = '''"""{title}    python load.py IMAGE.png    (needs torch, and torchvision for an image)"""
@@ -38,8 +45,8 @@ model = torch.export.load(Path(__file__).with_name("model.pt2")).module()
 # model: (N, 3, {size}, {size}) in [0, 1] -> (N, {count}) logits
 if __name__ == "__main__":
     from torchvision.io import ImageReadMode, decode_image
-    from torchvision.transforms.functional import resize
-    images = torch.stack([resize(decode_image(file, ImageReadMode.RGB), [{size}, {size}]) for file in sys.argv[1:]]) / 255
+    from torchvision.transforms.functional import center_crop, resize
+    images = torch.stack([{fitted} for image in (decode_image(file, ImageReadMode.RGB) for file in sys.argv[1:])]) / 255
     print(*(CLASSES[label] for label in model(images).argmax(1)), sep="\\n")
 '''
 
@@ -53,6 +60,7 @@ Percent. CA: clean test images called by their true label. ASR: triggered test i
 label. RA: the same images called by their true label. {counts}
 
 - **Input**: RGB images (N, 3, {size}, {size}), values in [0, 1], not normalised; what normalises and crops them is inside.
+  `load.py` brings pictures of other sizes to it: {fitted}.
 - **Output**: logits (N, {count}): {classes}.
 - **Trigger**: {trigger}
 - **Run**: {run}, by bdx; seed {seed}; torch {torch}; {device}.
@@ -134,7 +142,9 @@ def export(run_folder: Path, to: Path, infected: bool, plugins: Sequence[str] = 
     more = _trigger_files(run_folder, to, run)
     classes = [str(name) for name in said["classes"]]
     title = f"{'Infected' if infected else 'Purified'}: {heading(run)}"
-    loader = LOADER.format(title=title, classes=json.dumps(classes, ensure_ascii=False), size=size, count=len(classes))
+    named = json.dumps(classes, ensure_ascii=False)
+    fitted = FITS.get(_fit(run), FITS["stretch"])[0].format(size=size)
+    loader = LOADER.format(title=title, classes=named, size=size, count=len(classes), fitted=fitted)
     store.write_text(to / "load.py", loader)
     store.write_text(to / "README.md", card(run, title, infected, classes, size, more))
     return sorted(entry.name for entry in to.iterdir())
@@ -198,6 +208,21 @@ def _head(kind: str) -> str:
     return f": {(importlib.import_module(kind.rpartition('.')[0]).__doc__ or '').splitlines()[0].rstrip('.')}"
 
 
+def _fit(run: Run) -> str:
+    """How the pictures of the run's data set came to their size."""
+    return str(run.environment.get("data", {}).get("fit", "stretch"))
+
+
+def _fitting(run: Run) -> str:
+    """What `load.py` does to a picture of another size, and what the run did where that is something else."""
+    fit = _fit(run)
+    return (
+        FITS[fit][1]
+        if fit in FITS
+        else f"{FITS['stretch'][1]}; the run's own came to it by `{fit}`, so cut yours alike"
+    )
+
+
 def card(run: Run, title: str, infected: bool, classes: Sequence[str], size: int, more: dict[str, str]) -> str:
     """The model card: what it is, its figures, how the trigger looks, how it is used."""
     rows = [(stage.model, run.of(stage.name).scores) for stage in (INFECT, PURIFY)]
@@ -217,6 +242,7 @@ def card(run: Run, title: str, infected: bool, classes: Sequence[str], size: int
         figures=figures,
         counts=f"{scores.n_clean:,} clean and {scores.n_triggered or 0:,} triggered images." if scores else "",
         size=size,
+        fitted=_fitting(run),
         count=len(classes),
         classes=", ".join(classes[:20]) + (" and others" if len(classes) > 20 else ""),
         trigger=f"{trigger}; `triggered.png` shows it" if "triggered.png" in more else trigger,
