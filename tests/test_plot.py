@@ -163,6 +163,16 @@ def test_settings_tell_lines_apart() -> None:
     assert legend(older) == ["fst, alpha 0.1", "fst, alpha –"] and len(older.axes[1].lines) == 2
 
 
+def test_a_name_that_stands_for_other_settings_in_another_panel_is_told() -> None:
+    """Each panel has one fst, which needs no more to be told from its like there."""
+    pair = [run(attack="badnets", epochs=1), run(attack="blended", epochs=2)]
+    assert legend(curves(pair)) == ["fst"]
+    assert " Not the same in all panels: fst (epochs 1, 2)." in said(curves(pair))
+    assert "Not the same" not in said(curves([pair[0], run(attack="blended", epochs=1)]))
+    together = curves([*pair, run(attack="blended", epochs=1)])
+    assert legend(together) == ["fst", "fst, epochs 1", "fst, epochs 2"] and "Not the same" not in said(together)
+
+
 def test_looks_do_not_repeat() -> None:
     names = [f"d{index:02}" for index in range(56)]
     looks = panels.looks([panels.Panel("", {name: [] for name in names})])

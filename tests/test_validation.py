@@ -115,6 +115,22 @@ def test_a_setting_that_is_none_and_one_that_was_not_swept() -> None:
         against_setting([], "defense.alpha")
 
 
+def test_a_setting_that_no_two_runs_differ_in_alone() -> None:
+    """attack.target follows dataset.target: a panel each, of one point, was no sweep."""
+    pair = [swept(0.1), swept(0.1)]
+    for target, made in enumerate(pair):
+        made.id = str(target)
+        made.config = made.config | {
+            "dataset": made.config["dataset"] | {"target": target}, "attack": made.config["attack"] | {"target": target},
+        }  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"of 2 runs no two differ in dataset.target alone: attack.target is another, too;"
+    ):
+        against_setting(pair, "dataset.target")
+    (axes,) = against_setting(pair, "attack.target", ("ca",)).axes
+    assert [float(x) for x in axes.lines[1].get_xdata()] == [0, 1]
+
+
 def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     for made in (swept(0.1), swept(20.0)):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backdoorbench.config.groups import INFECT, PURIFY, Stage
-from backdoorbench.errors import quantity
+from backdoorbench.config.implied import beyond
+from backdoorbench.errors import join_words, quantity
 from backdoorbench.reporting.plots import ink
 from backdoorbench.reporting.rows import (
     DASH,
@@ -22,6 +23,7 @@ from backdoorbench.reporting.rows import (
     identifier,
     label,
     latest,
+    look_up,
     rate_of,
     tell_apart,
 )
@@ -105,8 +107,8 @@ def arrange(
     most: int | None = None,
     each: Callable[[Iterable[Run]], list[Run]] = once,
 ) -> tuple[str, list[Panel], list[str]]:
-    """What all panels share, as the figure's title; the panels, in an order that does not depend on when runs were done; and a
-    sentence on those beyond `most`.
+    """What all panels share, as the figure's title; the panels, in an order that does not depend on when runs were done; and
+    sentences on those beyond `most`, and on lines that are called alike in several panels and are of other settings.
 
     columns  the base names that tell panels apart; without `rate`, runs at all poison rates share a line
     each     which runs of a line are drawn"""
@@ -126,7 +128,31 @@ def arrange(
         said = title({column: value for column, value in name.items() if column not in shared}, columns)
         panels.append(Panel(said, dict(zip(called, map(each, lines), strict=True))))
     heading = title({column: names[0][column] for column in columns if column in shared}, columns)
-    return heading, panels, ink.missing(total - len(panels), "setting")
+    said = ink.missing(total - len(panels), "setting")
+    return heading, panels, [*said, *_unlike(zip(panels, firsts, strict=True))]
+
+
+def _unlike(panels: Iterable[tuple[Panel, Sequence[dict[str, Any]]]]) -> list[str]:
+    """`Not the same in all panels: fst (epochs 1, 2).`: the legend has one name for both.
+
+    panels  each with a configuration of each of its lines; what a method's name implies on its data set is not told"""
+    called: dict[str, list[dict[str, Any]]] = {}
+    for panel, configs in panels:
+        for name, config in zip(panel.lines, configs, strict=True):
+            called.setdefault(name, []).append(config)
+    found = []
+    for name, configs in called.items():
+        own = [{key: value for key, value in beyond(each).items() if _is_of_defense(key)} for each in configs]
+        keys = dict.fromkeys(key for each in own for key in each if any(each[key] != other.get(key) for other in own))
+        values = (
+            f"{key.partition('.')[2]} {', '.join(dict.fromkeys(look_up(c, key) for c in configs))}" for key in keys
+        )
+        found += [f"{name} ({'; '.join(values)})"] if keys else []
+    return [f"Not the same in all panels: {join_words(found)}."] if found else []
+
+
+def _is_of_defense(key: str) -> bool:
+    return key.startswith(f"{PURIFY.group}.")
 
 
 def _grouped(runs: Iterable[Run], columns: Sequence[str]) -> list[list[list[Run]]]:

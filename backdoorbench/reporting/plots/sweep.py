@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from backdoorbench.config.compose import flat
 from backdoorbench.config.groups import INFECT, PURIFY
-from backdoorbench.errors import ConfigError, DataError, did_you_mean
+from backdoorbench.errors import ConfigError, DataError, did_you_mean, few
 from backdoorbench.reporting.plots import ink, panels
 from backdoorbench.reporting.plots.panels import figure_of, is_doubtful
-from backdoorbench.reporting.rows import TITLES, latest
+from backdoorbench.reporting.rows import TITLES, compared, differing, latest
 
 if TYPE_CHECKING:
     from backdoorbench.storage.record import Run
@@ -46,6 +46,9 @@ def against_setting(runs: Iterable[Run], key: str, figures: Sequence[str] = ("ca
         return list(latest(members, lambda run: (at[run.id], run.config["seed"])).values())
 
     title, shown, missing = panels.arrange(stripped, ("dataset", "model", "attack", "rate"), each=once)
+    lines = [members for panel in shown for members in panel.lines.values()]
+    if all(len({at[run.id] for run in members}) < 2 for members in lines):
+        _refuse_points(key, stripped)
     looks = panels.looks(shown)
     figure, grid = ink.panels(title, [panel.title for panel in shown], len(figures))
     for column, panel in enumerate(shown):
@@ -61,7 +64,6 @@ def against_setting(runs: Iterable[Run], key: str, figures: Sequence[str] = ("ca
     ink.name_rows(grid, figures)
     if set(figures) == {"holdout_ca"}:
         ink.zoom(grid)
-    lines = [members for panel in shown for members in panel.lines.values()]
     counts = {count for members in lines for count in Counter(at[run.id] for run in members).values()}
     said = (
         [f"Means over seeds, bars of one sample standard deviation, n = {ink.span(counts)}."]
@@ -96,6 +98,16 @@ def _refuse(key: str, runs: Sequence[Run]) -> None:
     raise ConfigError(
         f"--x is '{key}', of which no run has a number.{did_you_mean(key, known)} Name a setting as it is typed, such as "
         f"defense.alpha."
+    )
+
+
+def _refuse_points(key: str, runs: Sequence[Run]) -> None:
+    """runs  without the setting"""
+    others = differing([compared(run.config) for run in runs])
+    also = few(others, 5) or "data set, network, attack, rate or defense"
+    raise DataError(
+        f"of {len(runs)} runs no two differ in {key} alone: {also} is another, too; expected two at least that share the "
+        f"rest. Give --x what follows {key}, as attack.target follows dataset.target, or choose runs by --where."
     )
 
 
