@@ -2,7 +2,9 @@
 
 import copy
 import os
+import pickle
 import socket
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,6 +206,17 @@ def test_our_launchers_and_sweepers_may_be_named_as_those_that_plugins_of_hydra_
     assert main(["--cfg", "hydra", f"hydra/{group}={name}"]) == 0
     said = capsys.readouterr()
     assert "_target_" in said.out and "Warning" not in said.err
+
+
+def test_a_launchers_worker_does_not_warn_of_it_either() -> None:
+    """Hydra composes a job there after the function was unpickled, and before it is called."""
+    said = "\n'hydra/launcher/joblib' is validated against ConfigStore schema with the same name.\nThis behavior is deprecated"
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        assert not pickle.loads(pickle.dumps(hydra_run.Task())).started
+        warnings.warn(said, UserWarning, stacklevel=1)
+        warnings.warn("of something else", UserWarning, stacklevel=1)
+    assert [str(each.message) for each in heard] == ["of something else"]
 
 
 def test_a_folder_of_yaml_files_that_is_not_there_is_a_mistake_although_hydra_merely_warns_of_it(

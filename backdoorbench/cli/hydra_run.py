@@ -193,6 +193,11 @@ class Task:
         self.started = False
         self.error: BaseException | None = None
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a launcher's worker, which composes its job before it calls this."""
+        self.__dict__.update(state)
+        ignore_schemas()
+
     def __call__(self, config: Any) -> float | None:
         """One job; the figure that a search over settings goes by. In a sweep, a failure is written down and the others go on."""
         from hydra.core.hydra_config import HydraConfig
@@ -259,13 +264,17 @@ def print_sweep(swept: Sweep, ended: str = "") -> int:
     return USER_MISTAKE if are_mistakes else FAILURE
 
 
+def ignore_schemas() -> None:
+    """Hydra's word against yaml files such as our hydra/launcher/joblib.yaml, which go by the name of what a plugin of Hydra
+    registers and are checked against it, is not heard: the plugin chose the name, and the check is welcome."""
+    warnings.filterwarnings("ignore", r"\s*'hydra/\w+/\w+' is validated against ConfigStore schema", UserWarning)
+
+
 @contextmanager
 def strict_warnings() -> Iterator[None]:
-    """What Hydra merely warns of, and what would make the run another one, is an error. Its word against yaml files such as our
-    hydra/launcher/joblib.yaml, which go by the name of what a plugin of Hydra registers and are checked against it, is not heard:
-    the plugin chose the name, and the check is welcome."""
+    """What Hydra merely warns of, and what would make the run another one, is an error."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*'hydra/\w+/\w+' is validated against ConfigStore schema", UserWarning)
+        ignore_schemas()
         for said in (r"provider=.*, path=.* is not available", r"Callback .* raised ", r"\s*Running Hydra app with "):
             warnings.filterwarnings("error", said, UserWarning, module=r"hydra\.")
         yield
