@@ -315,6 +315,8 @@ def test_what_differs_is_named() -> None:
     assert published.differing(other, pinned, ["attack.poison_rate"]) == [
         "dataset.train_size 100, not all", "holdout.rate 0.05, not 0.02",
     ]  # fmt: skip
+    strong = compose(["experiment=fst", "defense=fst", "defense.strength=0.5", "holdout.per_class=10"])
+    assert published.differing(strong, pinned) == ["holdout.per_class 10, not null", "defense.strength 0.5, not null"]
     short = compose(["experiment=tnr", "defense=trap_and_replace", "defense.stage1.epochs=40"])
     full = compose(["experiment=tnr", "defense=trap_and_replace"])
     assert published.differing(short, full) == ["defense.stage1.epochs 40, not 200"]

@@ -505,13 +505,13 @@ def differing(config: dict[str, Any], pinned: dict[str, Any], swept: Iterable[st
         if ours["name"] != theirs["name"]:
             found.append(f"{group} {ours['name']}, not {theirs['name']}")
             keys = (key for key in own if key.startswith(f"{group}.") and key != f"{group}.name")
-            found += [f"{key} {_said(own[key])}" for key in keys]
+            found += [f"{key} {_said(key, own[key])}" for key in keys]
             continue
         ours, theirs = flat(ours), flat(theirs)
         for key in sorted((ours.keys() | theirs.keys()) - NOT_SETTINGS):
             auto = theirs.get(key) == "auto"  # resolved in a run
             if ours.get(key) != theirs.get(key) and not auto and f"{group}.{key}" not in swept:
-                found.append(f"{group}.{key} {_said(ours.get(key))}, not {_said(theirs.get(key))}")
+                found.append(f"{group}.{key} {_said(key, ours.get(key))}, not {_said(key, theirs.get(key))}")
     return found
 
 
@@ -581,5 +581,8 @@ def _averaged(values: Iterable[float | None]) -> tuple[float, ...]:
     return (statistics.fmean(known),) if known else ()
 
 
-def _said(value: Any) -> str:
-    return "all" if value is None else str(value)
+def _said(key: str, value: Any) -> str:
+    """A setting's value; of how many images to draw, null is all of them."""
+    if value is None:
+        return "all" if key.endswith(("train_size", "test_size")) else "null"
+    return str(value)

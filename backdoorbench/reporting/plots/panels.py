@@ -128,8 +128,8 @@ def arrange(
         said = title({column: value for column, value in name.items() if column not in shared}, columns)
         panels.append(Panel(said, dict(zip(called, map(each, lines), strict=True))))
     heading = title({column: names[0][column] for column in columns if column in shared}, columns)
-    said = ink.missing(total - len(panels), "setting")
-    return heading, panels, [*said, *_unlike(zip(panels, firsts, strict=True))]
+    left_out = ink.missing(total - len(panels), "setting")
+    return heading, panels, [*left_out, *_unlike(zip(panels, firsts, strict=True))]
 
 
 def _unlike(panels: Iterable[tuple[Panel, Sequence[dict[str, Any]]]]) -> list[str]:
