@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import QUICK
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
-from backdoorbench.attacks.base import DataAttack
+from backdoorbench.attacks.base import DataAttack, PoisonedSet
 from backdoorbench.cli.main import main
 from backdoorbench.cli.preview import each_of
 from backdoorbench.config.compose import compose
@@ -182,6 +183,19 @@ def exported(folder: Path) -> tuple[list[dict[str, str]], np.ndarray]:
         with Image.open(folder / row["file"]) as image:
             images.append(np.asarray(image))
     return rows, np.stack(images)
+
+
+def test_torchvision_counts_the_written_folders_as_the_labels_are(tmp_path: Path) -> None:
+    """It sorts them as text, where 10 stands before 2."""
+    labels = torch.arange(12).repeat(2)
+    train = ImageSet(torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8), labels, tuple(map(str, range(12))))
+    none = torch.zeros(24, dtype=torch.bool)
+    export.write_png(PoisonedSet(train, none, none, torch.arange(24), {}), labels, tmp_path)
+    read = ImageFolder(tmp_path / "images")
+    assert read.classes == [f"{label:02}" for label in range(12)]
+    rows, _ = exported(tmp_path)
+    given = {str(tmp_path / row["file"]): int(row["given"]) for row in rows}
+    assert len(given) == 24 and all(given[path] == label for path, label in read.samples)
 
 
 @pytest.mark.wide

@@ -19,8 +19,8 @@ def write(made: Plan, folder: Path, form: str) -> dict[str, int]:
     poisoned or covered (triggered with its label kept), and the row of the clean training set it was made from; the attack's
     counts.
 
-    form  png: images/<given class>/<number>.png and labels.csv; npz: train.npz with images (N, H, W, 3) uint8, given, true,
-          poisoned, covered, source and classes
+    form  png: images/<number of the given class>/<row>.png and labels.csv; npz: train.npz with images (N, H, W, 3) uint8, given,
+          true, poisoned, covered, source and classes
 
     Of an attacker who drives the training himself, with reconstruct=true, the set that a defense would be given. ConfigError for
     an attack that leaves no training set, StorageError for a folder that holds something."""
@@ -49,16 +49,19 @@ def write(made: Plan, folder: Path, form: str) -> dict[str, int]:
 
 
 def write_png(made: PoisonedSet, true: Labels, folder: Path) -> None:
-    """A folder a class, named by its number, and a table."""
+    """A folder a class, named by its number, and a table. Numbers are of one length, since torchvision's ImageFolder counts
+    folders in the order of their names as text, and a class without an image has its folder, too."""
     from PIL import Image
 
     given, buffer = made.train.labels.tolist(), io.StringIO()
+    digits = len(str(len(made.train.classes) - 1))
+    names = [f"{label:0{digits}}" for label in range(len(made.train.classes))]
     table = csv.writer(buffer, lineterminator="\n")
     table.writerow(["file", "given", "true", "poisoned", "covered", "source"])
-    for label in sorted(set(given)):
-        (folder / "images" / str(label)).mkdir(parents=True)
+    for named in names:
+        (folder / "images" / named).mkdir(parents=True)
     for row, image in enumerate(made.train.images.cpu().permute(0, 2, 3, 1).numpy()):
-        name = f"images/{given[row]}/{row:06d}.png"
+        name = f"images/{names[given[row]]}/{row:06d}.png"
         Image.fromarray(np.ascontiguousarray(image)).save(folder / name)
         flags = [int(made.poisoned[row]), int(made.covered[row])]
         table.writerow([name, given[row], int(true[row]), *flags, int(made.source[row])])
