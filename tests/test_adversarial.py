@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from backdoorbench.models.base import evaluating
 from backdoorbench.streams import Stream
-from backdoorbench.training.adversarial import PGD, ascend, fgsm, partly_adversarial
+from backdoorbench.training.adversarial import PGD, ascend, clipped, fgsm, partly_adversarial
 
 LABELS = torch.tensor([0, 1, 2, 3])
 
@@ -111,6 +111,14 @@ def test_one_step_on_a_linear_model_is_known(wave: torch.Tensor) -> None:
     weight = torch.linspace(-1, 1, 3 * 32 * 32)
     moved = ascend(lambda x: (x.flatten(1) * weight).sum(), wave, radius=0.01, step=0.01, steps=1, clamp=False)
     assert torch.allclose(moved, wave + 0.01 * weight.sign().view(3, 32, 32))
+
+
+def test_a_value_at_an_end_of_the_range_is_told_which_way_to_go() -> None:
+    values = torch.tensor([-0.1, 0.0, 0.5, 1.0, 1.1], requires_grad=True)
+    found = clipped(values)
+    found.sum().backward()
+    assert torch.equal(found, values.clamp(0, 1))
+    assert values.grad is not None and values.grad.tolist() == [0, 1, 1, 1, 0]
 
 
 def test_a_random_start_is_drawn_by_name(wave: torch.Tensor) -> None:

@@ -517,6 +517,10 @@ def test_what_a_pattern_is_searched_by(outputs: Path, monkeypatch: pytest.Monkey
     step = penultimate(model, (images + change).clamp(0, 1)) - penultimate(model, images)
     cosine = (step @ way) / step.norm(dim=1) / way.norm()
     torch.testing.assert_close(along(change, images, labels), cosine.mean() + logits[:, 0].mean(), rtol=1e-4, atol=1e-5)
+    none = torch.zeros(1, 3, 32, 32, requires_grad=True)  # where the search begins
+    for objective in objectives:
+        (slope,) = torch.autograd.grad(objective(none, torch.zeros_like(images), labels), none)
+        assert float((slope != 0).float().mean()) > 0.9  # black pixels are moved, too
 
 
 # ---- the line of weights --------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from backdoorbench.pipeline import plan
 from backdoorbench.reporting import rows
 from backdoorbench.shapes import to_float
 from backdoorbench.streams import Stream
+from backdoorbench.training.adversarial import clipped
 from backdoorbench.training.fit import Snapshots
 from backdoorbench.training.sprint import Lookahead
 
@@ -172,6 +173,12 @@ def test_one_step_moves_every_value_by_one_step(made: ImageSet, trained: nn.Modu
     )
 
 
+def test_pixels_that_are_black_in_every_image_are_moved(made: ImageSet, trained: nn.Module) -> None:
+    black = replace(made, images=torch.zeros_like(made.images))
+    one = attack("grond", target=3, poison_rate=0.05, steps=1).trigger(task(black, model=trained), Stream(0)).pattern
+    assert float((one != 0).float().mean()) > 0.9
+
+
 def test_the_pattern_is_that_of_a_plain_loop_over_fresh_batches(made: ImageSet, trained: nn.Module) -> None:
     chosen = attack("grond", target=3, poison_rate=0.05, steps=7, pattern_batch_size=32, epsilon=4)
     found = chosen.trigger(task(made, model=trained), Stream(5)).pattern
@@ -179,7 +186,7 @@ def test_the_pattern_is_that_of_a_plain_loop_over_fresh_batches(made: ImageSet, 
     delta = torch.zeros(1, 3, 32, 32)
     for batch in [*orders[0], *orders[1]][:7]:
         delta.requires_grad_()
-        answers = trained((to_float(made.images[batch]) + delta).clamp(0, 1))
+        answers = trained(clipped(to_float(made.images[batch]) + delta))
         (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(answers, torch.full((len(batch),), 3)), delta)
         delta = (delta.detach() - 1.6 / 255 * gradient.sign()).clamp(-4 / 255, 4 / 255)
     assert len(made) == 100 and ((found - delta[0]).abs() < 1e-6).float().mean() > 0.99  # signs of gradients near 0

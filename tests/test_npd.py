@@ -13,7 +13,7 @@ from backdoorbench.config.compose import compose
 from backdoorbench.defenses import npd
 from backdoorbench.errors import ConfigError, ModelError
 from backdoorbench.models.surgery import insert_before, late_convolution
-from backdoorbench.training.adversarial import within_l2
+from backdoorbench.training.adversarial import clipped, within_l2
 from backdoorbench.training.recipe import Recipe
 
 SMALL: dict[str, Any] = {"epochs": 2, "warmup_epochs": 1, "batch_size": 8}
@@ -198,11 +198,17 @@ def test_the_search_is_a_plain_loop_towards_the_target(gradient: str) -> None:
     deltas = torch.zeros_like(pixels)
     for _ in range(3):
         deltas.requires_grad_()
-        (slope,) = torch.autograd.grad(F.cross_entropy(model((pixels + deltas).clamp(0, 1)), target), deltas)
+        (slope,) = torch.autograd.grad(F.cross_entropy(model(clipped(pixels + deltas)), target), deltas)
         deltas = within_l2(deltas.detach() - step * (slope.sign() if gradient == "sign" else slope), 2.0)
     crafted = chosen.search(model, pixels, target)
     torch.testing.assert_close(crafted, (pixels + deltas).clamp(0, 1), rtol=0, atol=1e-4)
     assert F.cross_entropy(model(crafted), target) < F.cross_entropy(model(pixels), target)
+
+
+def test_black_pixels_become_brighter_where_that_leads_to_the_target() -> None:
+    model, _ = with_layer()
+    crafted = defense("npd", steps=1).search(model, torch.zeros(4, 3, 32, 32), torch.arange(4))
+    assert 0.2 < float((crafted > 0).float().mean()) < 0.8
 
 
 def test_changes_are_shortened_never_turned() -> None:

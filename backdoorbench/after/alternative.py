@@ -28,7 +28,7 @@ from backdoorbench.errors import check_range
 from backdoorbench.models.base import frozen
 from backdoorbench.models.surgery import activations, classifier_name
 from backdoorbench.shapes import Images, Labels
-from backdoorbench.training.adversarial import UniversalSearch
+from backdoorbench.training.adversarial import UniversalSearch, clipped
 from backdoorbench.training.forward import penultimate_features
 
 
@@ -60,7 +60,7 @@ class Alternative(AfterAttack):
                 with torch.no_grad():
                     model(images)
                 before = seen[head].float()
-                logits = model((images + change).clamp(0, 1)).float()
+                logits = model(clipped(images + change)).float()
                 aligned = F.cosine_similarity(seen[head].float() - before, way[None]).mean()
             return self.weight * aligned - F.cross_entropy(logits, target.label(labels))
 

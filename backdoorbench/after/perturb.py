@@ -28,7 +28,7 @@ from backdoorbench.config.build import BESIDE, Folder
 from backdoorbench.errors import check_range
 from backdoorbench.models.base import frozen
 from backdoorbench.shapes import Images, Labels
-from backdoorbench.training.adversarial import Norm, UniversalSearch
+from backdoorbench.training.adversarial import Norm, UniversalSearch, clipped
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Perturb(AfterAttack):
 
         def towards_target(change: Images, images: Images, labels: Labels) -> Tensor:
             with scenario.autocast():
-                logits = model((images + change).clamp(0, 1)).float()
+                logits = model(clipped(images + change)).float()
             loss = F.cross_entropy(logits, labels)
             return -loss - self.runner_up * beside(logits, labels) if self.runner_up else -loss
 

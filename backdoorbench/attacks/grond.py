@@ -31,7 +31,7 @@ from backdoorbench.errors import check_range
 from backdoorbench.models.base import evaluating
 from backdoorbench.shapes import Images
 from backdoorbench.streams import Stream
-from backdoorbench.training.adversarial import ascend
+from backdoorbench.training.adversarial import ascend, clipped
 from backdoorbench.training.fit import autocast
 from backdoorbench.triggers.add import Add
 
@@ -65,7 +65,7 @@ class Grond(CleanLabelAttack):
 
         def towards_target(pattern: Images) -> Tensor:
             images, labels = next(batches)
-            answers = model((images + pattern).clamp(0, 1)).float()
+            answers = model(clipped(images + pattern)).float()
             return -F.cross_entropy(answers, labels.new_full(labels.shape, self.target))
 
         start = task.train.images.new_zeros((1, *task.train.images.shape[1:])).to(task.train.device).float()

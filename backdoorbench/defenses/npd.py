@@ -37,7 +37,7 @@ from backdoorbench.errors import check_range
 from backdoorbench.models.base import frozen
 from backdoorbench.models.surgery import insert_before, late_convolution
 from backdoorbench.shapes import Images, Labels, Logits
-from backdoorbench.training.adversarial import within_l2
+from backdoorbench.training.adversarial import clipped, within_l2
 from backdoorbench.training.fit import Loss, fit
 from backdoorbench.training.recipe import Tuning
 
@@ -135,7 +135,7 @@ class NPD(Defense):
         deltas = torch.zeros_like(images)
         for step in range(self.steps):
             deltas.requires_grad_()
-            logits = model((images + deltas).clamp(0, 1)).float()
+            logits = model(clipped(images + deltas)).float()
             (slopes,) = torch.autograd.grad(F.cross_entropy(logits, target), deltas)
             reached = (logits.argmax(1) == target).float().mean()
             deltas = deltas.detach()

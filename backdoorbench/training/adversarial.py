@@ -168,6 +168,12 @@ def climb(objective: Callable[[Tensor], Tensor], changes: Tensor, radius: float,
     return changes
 
 
+def clipped(images: Images) -> Images:
+    """The images cut to [0, 1]. A value at 0 or 1 has the slope of the values between, so that a search is told which way a black
+    pixel should go: the `clamp` of torch does that until 2.13, with which papers were written, and no more from 2.14 on."""
+    return images.masked_fill(images < 0, 0.0).masked_fill(images > 1, 1.0)
+
+
 def within_l2(deltas: Tensor, radius: float) -> Tensor:
     """The same changes (N, ...), each shortened to a Euclidean length of at most `radius`."""
     lengths = deltas.flatten(1).norm(dim=1).view(-1, *[1] * (deltas.ndim - 1))
