@@ -18,6 +18,7 @@ from backdoorbench.defenses.mcr import MCR, HoldThenFall, anywhere, point, weigh
 from backdoorbench.errors import ConfigError
 from backdoorbench.models.base import Classifier
 from backdoorbench.models.preact_resnet import PreActResNet
+from backdoorbench.streams import Stream
 from backdoorbench.training.recipe import bare_recipe
 from backdoorbench.training.statistics import remeasure_norms
 
@@ -154,8 +155,8 @@ def test_statistics_are_the_average_over_the_images(images: ImageSet) -> None:
     model[1].running_mean.fill_(7.0)  # stale
     model[4].register_forward_pre_hook(lambda module, given: reads.append(given[0]))
     before = weights_of(model)
-    remeasure_norms(model, images, 50)  # batches of 50, 50, 20
-    batches = [batch for batch, _ in images.batches(50)]
+    remeasure_norms(model, images, 50, Stream(0))  # batches of 50, 50, 20
+    batches = [batch for batch, _ in images.batches(50, Stream(0))]
     first = model[0](torch.cat(batches))
     torch.testing.assert_close(model[1].running_mean, first.mean((0, 2, 3)))
     own = [model[0](batch).var((0, 2, 3)) for batch in batches]
@@ -164,13 +165,24 @@ def test_statistics_are_the_average_over_the_images(images: ImageSet) -> None:
     assert model[1].momentum == 0.1 and not any(part.training for part in model.modules())
     assert equal(weights_of(model), before)
     remeasured = copy.deepcopy(model.state_dict())
-    remeasure_norms(model, images, 50)
+    remeasure_norms(model, images, 50, Stream(0))
     assert equal(model.state_dict(), remeasured)  # nothing of what they were
+
+
+def test_statistics_do_not_ask_in_which_order_classes_lie() -> None:
+    """As in class folders, whose rows come class by class."""
+    levels = torch.arange(4).repeat_interleave(30) * 60
+    pixels = levels.to(torch.uint8)[:, None, None, None].expand(120, 3, 8, 8).clone()
+    sorted_by_class = ImageSet(pixels, levels // 60, ("a", "b", "c", "d"))
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    remeasure_norms(model, sorted_by_class, 30, Stream(0))
+    spread = float((levels / 255).var())
+    assert 0.9 * spread < float(model[0].running_var.min()) <= float(model[0].running_var.max()) < 1.1 * spread
 
 
 def test_a_model_without_batch_norms_is_left_alone(images: ImageSet) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))
-    remeasure_norms(model, images, 50)
+    remeasure_norms(model, images, 50, Stream(0))
     assert model.training
 
 

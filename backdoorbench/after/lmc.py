@@ -61,7 +61,7 @@ class Connectivity(AfterAttack):
             model.load_state_dict(between(start, end, t))
             if self.remeasure and 0 < t < 1:
                 with scenario.autocast():
-                    remeasure_norms(model, few, BATCH)
+                    remeasure_norms(model, few, BATCH, scenario.stream.child("statistics"))
             yield Trial(f"t {t:.3g}", model, scenario.trigger, is_moved=True)
 
 

@@ -86,12 +86,12 @@ class MCR(Defense):
             loss=anywhere(first, last, self.tuning.weight_decay, stream.child("t").generator()),
             freeze_norms=self.tuning.freeze_norms,
         )
-        middle = weights_of(bend)
+        middle, measured = weights_of(bend), scenario.stream.child("statistics")
 
         def move(t: float) -> None:
             put(model, point(t, first, middle, last))
             with scenario.autocast():
-                remeasure_norms(model, scenario.holdout, self.tuning.batch_size)
+                remeasure_norms(model, scenario.holdout, self.tuning.batch_size, measured)
 
         for step in range(1, POINTS + 1):
             move(step / POINTS)
