@@ -378,6 +378,15 @@ def test_images_not_in_class_folders(tmp_path: Path, cache: Path) -> None:
     )
 
 
+def test_a_class_called_train_is_read_once_the_layout_is_said(tmp_path: Path, cache: Path) -> None:
+    for name in ("bus", "car", "train"):
+        paint(tmp_path / "raw" / name, 5)
+    said = complaint(DataError, dataset("folder", tmp_path / "raw"), cache)
+    assert said.endswith(" If train is a class like bus, car, set dataset.layout=classes.")
+    splits = dataset("folder", tmp_path / "raw", layout="classes").load(cache)
+    assert splits.train.classes == ("bus", "car", "train")
+
+
 def test_corrupt_images_are_counted_and_named(tmp_path: Path, cache: Path) -> None:
     root = plant(tmp_path / "raw", "ab", train=4)
     broken = [root / "train" / "a" / f"{number}.png" for number in range(4)]

@@ -6,7 +6,7 @@ from backdoorbench.data.base import Dataset
 from backdoorbench.data.layouts.others import remedy
 from backdoorbench.data.pictures import IMAGES
 from backdoorbench.data.raw import Order, Raw, folders, is_tree, tree
-from backdoorbench.errors import DataError
+from backdoorbench.errors import DataError, few
 
 SAYS = "train/ and test/ (or val/) with a folder of images a class"
 TESTS = ("test", "val")
@@ -29,8 +29,11 @@ def read(dataset: Dataset, root: Path, order: Order) -> Raw:
             f"then drawn for testing."
         )
     if (root / "train").is_dir() and not has_classes(root):
+        beside = [name for name in folders(root) if name not in ("train", *TESTS)]
+        class_too = f" If train is a class like {few(beside)}, set dataset.layout=classes." if beside else ""
         raise DataError(
             f"{root / 'train'} has no class folders with images (files that end in {', '.join(IMAGES)}). "
             f"{remedy(root) or 'Put each class in a folder of its own there, or correct dataset.root.'}"
+            f"{class_too}"
         )
     return tree(dataset, root, TESTS, order=order)
