@@ -417,6 +417,7 @@ def test_one_pattern_within_its_bound_for_all_images(name: str, epsilon: float, 
     assert torch.equal(shown[0], shown[1]) and 0 < shown.abs().max() <= epsilon + 1e-6
 
 
+@pytest.mark.wide
 def test_a_perturbation_as_its_authors_search_it(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Along the sphere from a random point of it, plain steps, several on each batch; the likeliest class beside the target, too."""
     from backdoorbench.after.perturb import beside
@@ -489,6 +490,7 @@ def test_the_direction_is_of_triggered_less_clean_features(outputs: Path) -> Non
     assert way.ndim == 1 and way.norm() > 0 and none.norm() == 0
 
 
+@pytest.mark.wide
 def test_what_a_pattern_is_searched_by(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """perturb: towards the target. alternative: that, and the features' change along the backdoor's direction."""
     from backdoorbench.after.alternative import direction

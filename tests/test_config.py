@@ -293,6 +293,7 @@ def test_overlays_hold_only_what_differs(overlay: Path) -> None:
         assert base[key] != value or any(isinstance(other, dict) and other.get(key, value) != value for other in rest)
 
 
+@pytest.mark.wide
 def test_a_file_of_ones_own_is_of_the_version_of_the_class_that_it_names(tmp_path: Path) -> None:
     """Left out, its runs would stand for those of every version to come; of an older one, for what other code did."""
     (tmp_path / "attack").mkdir()
