@@ -91,7 +91,7 @@ def build(option: str, *settings: str, **changes: Any) -> Any:
     resolved[group] |= changes
     made = building.build(resolved[group], group, resolved["plugins"])
     catalog.refuse_borrowed_name(group, resolved[group])
-    catalog.version_of(group, resolved[group])
+    catalog.refuse_other_version(group, resolved[group])
     acts.refuse_idle(group, acts.idle(type(made), resolved[group], group), resolved)
     return made
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SYSTEMS = "none,ft,ft_init,fe_tuning,fst,fmp,aft,anp,bnp,clp,ep,i_bau,ft_sam,nad"
+SYSTEMS = "none,fst,fmp,aft,pbe,trap_and_replace,ft,ft_init,fe_tuning,anp,bnp,clp,ep,i_bau,ft_sam,nad"
 
 
 @dataclass(frozen=True)

@@ -438,7 +438,7 @@ def test_a_perturbation_as_its_authors_search_it(outputs: Path, monkeypatch: pyt
     (moved,) = tried(stage, stage.infection.model)
     assert moved.lure is not None and (moved.lure(grey) - grey).norm() <= 3 + 1e-4 and steps == [2 * 2 * 3]
     assert not torch.equal(moved.lure(grey), begun.lure(grey))
-    for words in (["after.epsilon=3"], ["after.turns=0"], ["after.norm=l2", "after.runner_up=-1"]):
+    for words in (["after.epsilon=3"], ["after.step=2"], ["after.turns=0"], ["after.norm=l2", "after.runner_up=-1"]):
         with pytest.raises(ConfigError, match=words[-1].partition("=")[0]):
             staged(outputs, "after=perturb", *words)
 

@@ -45,7 +45,7 @@ class Alternative(AfterAttack):
 
     def __post_init__(self) -> None:
         check_range("after.weight", self.weight, 0)
-        check_range("after.epsilon", self.search.epsilon, 0, 1)
+        self.search.check_pixels()
 
     def trials(self, scenario: Scenario) -> Iterator[Trial]:
         model, target = scenario.model, scenario.target

@@ -9,8 +9,8 @@ Departs  1. bound and budget are ours: 8/255 on each pixel, signed steps of 1/25
             training images of eligible classes, and the cross-entropy alone. The authors' code
             (JulieCarlon/Backdoor-Reactivation-Attack, `ffa71eb`) has an L2 ball, a random start, plain gradient steps and a
             second term, on 1,000 of the poisoned training images: after.norm=l2 after.epsilon=3 after.step=0.05
-            after.start=random after.runner_up=1 after.images=1000 after.batch_size=128 after.turns=100 after.epochs=100,
-            80,000 steps
+            after.start=random after.runner_up=1 after.images=1000 after.batch_size=128 after.turns=100 after.epochs=100. These
+            are 80,000 steps; theirs are 70,000, since the last batch of a pass, of 104 images, is dropped
          2. its attack by queries alone is not here, nor is its backdoor existence coefficient, which compares activations
          3. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `epochs` times `turns` passes over `images` images, forward and backward
@@ -49,7 +49,7 @@ class Perturb(AfterAttack):
         check_range("after.turns", self.turns, 1)
         check_range("after.runner_up", self.runner_up, 0)
         if self.norm == "linf":
-            check_range("after.epsilon", self.search.epsilon, 0, 1)
+            self.search.check_pixels()
 
     def trials(self, scenario: Scenario) -> Iterator[Trial]:
         trigger, target = scenario.trigger, scenario.target

@@ -135,12 +135,17 @@ def refuse_borrowed_name(group: str, node: Mapping[str, Any]) -> None:
 
 
 def version_of(group: str, node: Mapping[str, Any]) -> int | None:
-    """The version of the class that `node` names, as our files say it; None where it is not ours. Raises ConfigError where
-    `node` claims another: keys, records and tables would take what the code here does for what another code did."""
-    version = _versions(group).get(str(node["_target_"]))
+    """The version of the class that `node` names, as our files say it; None where it is not ours."""
+    return _versions(group).get(str(node["_target_"]))
+
+
+def refuse_other_version(group: str, node: Mapping[str, Any]) -> None:
+    """Raises ConfigError where `node` says another version of a class of ours than our files do: keys, records and tables would
+    take what the code here does for what another code did."""
+    version = version_of(group, node)
     claimed = node.get("version", version)
     if version is None or claimed == version:
-        return version
+        return
     raise ConfigError(
         f"{group}.version is {shown(claimed)}, and {node.get('name')} is of version {version} here. A version names the code "
         f"that runs, so no setting changes it. Leave {group}.version out, or `version:` in your yaml file."

@@ -201,6 +201,7 @@ def sketch(resolved: Plain, shared: Shared) -> Sketch:
         shared.once(
             f"name of {group}", resolved[group], functools.partial(catalog.refuse_borrowed_name, group, resolved[group])
         )
+        catalog.refuse_other_version(group, resolved[group])
         if (version := catalog.version_of(group, resolved[group])) is not None:
             resolved[group]["version"] = version  # which a user's file of that class need not say
     for group in NAMING:

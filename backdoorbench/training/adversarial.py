@@ -103,7 +103,8 @@ class UniversalSearch:
     """How an after-attack searches one change of all images. In its yaml these settings stand beside its own:
     `search: Annotated[UniversalSearch, BESIDE]`.
 
-    epsilon  of a pixel, at most; step: of a pixel in one step (under an L2 norm both differ, see `find`)
+    epsilon  how far the change goes at most: of a pixel's value, or under an L2 norm its Euclidean length
+    step     how far one step goes, of a pixel's value; under an L2 norm what the gradient is multiplied by
     images   that it learns from
     epochs   passes over them
     """
@@ -120,6 +121,11 @@ class UniversalSearch:
         check_range("after.images", self.images, 1)
         check_range("after.epochs", self.epochs, 0)
         check_range("after.batch_size", self.batch_size, 1)
+
+    def check_pixels(self) -> None:
+        """Raises ConfigError where epsilon or step is no change of a value in [0, 1]."""
+        check_range("after.epsilon", self.epsilon, 0, 1)
+        check_range("after.step", self.step, 0, 1)
 
     def find(
         self,
