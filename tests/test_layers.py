@@ -37,7 +37,7 @@ SHARED = {  # inside a room, what its other files may import, each from those na
     "tensors": ("augment", "vary"),
     "data": ("images", "base", "pictures", "raw", "spread", "store", "layouts", "archive", "holdout"),
     "models": (
-        "inputs", "layouts", "base", "surgery", "channels", "lipschitz", "unet", "unpickling", "formats", "reading", "unmerged", "by_names", "by_order",
+        "recompute", "inputs", "layouts", "base", "surgery", "channels", "lipschitz", "unet", "unpickling", "formats", "reading", "unmerged", "by_names", "by_order",
         "matching", "checkpoint", "outputs", "stems", "heads", "resnet",
     ),
     "training": (

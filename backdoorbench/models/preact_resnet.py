@@ -11,10 +11,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backdoorbench.models.base import LARGE, GlobalAverage, ModelSpec
+from backdoorbench.models.recompute import norm_relu
 
 
 class BasicBlock(nn.Module):
@@ -31,10 +31,9 @@ class BasicBlock(nn.Module):
         self.shortcut = shortcut(inputs, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
-        out: Tensor = self.conv1(active)
-        out = self.conv2(F.relu(self.bn2(out)))
-        return out + (x if self.shortcut is None else self.shortcut(active))
+        out, *side = norm_relu(self.bn1, x, self.conv1, *([] if self.shortcut is None else [self.shortcut]))
+        (out,) = norm_relu(self.bn2, out, self.conv2)
+        return out + (side[0] if side else x)
 
 
 class Bottleneck(nn.Module):
@@ -53,11 +52,10 @@ class Bottleneck(nn.Module):
         self.shortcut = shortcut(inputs, 4 * channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x))
-        out: Tensor = self.conv1(active)
-        out = self.conv2(F.relu(self.bn2(out)))
-        out = self.conv3(F.relu(self.bn3(out)))
-        return out + (x if self.shortcut is None else self.shortcut(active))
+        out, *side = norm_relu(self.bn1, x, self.conv1, *([] if self.shortcut is None else [self.shortcut]))
+        (out,) = norm_relu(self.bn2, out, self.conv2)
+        (out,) = norm_relu(self.bn3, out, self.conv3)
+        return out + (side[0] if side else x)
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
