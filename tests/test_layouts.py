@@ -119,6 +119,34 @@ def test_a_split_of_its_own_is_kept(tmp_path: Path, cache: Path) -> None:
     assert (len(splits.train), len(splits.test)) == (20, 6) and splits.facts == {}
 
 
+@pytest.mark.parametrize(
+    "names", [("Train", "Test"), ("training", "validation"), ("train", "valid"), ("TRAINING", "dev")]
+)
+def test_splits_are_found_by_whatever_people_call_them(names: tuple[str, str], tmp_path: Path, cache: Path) -> None:
+    train, test = (tmp_path / "raw" / name for name in names)
+    plant(train)
+    plant(test, count=3)
+    splits = folder(tmp_path / "raw").load(cache)
+    assert (len(splits.train), len(splits.test)) == (20, 6) and splits.facts == {}
+    assert f"one level up: set dataset.root={tmp_path / 'raw'} instead." in complaint(folder(test), cache)
+
+
+def test_images_without_classes_are_no_test_split(tmp_path: Path, cache: Path) -> None:
+    """As ImageNet and competitions have them: in test/ nothing says the labels."""
+    root, train = tmp_path / "raw", tmp_path / "raw" / "train"
+    plant(train)
+    write(root / "test" / "1.png", levels(1)[0])
+    assert complaint(folder(root), cache) == (
+        f"{root} has class folders in train/, but none in test/. folder needs a training and a test split, each with a folder of "
+        f"images a class. Put each class of test/ in a folder of its own. Else set dataset.root={train}, of whose images "
+        f"dataset.test_share are then drawn for testing."
+    )
+    assert folder(train).load(cache).facts["test_share"] == 0.2
+    plant(root / "val", count=3)
+    splits = folder(root).load(cache)
+    assert len(splits.test) == 6 and splits.facts["left_out"] == {"test/": 1}
+
+
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +322,21 @@ def test_parquet_of_bytes_alone(tmp_path: Path, cache: Path) -> None:
     parquet(tmp_path / "all.parquet", levels(10), ["b", "a"] * 5, plain=True)
     splits = folder(tmp_path / "all.parquet").load(cache)
     assert splits.train.classes == ("a", "b") and splits.facts == {"layout": "parquet", "test_share": 0.2}
+
+
+def test_parquet_files_say_their_splits_and_are_of_one_data_set(tmp_path: Path, cache: Path) -> None:
+    root, pixels = tmp_path / "raw", levels(8)
+    for name, part in (("cifar_train", pixels[:4]), ("cifar_test", pixels[4:6]), ("cifar_extra", pixels[6:])):
+        parquet(root / "plain" / f"{name}.parquet", part, [0, 1] * (len(part) // 2))
+    splits = folder(root).load(cache)
+    assert np.array_equal(shown(splits.train.images), pixels[:4])
+    assert np.array_equal(shown(splits.test.images), pixels[4:6])
+    assert splits.facts["left_out"] == {"parquet files of no split": 1}
+    parquet(root / "coarse" / "train.parquet", pixels, [0, 1] * 4)
+    assert complaint(folder(root), cache) == (
+        f"{root} has parquet files of several data sets, in 'coarse' and 'plain'; expected one. Say which: "
+        f"dataset.root={root / 'coarse'}, or another of these."
+    )
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -750,6 +793,9 @@ OTHER: dict[str, tuple[str, str]] = {  # a file of a data set -> what is said of
     "data_batch_1": ("is of CIFAR-10's archive, which dataset=cifar10 reads", "batches.meta"),
     "train/metadata.jsonl": ("pandas.read_json(FILE, lines=True).to_csv('metadata.csv', index=False)", "test/metadata.jsonl"),
     "cifar10-train.tfrecord-00000-of-00001": ("has records of TensorFlow. Write each image into a folder", "features.json"),
+    "train_32x32.mat": ("is an array of Matlab, which scipy.io.loadmat reads. Save what is read: numpy.savez('all.npz'", "a.txt"),
+    "train/shard.00000.mds": ("is a shard of MosaicML's streaming", "train/index.json"),
+    "raw/t10k-images-idx3-ubyte": ("is of MNIST's archive, which torchvision.datasets.MNIST reads.", "a.txt"),
     "images.zip": ("Unpack 'images.zip' there.", "readme.txt"),
 }  # fmt: skip
 

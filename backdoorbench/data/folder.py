@@ -16,7 +16,7 @@ from backdoorbench.data.base import Dataset, Splits
 from backdoorbench.data.layouts import arrays, classes, others, parquet, table, tensors, trees
 from backdoorbench.data.layouts.parts import drawn, named, read_names
 from backdoorbench.data.pictures import Background
-from backdoorbench.data.raw import Order, Raw, find_root
+from backdoorbench.data.raw import Order, Raw, find_root, split_of
 from backdoorbench.data.store import load, stretch
 from backdoorbench.errors import DataError, check_range, join_words
 
@@ -27,7 +27,6 @@ LAYOUTS: dict[str, ModuleType] = {  # the first two that fit are read without a 
     "tensors": tensors, "tree": trees, "table": table, "arrays": arrays, "parquet": parquet, "classes": classes,
 }  # fmt: skip
 SURE = ("tensors", "tree")
-PARTS = ("train", "test", "val")  # folders of a data set that lies one level up
 NEEDS = "train/ and test/ with a folder of images a class, or another layout of docs/data.md"
 
 
@@ -87,7 +86,7 @@ class Folder(Dataset):
             lambda root: bool(fitting(root)),
             others.remedy,
             may_be_file=True,
-            is_part=lambda root: root.name in PARTS or classes.holds_images(root),
+            is_part=lambda root: bool(split_of(root.name)) or classes.holds_images(root),
         )
         layout = self.layout if self.layout != "auto" else recognised(root)
         order: Order = self.order if self.class_names is None else "numeric"

@@ -18,6 +18,11 @@ from backdoorbench.errors import AbsentData, DataError, first_line, join_words, 
 log = logging.getLogger(__name__)
 
 UNPACK = "Unpack the data there, or correct dataset.root."
+SPLITS = {  # what people call them
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation", "dev"),
+}
 Order: TypeAlias = tuple[str, ...] | Literal["numeric", "text"]  # of class folders: named, or by this rule
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -177,24 +182,24 @@ def tree(
 ) -> Raw:
     """The images of `root`: a folder a split, in it a folder a class. Labels count the class folders in `order`.
 
-    tests   names the test split may have; the first that exists is read
+    tests   splits that may be the test split; the first that has classes is read
     chosen  picks classes among the folders of train/; the others are then left out of both splits
     census  what should be there
     """
-    test = find_test(dataset, root, tests)
-    classes = in_order(folders(root / "train"), order)
+    own, test = find_splits(dataset, root, tests)
+    classes = in_order(folders(root / own), order, f"{own}/")
     if chosen is not None:
         classes = chosen(classes)
-    train = labelled(root, "train", classes)
+    train = labelled(root, own, classes)
     if chosen is None and (unknown := [name for name in folders(root / test) if name not in classes]):
         raise DataError(
-            f"{root / test} has {some(unknown)}, which {root / 'train'} has not: a class to be tested must be trained. "
+            f"{root / test} has {some(unknown)}, which {root / own} has not: a class to be tested must be trained. "
             f"Name the class folders of both splits alike."
         )
     tested = labelled(root, test, classes)
     if census is not None:
         census.compare(dataset, root, Census(len(classes), len(train.rows), len(tested.rows)))
-    left_out = train.left_out + tested.left_out + beside(root, ("train", test))
+    left_out = train.left_out + tested.left_out + beside(root, (own, test))
     return from_files(classes, train.rows, tested.rows, left_out, train.nested + tested.nested)
 
 
@@ -210,18 +215,42 @@ def beside(root: Path, splits: Sequence[str]) -> Counter[str]:
 
 
 def is_tree(root: Path) -> bool:
-    """Whether a folder looks like the root of a `tree`."""
-    return any((root / name).is_dir() for name in ("train", "test", "val"))
+    """Whether a folder looks like the root of a `tree`: by the name of one split, or by other names of two that have classes."""
+    return any((root / name).is_dir() for name in SPLITS) or is_divided(root)
 
 
-def find_test(dataset: Dataset, root: Path, tests: Sequence[str]) -> str:
-    """The first of `tests` below `root`; a DataError where all of them, or train/, are missing."""
-    here = [name for name in ("train", "test", "val") if (root / name).is_dir()]
-    present = [name for name in tests if name in here]
-    if "train" in here and present:
-        return present[0]
+def is_divided(root: Path) -> bool:
+    """Whether a training and a test split lie below `root`, by whichever names, each with folders in it."""
+    train, *tests = (split_folder(root, split) for split in SPLITS)
+    return has_folders(root, train) and any(has_folders(root, test) for test in tests)
+
+
+def has_folders(root: Path, name: str | None) -> bool:
+    return name is not None and bool(folders(root / name))
+
+
+def split_of(word: str) -> str:
+    """train, test or val, for whichever way to say it; empty for any other word."""
+    return next((split for split, words in SPLITS.items() if word.lower() in words), "")
+
+
+def split_folder(root: Path, split: str) -> str | None:
+    """The name of a split's folder below `root`: its own, else another that people give it, in whichever case."""
+    inside = visible(root) if root.is_dir() else []
+    found = [name for name in inside if split_of(name) == split and (root / name).is_dir()]
+    return min(found, key=lambda name: (name != split, SPLITS[split].index(name.lower())), default=None)
+
+
+def find_splits(dataset: Dataset, root: Path, tests: Sequence[str]) -> tuple[str, str]:
+    """The folders of the training split, and of the first of `tests` that has class folders; a DataError where all of them, or
+    train/, are missing."""
+    train = split_folder(root, "train")
+    present = [name for split in tests if (name := split_folder(root, split)) is not None]
+    if train is not None and present:
+        return train, next((name for name in present if has_folders(root, name)), present[0])
+    here = [name for split in SPLITS if (name := split_folder(root, split)) is not None]
     held = join_words([f"{name}/" for name in here]) if here else "no split"
-    lacking = join_words([f"{name}/" for name in tests], "or") if "train" in here else "train/"
+    lacking = join_words([f"{name}/" for name in tests], "or") if train is not None else "train/"
     raise DataError(
         f"{root} has {held} but no {lacking}. {dataset.name} needs a training and a test split, each with a folder of "
         f"images a class. Add the missing one, or correct dataset.root."

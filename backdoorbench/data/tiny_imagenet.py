@@ -14,7 +14,7 @@ from backdoorbench.data.raw import (
     File,
     Raw,
     find_root,
-    find_test,
+    find_splits,
     folders,
     from_files,
     image_files,
@@ -42,7 +42,7 @@ class TinyImagenet(Dataset):
 
 def as_published(dataset: Dataset, root: Path) -> Raw:
     """The labels of val/ from its table, the classes from train/."""
-    find_test(dataset, root, ("val",))
+    find_splits(dataset, root, ("val",))
     classes = folders(root / "train")
     train = labelled(root, "train", classes).rows
     images = {Path(file.path).name: file for file in image_files(root, root / "val" / "images").files}

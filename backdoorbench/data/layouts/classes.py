@@ -6,24 +6,30 @@ from pathlib import Path
 
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.pictures import IMAGES
-from backdoorbench.data.raw import Order, Raw, beside, folders, from_files, in_order, is_tree, labelled
+from backdoorbench.data.raw import (
+    Order,
+    Raw,
+    beside,
+    folders,
+    from_files,
+    in_order,
+    is_divided,
+    is_tree,
+    labelled,
+    split_of,
+)
 
 SAYS = "a folder of images a class, without splits"
-SPLITS = ("train", "test", "val")
 
 
 def fits(root: Path) -> bool:
     """Whether two folders at least hold images, and `root` is not itself a split, whose folders would look the same, nor has
     splits for folders, in whichever case they are written."""
-    if not root.is_dir() or is_tree(root) or (root.name in SPLITS and is_split(root.parent)):
+    if not root.is_dir() or is_tree(root) or (split_of(root.name) and is_divided(root.parent)):
         return False
-    if len({name.lower() for name in folders(root)}.intersection(SPLITS)) > 1:
+    if len({split for name in folders(root) if (split := split_of(name))}) > 1:
         return False
     return sum(holds_images(root / name) for name in folders(root)) > 1
-
-
-def is_split(root: Path) -> bool:
-    return (root / "train").is_dir() and any((root / name).is_dir() for name in SPLITS[1:])
 
 
 def holds_images(folder: Path) -> bool:

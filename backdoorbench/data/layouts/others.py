@@ -4,6 +4,19 @@ from pathlib import Path
 
 from backdoorbench.data.raw import some, visible
 
+SAVED = "numpy.savez('all.npz', x_train=..., y_train=..., x_test=..., y_test=...), and set dataset.root to that"
+ALIEN = {  # files of images that other libraries read
+    ".mat": "an array of Matlab, which scipy.io.loadmat reads",
+    ".h5": "an HDF5 file, which h5py reads",
+    ".hdf5": "an HDF5 file, which h5py reads",
+    ".mdb": "a database of LMDB, which lmdb reads",
+    ".mds": "a shard of MosaicML's streaming, which StreamingDataset reads",
+    ".beton": "a file of FFCV, which its Loader reads",
+    ".rec": "a file of MXNet's RecordIO, which mxnet.recordio reads",
+    ".pkl": "a pickle, which whoever trusts it reads by pickle.load",
+    ".pickle": "a pickle, which whoever trusts it reads by pickle.load",
+    ".pt": "a file of torch.save, which torch.load reads",
+}
 OTHERS: tuple[tuple[str, str], ...] = (  # the end of a name, or what it has; what it is, and what to do
     ("cifar-10-batches-py", "{} is CIFAR-10's archive, which dataset=cifar10 reads."),
     (
@@ -32,12 +45,16 @@ OTHERS: tuple[tuple[str, str], ...] = (  # the end of a name, or what it has; wh
     ),
     (
         ".npy",
-        "{} is an array of numpy. Join them in one file, "
-        "numpy.savez('all.npz', x_train=..., y_train=..., x_test=..., y_test=...), and set dataset.root to that.",
+        "{} is an array of numpy. Join them in one file, " + SAVED + ".",
+    ),
+    (
+        "-ubyte",
+        "{} is of MNIST's archive, which torchvision.datasets.MNIST reads. Save its data and targets: " + SAVED + ".",
     ),
     (".zip", "Unpack {} there."),
     (".gz", "Unpack {} there."),
     (".tgz", "Unpack {} there."),
+    *((end, f"{{}} is {what}. Save what is read: {SAVED}.") for end, what in ALIEN.items()),
 )
 
 

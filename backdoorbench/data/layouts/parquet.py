@@ -2,15 +2,15 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.layouts.parts import code, label_values
-from backdoorbench.data.layouts.table import split_of
 from backdoorbench.data.pictures import UnfitError, open_image
-from backdoorbench.data.raw import Order, Raw, Split, folders, some, stamp
+from backdoorbench.data.raw import SPLITS, Order, Raw, Split, folders, some, split_of, stamp
 from backdoorbench.errors import DataError, first_line, quantity
 
 SAYS = "parquet files with a column of images and one of labels"
@@ -42,10 +42,7 @@ def find(root: Path) -> list[Path]:
 
 def read(dataset: Dataset, root: Path, order: Order) -> Raw:
     found = find(root)
-    by_split: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
-    for file in found:
-        words = [file.stem.lower().replace("_", "-").replace(".", "-").split("-")[0], file.parent.name.lower()]
-        by_split[next(filter(None, map(split_of, words)), "train")].append(file)
+    by_split = divided(found, root)
     train, test = by_split["train"], by_split["test"] or by_split["val"]
     if not train:
         raise DataError(
@@ -62,9 +59,31 @@ def read(dataset: Dataset, root: Path, order: Order) -> Raw:
         trained = first.split(coded.train)
         return coded.classes, trained, trained.take([]) if second is None else second.split(coded.test)
 
-    left_out = {file.name: 1 for file in by_split["val"] if by_split["test"]}
+    left_out = {
+        f"parquet files of {what}": len(files)
+        for what, files in (("val", by_split["val"] if by_split["test"] else []), ("no split", by_split[""]))
+        if files
+    }
     stamps = [*(stamp(str(file.relative_to(root.parent)), os.stat(file)) for file in found), f"order {order}"]
-    return Raw(stamps, splits, {"parquet files of val": len(left_out)} if left_out else {}, is_whole=not test)
+    return Raw(stamps, splits, left_out, is_whole=not test)
+
+
+def divided(found: Sequence[Path], root: Path) -> dict[str, list[Path]]:
+    """The files of each split, as their names or those of their folders say: all of them to train on where none says so, else the
+    rest apart, such as the further images of SVHN. DataError where they are of several data sets."""
+    sets = sorted({file.parent.name for file in found if file.parent != root and not split_of(file.parent.name)})
+    if len(sets) > 1:
+        raise DataError(
+            f"{root} has parquet files of several data sets, in {some(sets, 6)}; expected one. Say which: "
+            f"dataset.root={root / sets[0]}, or another of these."
+        )
+    by_split: dict[str, list[Path]] = {split: [] for split in ("", *SPLITS)}
+    for file in found:
+        words = [*re.split(r"[-_.]", file.stem), file.parent.name]
+        by_split[next(filter(None, map(split_of, words)), "")].append(file)
+    if not any(by_split[split] for split in SPLITS):
+        by_split["train"], by_split[""] = by_split[""], []
+    return by_split
 
 
 def pyarrow() -> Any:

@@ -76,9 +76,10 @@ def code(train: Values, test: Values | None, order: Order, where: str, names: Se
     if len(label_of) < len(classes):
         raise DataError(f"{where} names two classes alike, of {some(classes)}. Rename one of them.")
     if unknown := sorted({str(value) for value in tested.tolist() if value not in own}):
+        unsaid = "Labels of -1 stand for none: take that split away, so that one called val is read, or one is drawn."
         raise DataError(
             f"{where} has test images of {some(unknown)}, of which there is none to train on: a class to be tested must be "
-            f"trained. {'Labels of -1 stand for none: name a test split that has them.' if '-1' in unknown else 'Remove them.'}"
+            f"trained. {unsaid if '-1' in unknown else 'Remove them.'}"
         )
     return Coded(classes, *([label_of[own[value]] for value in values.tolist()] for values in (train, tested)))
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from backdoorbench.data.base import Dataset
 from backdoorbench.data.pictures import IMAGES
-from backdoorbench.data.raw import File, Order, Raw, folders, from_files, in_order, some, stamp
+from backdoorbench.data.raw import File, Order, Raw, folders, from_files, in_order, some, split_of, stamp
 from backdoorbench.errors import DataError, first_line, join_words, quantity
 
 SAYS = "a .csv or .tsv table of paths and labels"
@@ -40,7 +40,6 @@ PATHS = (
 )
 LABELS = ("label", "labels", "class", "class_name", "classid", "class_id", "target", "category", "y")
 SPLITS = ("split", "set", "subset", "partition", "fold")
-TRAIN, TEST, VAL = ("train", "training"), ("test", "testing"), ("val", "valid", "validation", "dev")
 
 
 class Row(NamedTuple):
@@ -62,9 +61,9 @@ def find(root: Path) -> list[Path]:
     inside = tables_in(root)
     if len(inside) == 1:
         return inside
-    by_split = {split: path for path in inside if (split := split_of(path.stem.lower()))}
+    by_split = {split: path for path in inside if (split := split_of(path.stem))}
     if not inside:
-        below = {split: tables_in(root / name) for name in folders(root) if (split := split_of(name.lower()))}
+        below = {split: tables_in(root / name) for name in folders(root) if (split := split_of(name))}
         by_split = {split: tables[0] for split, tables in below.items() if len(tables) == 1}
     if "train" not in by_split:
         return []
@@ -103,11 +102,6 @@ def read(dataset: Dataset, root: Path, order: Order) -> Raw:
     ]
     raw = from_files(classes, located[0], located[1], left_out, is_whole=not test)
     return replace(raw, stamps=[*raw.stamps, f"classes {json.dumps(classes)}"])  # which no path of an image says
-
-
-def split_of(word: str) -> str:
-    """train, test or val, for whichever way to say it; empty for any other word."""
-    return next((names[0] for names in (TRAIN, TEST, VAL) if word in names), "")
 
 
 def rows(table: Path) -> list[Row]:
@@ -159,7 +153,7 @@ def column(
 def divided(lines: Sequence[Row], table: Path) -> tuple[list[Row], list[Row], Counter[str]]:
     """Training and test rows, and how many are left out: of val where there is a test split."""
     if not any(row.split for row in lines):
-        first = [split_of(os.path.normpath(row.path).partition(os.sep)[0].lower()) for row in lines]
+        first = [split_of(os.path.normpath(row.path).partition(os.sep)[0]) for row in lines]
         if not all(first) or len(set(first)) == 1 or "train" not in first:
             return list(lines), [], Counter()
         lines = [row._replace(split=split) for row, split in zip(lines, first, strict=True)]
@@ -202,7 +196,7 @@ def located(folder: Path, lines: Sequence[Row], table: Path) -> tuple[Path, str]
     if not found or found[0] == (own, ""):
         return own, ""
     said = split_of(lines[0].split) or table.stem.lower()
-    meant = [each for each in found if (split := split_of(each[0].name.lower())) and said.startswith(split)]
+    meant = [each for each in found if (split := split_of(each[0].name)) and said.startswith(split)]
     if len(found) > 1 and len(meant) != 1:
         places_of = join_words([f"'{(place / f'{path}{end}').relative_to(folder)}'" for place, end in found[:3]], "or")
         raise DataError(
