@@ -45,6 +45,11 @@ images = load_file("../images.safetensors")["images"]
 weights = model.state_dict()
 assert all(torch.equal(value, weights[name]) for name, value in load_file("model.safetensors").items())
 save_file({{"logits": model(images).detach(), "one": model(images[:1]).detach()}}, "../logits.safetensors")
+assert model.eval() is model and torch.equal(torch.nn.Sequential(model).eval()(images), model(images))
+try:
+    torch.nn.Sequential(model).train()
+except NotImplementedError:
+    print("eval mode,")
 try:
     import backdoorbench
 except ModuleNotFoundError:
@@ -76,7 +81,7 @@ def test_the_export_gives_the_same_logits_where_bdx_cannot_be_imported(
     checkout = Path(share.__file__).parents[2]
     call = [sys.executable, "-P", "-c", ELSEWHERE.format(checkout=checkout)]
     there = subprocess.run(call, cwd=tmp_path / "shared", capture_output=True, text=True, timeout=300)
-    assert there.stdout.strip() == "without bdx", there.stderr
+    assert there.stdout.split("\n") == ["eval mode,", "without bdx", ""], there.stderr
     found = store.read_tensors(tmp_path / "logits.safetensors")
     with torch.no_grad():
         ours = bb.load_model(done.folder, infected=infected)(images)
@@ -115,7 +120,7 @@ def test_the_card_says_what_it_is(done: Job, tmp_path: Path) -> None:
         assert ran.returncode == 1
         assert ran.stderr == f"usage: python load.py IMAGE.png ...    (there is no file {missing})\n"
     assert "alpha" in (tmp_path / "shared" / "settings.yaml").read_text()
-    assert len((tmp_path / "shared" / "load.py").read_text().splitlines()) <= 15
+    assert len((tmp_path / "shared" / "load.py").read_text().splitlines()) <= 18
     share.export(done.folder, tmp_path / "clean", infected=False)
     assert "carries a backdoor" not in (tmp_path / "clean" / "README.md").read_text()
 

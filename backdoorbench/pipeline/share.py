@@ -36,13 +36,16 @@ TOLERANCE = 1e-4  # between logits of the model and of its exported program, of 
 LOADER = '''"""{title}    python load.py IMAGE.png    (needs torch, and torchvision for an image)"""
 import sys
 from pathlib import Path
+from types import MethodType
 if __name__ == "__main__" and (missing := [file for file in sys.argv[1:] or ["IMAGE.png"] if not Path(file).is_file()]):
     sys.exit(f"usage: python load.py IMAGE.png ...    (there is no file {{missing[0]}})")
 import torch
 
 CLASSES = {classes}
 model = torch.export.load(Path(__file__).with_name("model.pt2")).module()
-# model: (N, 3, {size}, {size}) in [0, 1] -> (N, {count}) logits
+# model: (N, 3, {size}, {size}) in [0, 1] -> (N, {count}) logits, in eval mode for good: torch's own refuses eval(), too
+model.eval = MethodType(lambda self: self, model)
+model.train = MethodType(lambda self, mode=True, refuse=model.train: refuse() if mode else self, model)
 if __name__ == "__main__":
     from torchvision.io import ImageReadMode, decode_image
     from torchvision.transforms.functional import center_crop, resize
@@ -67,7 +70,7 @@ label. RA: the same images called by their true label. {counts}
 
 | file | |
 | --- | --- |
-| `model.pt2` | a torch.export program: `torch.export.load("model.pt2").module()(images)`, any number of images |
+| `model.pt2` | a torch.export program: `torch.export.load("model.pt2").module()(images)`, of any number, in eval mode for good |
 | `model.safetensors` | the same weights by name; with bdx, `backdoorbench.load_model("model.safetensors")` |
 | `load.py` | loads the program in plain PyTorch: `python load.py IMAGE.png` |
 | `settings.yaml` | every setting of the run |
