@@ -14,7 +14,8 @@ Departs  1. the accuracy is that of a fifth of the holdout, which features are r
             the rate where the loss stands still instead
          4. the pruned share depends on the clean images alone; the paper prunes channels of the last convolution, which
             are these features where pooling follows it. Behind a flattened map (a VGG at 224 px) every value of it is a
-            feature
+            feature. In a PreAct-ResNet no activation stands before the pooling, so that half of the features are negative on
+            average and go first, silent or not, as in BackdoorBench; trojanzoo ranks absolute values
          5. features are read of images as they are; BackdoorBench's are augmented, as for tuning
          6. batches of one are joined to the one before; precision as the victim's
 Cost     a forward pass over the holdout; then `epochs` passes, forward and backward
