@@ -8,8 +8,8 @@ Follows  BackdoorBench's noise: away from the true label in 100 steps of 1.5 gre
          `attack.rate_of=target_class attack.poison_rate=0.25`. Trap-and-Replace's `cl`: `attack.corners=grid3
          attack.epsilon=16 attack.cap=true`
 Departs  1. the clean network is trained as the victim is, and is the run's control (BackdoorBench: an adversarially trained
-            ResNet-18; `attack.surrogate=adversarial` trains the victim's network so). Its noise can be learned in place of the patch:
-            airbench of half the width on CIFAR-10 (docs/after-cifar10.md)
+            ResNet-18; `attack.surrogate=adversarial` trains the victim's network so). Its noise can be learned in place of the
+            patch: airbench of half the width on CIFAR-10 (docs/after-cifar10.md)
          2. the noise is bounded per value (the authors' default: 300 grey levels in L2; backdoor-toolbox: 600)
          3. a rate beyond the target class is refused, or capped at the whole class (BackdoorBench crashes)
          4. rows are rounded to uint8 (BackdoorBench truncates)
