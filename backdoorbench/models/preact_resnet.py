@@ -31,9 +31,12 @@ class BasicBlock(nn.Module):
         self.shortcut = shortcut(inputs, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out, *side = norm_relu(self.bn1, x, self.conv1, *([] if self.shortcut is None else [self.shortcut]))
-        (out,) = norm_relu(self.bn2, out, self.conv2)
+        out, *side = norm_relu(self.bn1, x, self.behind, *([] if self.shortcut is None else [self.shortcut]))
         return out + (side[0] if side else x)
+
+    def behind(self, active: Tensor) -> Tensor:
+        (out,) = norm_relu(self.bn2, self.conv1(active), self.conv2)
+        return out
 
 
 class Bottleneck(nn.Module):
@@ -52,10 +55,13 @@ class Bottleneck(nn.Module):
         self.shortcut = shortcut(inputs, 4 * channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out, *side = norm_relu(self.bn1, x, self.conv1, *([] if self.shortcut is None else [self.shortcut]))
-        (out,) = norm_relu(self.bn2, out, self.conv2)
-        (out,) = norm_relu(self.bn3, out, self.conv3)
+        out, *side = norm_relu(self.bn1, x, self.behind, *([] if self.shortcut is None else [self.shortcut]))
         return out + (side[0] if side else x)
+
+    def behind(self, active: Tensor) -> Tensor:
+        (out,) = norm_relu(self.bn2, self.conv1(active), self.conv2)
+        (out,) = norm_relu(self.bn3, out, self.conv3)
+        return out
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
