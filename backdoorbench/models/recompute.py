@@ -27,10 +27,17 @@ def norm_relu(norm: nn.Module, x: Tensor, *readers: Layer) -> list[Tensor]:
         active = F.relu_(normed)
     place = active.data_ptr()
 
-    def pack(kept: Tensor) -> Tensor | Again:
-        return again if kept.data_ptr() == place and kept.shape == x.shape else kept
+    def pack(kept: Tensor) -> tuple[Tensor, int] | Again:
+        return again if kept.data_ptr() == place and kept.shape == x.shape else (kept, kept._version)
 
-    with saved_tensors_hooks(pack, lambda kept: kept.value() if isinstance(kept, Again) else kept):
+    def unpack(kept: tuple[Tensor, int] | Again) -> Tensor:
+        if isinstance(kept, Again):
+            return kept.value()
+        if kept[0]._version != kept[1]:  # autograd itself does not look where there are hooks
+            raise RuntimeError("a tensor needed for the backward pass has been modified by an inplace operation")
+        return kept[0]
+
+    with saved_tensors_hooks(pack, unpack):
         return [reader(active) for reader in readers]
 
 
