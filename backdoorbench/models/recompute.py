@@ -1,7 +1,7 @@
 """Activations behind a batch norm, computed again in the backward pass instead of kept until then.
 
 A pre-activation block keeps two maps a convolution for its backward pass: what its batch norm read, and what the convolution
-read. The second follows from the first, bit for bit, in a hundredth of the convolution's time.
+read. The second follows from the first, bit for bit, for next to nothing beside a convolution.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def norm_relu(norm: nn.Module, x: Tensor, *readers: Layer) -> list[Tensor]:
 
 class Again:
     """relu(norm(x)) of a training's batch, with the scale and shift of now: whoever changes them before the backward pass is
-    stopped by autograd, since the norm itself reads them there."""
+    stopped there with a RuntimeError, since the norm itself reads them."""
 
     def __init__(self, norm: nn.BatchNorm2d, x: Tensor) -> None:
         self.x, self.weight, self.bias, self.eps = x.detach(), norm.weight, norm.bias, norm.eps
