@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -66,11 +67,23 @@ def prepare(device: torch.device, threads: int | None) -> None:
 def keep_memory() -> None:
     """Lets memory that is freed stay with the process, where its C library is glibc. Each step of a training frees the very
     tensors that the next one asks for, and pages that went back to the kernel in between are cleared anew, which takes up to a
-    sixth of a step (scripts/bench_airbench.py). The process holds what it once needed until it ends."""
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
+    sixth of a step (scripts/bench_airbench.py). The process holds what it once needed until `return_memory`."""
+    if (library := glibc()) is not None:
         library.mallopt(M_MMAP_MAX, 0)  # no block is a mapping of its own, which dies with it
         library.mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def return_memory(device: torch.device) -> None:
+    """Hands the kernel what `keep_memory` has kept, where work of other tensors begins: a judge's do not always fit where a
+    training's lay, and would be held beside them."""
+    if device.type == "cpu" and (library := glibc()) is not None:
+        library.malloc_trim(0)
+
+
+@cache
+def glibc() -> ctypes.CDLL | None:
+    """The process's C library, where it is glibc."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
 
 class Crowding:

@@ -1,5 +1,8 @@
 """What a training says of the machine: that other work keeps its threads waiting."""
 
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +28,26 @@ def test_a_number_of_threads_that_is_none_is_told(said: str, monkeypatch: pytest
     for right in ("1", " 4", "2,1"):
         monkeypatch.setenv("OMP_NUM_THREADS", right)
         device.prepare(CPU, None)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by glibc's switches")
+def test_what_is_kept_goes_back_before_a_model_is_judged() -> None:
+    """Without it the pages of a training stay beside those of the evaluation behind it."""
+    script = """
+import torch
+from backdoorbench import device
+def held(): return int(open("/proc/self/statm").read().split()[1]) * 4096
+device.keep_memory()
+maps, above = [torch.ones(2**20) for _ in range(100)], torch.ones(2**20)
+full = held()
+del maps
+kept = held()
+device.return_memory(torch.device("cpu"))
+print((full - kept) >> 20, (kept - held()) >> 20)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert int(said[0]) < 10  # MiB
+    assert int(said[1]) > 350
 
 
 @pytest.fixture

@@ -31,11 +31,14 @@ class BasicBlock(nn.Module):
         self.shortcut = shortcut(inputs, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out, *side = norm_relu(self.bn1, x, self.behind, *([] if self.shortcut is None else [self.shortcut]))
-        return out + (side[0] if side else x)
+        if self.shortcut is None:
+            (out,) = norm_relu(self.bn1, x, self.conv1)
+            return self.behind(out) + x
+        out, side = norm_relu(self.bn1, x, lambda active: self.behind(self.conv1(active)), self.shortcut)
+        return out + side
 
-    def behind(self, active: Tensor) -> Tensor:
-        (out,) = norm_relu(self.bn2, self.conv1(active), self.conv2)
+    def behind(self, out: Tensor) -> Tensor:
+        (out,) = norm_relu(self.bn2, out, self.conv2)
         return out
 
 
@@ -55,11 +58,14 @@ class Bottleneck(nn.Module):
         self.shortcut = shortcut(inputs, 4 * channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out, *side = norm_relu(self.bn1, x, self.behind, *([] if self.shortcut is None else [self.shortcut]))
-        return out + (side[0] if side else x)
+        if self.shortcut is None:
+            (out,) = norm_relu(self.bn1, x, self.conv1)
+            return self.behind(out) + x
+        out, side = norm_relu(self.bn1, x, lambda active: self.behind(self.conv1(active)), self.shortcut)
+        return out + side
 
-    def behind(self, active: Tensor) -> Tensor:
-        (out,) = norm_relu(self.bn2, self.conv1(active), self.conv2)
+    def behind(self, out: Tensor) -> Tensor:
+        (out,) = norm_relu(self.bn2, out, self.conv2)
         (out,) = norm_relu(self.bn3, out, self.conv3)
         return out
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from backdoorbench import metrics
+from backdoorbench import device, metrics
 from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.metrics import Scores
@@ -50,6 +50,7 @@ def predict(
 
     shown  what `triggered` makes of the same, where the caller has it already"""
     clean, hit = [], []
+    device.return_memory(test.device)
     with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
         for number, (images, _) in enumerate(test.batches(batch_of(test))):
             clean.append(call(model, images))
@@ -60,6 +61,7 @@ def predict(
 
 def called(model: nn.Module, test: ImageSet, change: Trigger | None, precision: Precision) -> Labels:
     """(N,) on the CPU: the model's calls on `test`, changed where that is asked for. The model's modes are kept."""
+    device.return_memory(test.device)
     with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
         found = [call(model, change(images) if change else images) for images, _ in test.batches(batch_of(test))]
     return torch.cat(found).cpu()
