@@ -30,6 +30,7 @@ def test_a_number_of_threads_that_is_none_is_told(said: str, monkeypatch: pytest
         device.prepare(CPU, None)
 
 
+@pytest.mark.wide
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept by glibc's switches")
 def test_what_is_kept_goes_back_before_a_model_is_judged() -> None:
     """Without it the pages of a training stay beside those of the evaluation behind it."""
