@@ -202,7 +202,7 @@ def purify(
     own.expect_images(place, "holdout" if holdout is not None else "the infection's training set")
     own.refuse_others(place, infection.train, "holdout")
     own.refuse_unmet(defense, holdout, infection.train)
-    infected = own.wrapped(own.thawed(infection.model), place)
+    infected = own.wrapped(own.thawed(infection.model), place, trains=True)
     fresh, recipe = _victim(place, settings, model if model is not None else infected)
     defense.check_recipe(recipe)
     if model is None:
@@ -330,7 +330,7 @@ def evaluate(
 
     shown  what `triggered` makes of the test images, where the caller has it already"""
     own.expect_images(test, "test")
-    judged, kind = own.wrapped(model, test), building.convert(precision, Precision, "precision")
+    judged, kind = own.wrapped(model, test, trains=False), building.convert(precision, Precision, "precision")
     own.refuse_trigger(trigger, target, test)
     return evaluation.evaluate(judged, test, trigger, target, resolve_precision(kind, test.device), shown)
 

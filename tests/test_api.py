@@ -200,6 +200,32 @@ def test_a_module_that_cannot_be_trained_is_told() -> None:
         bb.purify(ft, several, holdout)
 
 
+def test_a_copy_that_is_none_is_told_and_the_module_stays_as_it_was() -> None:
+    """A forward that holds its module: a copy's weights are changed, and the module's are what computes."""
+    holdout, _ = bb.load_dataset("digits", train_size=100)
+    net, ft = small_net(), bb.build("defense/ft", epochs=1)
+    inner = net.forward
+    net.forward = lambda images: inner(images)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(
+        ModelError, match=r"a copy of Sequential computes with the weights of the one .* types.MethodType"
+    ):
+        bb.purify(ft, net, holdout)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in before.items())
+    silent = small_net()
+    silent.register_forward_hook(lambda _, given, result: result.detach())
+    with pytest.raises(ModelError, match="no gradient leads from the logits of Sequential to any of its weights"):
+        bb.purify(ft, silent, holdout)
+    assert bb.evaluate(silent, holdout, None, None).n_clean == 100  # to be judged it needs none
+
+
+def test_a_compiled_module_is_what_it_was_compiled_of() -> None:
+    """Methods read layers, which the wrapper of torch.compile hides."""
+    holdout, _ = bb.load_dataset("digits", train_size=100)
+    purified = bb.purify(bb.build("defense/fst", epochs=1), torch.compile(small_net(), backend="eager"), holdout)
+    assert [name for name, _ in purified.named_parameters()][:1] == ["net.0.weight"]
+
+
 class Viewing(nn.Module):
     """A network that assumes a memory layout."""
 

@@ -25,6 +25,7 @@ from backdoorbench.pipeline import plan
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.4)
 SOURCE = '''
 from collections import namedtuple
+import types
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -71,6 +72,33 @@ def bare(classes, size, kind="plain"):
 
 def fixed():
     return Bare(5)
+
+def patched():
+    net = Bare(5)
+    inner = net.forward
+    net.forward = lambda x: inner(x.clamp(0, 1))
+    return net
+
+def patched_layer():
+    net = Bare(5)
+    net.conv2.forward = lambda x: F.conv2d(x, net.conv2.weight, net.conv2.bias, padding=1)
+    return net
+
+def bound():
+    net = Bare(5)
+    net.forward = types.MethodType(lambda self, x: type(self).forward(self, x.clamp(0, 1)), net)
+    return net
+
+class Detached(Bare):
+    """One of which no gradient, or with `kind` its last layer's alone, can be had."""
+
+    @torch.no_grad()
+    def features(self, x):
+        return self.conv1(x).mean((2, 3))
+
+    def forward(self, x):
+        logits = self.fc(self.features(x))
+        return logits if self.kind == "head" else logits.detach()
 
 def broken(classes):
     raise RuntimeError("no such\\nlayer")
@@ -197,6 +225,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"output": 0},
         "model.output is 0, but model 'module' returns one tensor alone. Leave model.output out.",
     ),
+    "a forward that holds its module": (
+        {"target": "theirs_of_test.nets:patched"},
+        "a copy of model 'module' computes with the weights of the one it was copied from, as where a forward was replaced by a function ",
+    ),
+    "a layer's forward that holds its module": (
+        {"target": "theirs_of_test.nets:patched_layer"},
+        "a copy of model 'module' computes with the weights of the one it was copied from, as where a forward was replaced by a function ",
+    ),
+    "logits without a gradient": (
+        {"target": "theirs_of_test.nets:Detached"},
+        "no gradient leads from the logits of model 'module' to any of its weights, so that nothing can be trained; expected some. ",
+    ),
 }  # fmt: skip
 
 
@@ -208,6 +248,19 @@ def test_what_cannot_be_a_network_is_refused_in_a_paragraph(kind: str) -> None:
             changes.get("classes", 5), 8, MEAN, STD
         )
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_a_forward_that_is_bound_to_its_module_is_copied_with_it() -> None:
+    model = spec(target="theirs_of_test.nets:bound").classifier(5, 8, MEAN, STD).eval()
+    assert model(images()).shape == (3, 5)
+
+
+def test_weights_that_no_gradient_reaches_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    spec(target="theirs_of_test.nets:Detached", options={"kind": "head"}).classifier(5, 8, MEAN, STD)
+    assert caplog.messages == [
+        "no gradient reaches 8 of 10 weights of model 'module': what trains leaves these as they are."
+    ]
 
 
 def test_the_package_that_a_target_names_is_one_of_the_plugins_used() -> None:

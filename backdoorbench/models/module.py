@@ -10,7 +10,7 @@ from torch import nn
 from backdoorbench.config.build import Function, imported
 from backdoorbench.errors import ModelError, first_line, shown
 from backdoorbench.models.base import Classifier, ModelSpec
-from backdoorbench.models.outputs import choose_logits, settle_layout, undo_softmax
+from backdoorbench.models.outputs import check_copies, choose_logits, settle_layout, undo_softmax
 
 CLASSES = (
     "classes",
@@ -41,6 +41,7 @@ class ModuleSpec(ModelSpec):
         choose_logits(model, classes, self.output, self.name)
         settle_layout(model, f"model '{self.name}'")
         undo_softmax(model, self.name)
+        check_copies(model, f"model '{self.name}'")
         return model
 
     def net(self, classes: int, size: int) -> nn.Module:

@@ -111,6 +111,37 @@ def _reads_channels_last(model: Classifier, images: Images) -> bool:
     return True
 
 
+def check_copies(model: Classifier, called: str, images: Images | None = None) -> None:
+    """Sees that a copy of the network is one: methods change copies, by the gradients of their logits. Says where no gradient
+    reaches some of the weights.
+
+    called, images  as of `settle_layout`
+
+    Raises ModelError where a copy computes with weights of the network it was made of, or where no gradient reaches any."""
+    images = _images(model) if images is None else images
+    twin = copy.deepcopy(model)
+    own, original = ([weight for weight in each.parameters() if weight.requires_grad] for each in (twin, model))
+    with evaluating(model), evaluating(twin), torch.enable_grad():
+        answer = twin(images)
+    slopes: tuple[Tensor | None, ...] = (None,) * len(own + original)
+    if answer.requires_grad:
+        slopes = torch.autograd.grad(answer.float().sum(), own + original, allow_unused=True)
+    if any(slope is not None for slope in slopes[len(own) :]):
+        raise ModelError(
+            f"a copy of {called} computes with the weights of the one it was copied from, as where a forward was replaced by a "
+            f"function that holds its module; expected a copy of its own, since methods change a copy. Write that forward in "
+            f"the module's class, or bind it: module.forward = types.MethodType(function, module)."
+        )
+    without = sum(slope is None for slope in slopes[: len(own)])
+    if own and without == len(own):
+        raise ModelError(
+            f"no gradient leads from the logits of {called} to any of its weights, so that nothing can be trained; expected "
+            f"some. Take out of its forward what detaches them: torch.no_grad(), .detach(), .data."
+        )
+    if without:
+        say(f"no gradient reaches {without} of {len(own)} weights of {called}: what trains leaves these as they are.")
+
+
 def undo_softmax(model: Classifier, name: str) -> None:
     """Makes a network that returns probabilities return what their softmax was taken of, or else their logarithms."""
     with evaluating(model), torch.no_grad():

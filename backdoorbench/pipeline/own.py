@@ -203,24 +203,27 @@ def maker(model: Network, images: ImageSet) -> Callable[[Stream], nn.Module]:
         else:
             with seeded(stream):
                 net = model()
-        return wrapped(net, images)
+        return wrapped(net, images, trains=True)
 
     return build_network
 
 
-def wrapped(net: nn.Module, images: ImageSet) -> nn.Module:
+def wrapped(net: nn.Module, images: ImageSet, trains: bool) -> nn.Module:
     """A module as a Classifier that hands it pixels in [0, 1] as they are; a Classifier is one. On the device of the images.
+
+    trains  whether a copy of it is to be changed, and not only judged
 
     ModelError where it does not turn these images into a logit a class."""
     if not isinstance(net, nn.Module):
         raise ModelError(
             f"model is {type(net).__name__}; expected a torch module, or a function that makes one. Change it."
         )
+    net = getattr(net, "_orig_mod", net)  # of torch.compile: methods read layers, which its wrapper hides
     model = (net if isinstance(net, Classifier) else Classifier(net, images.size, *AS_IT_IS)).to(images.device)
     batch, _ = next(images.subset(torch.arange(min(2, len(images)))).batches(2))
     try:
-        outputs.settle_layout(model, type(net).__name__, batch)
         with torch.no_grad(), evaluating(model):
+            outputs.settle_layout(model, type(net).__name__, batch)
             logits = model(batch)
     except RuntimeError as error:
         raise _unreadable(net, images, error) from None
@@ -239,6 +242,8 @@ def wrapped(net: nn.Module, images: ImageSet) -> nn.Module:
             f"{type(net).__name__} makes logits that are no finite numbers; expected numbers. Its weights are broken, or its "
             f"training left the finite numbers."
         )
+    if trains:
+        outputs.check_copies(model, type(net).__name__, batch)
     return model
 
 
