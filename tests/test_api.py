@@ -219,6 +219,41 @@ def test_a_copy_that_is_none_is_told_and_the_module_stays_as_it_was() -> None:
     assert bb.evaluate(silent, holdout, None, None).n_clean == 100  # to be judged it needs none
 
 
+class Refusing(torch.autograd.Function):
+    """What a wrapper does that wants its own backward pass called, as Lightning's Fabric does."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        raise RuntimeError("requires you to call fabric.backward(loss)")
+
+
+def test_what_a_wrapper_raises_is_told() -> None:
+    holdout, _ = bb.load_dataset("digits", train_size=100)
+    net, ft = small_net(), bb.build("defense/ft", epochs=1)
+    net.register_forward_hook(lambda _, given, result: Refusing.apply(result))
+    with pytest.raises(
+        ModelError, match=r"no gradient can be taken of the logits of Sequential \(requires you to call fabric"
+    ):
+        bb.purify(ft, net, holdout)
+
+    class Exported(nn.Sequential):
+        def train(self, mode: bool = True) -> "Exported":
+            raise NotImplementedError("Calling train() is not supported yet.")
+
+    with pytest.raises(
+        ModelError, match="the model is an exported program, which cannot be set to train; expected the mod"
+    ):
+        bb.purify(ft, Exported(*small_net()), holdout)
+    net = small_net()
+    net.register_forward_pre_hook(lambda _, given: {}["pixels"])
+    with pytest.raises(ModelError, match=r"Sequential cannot read these images of 32 pixels \('pixels'\)"):
+        bb.purify(ft, net, holdout)
+
+
 def test_a_compiled_module_is_what_it_was_compiled_of() -> None:
     """Methods read layers, which the wrapper of torch.compile hides."""
     holdout, _ = bb.load_dataset("digits", train_size=100)

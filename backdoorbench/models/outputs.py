@@ -112,21 +112,28 @@ def _reads_channels_last(model: Classifier, images: Images) -> bool:
 
 
 def check_copies(model: Classifier, called: str, images: Images | None = None) -> None:
-    """Sees that a copy of the network is one: methods change copies, by the gradients of their logits. Says where no gradient
-    reaches some of the weights.
+    """Sees that a copy of the network is one, and that gradients can be had of its logits: methods change copies, by the slopes
+    of weights and of pixels. Says where no gradient reaches some of the weights.
 
     called, images  as of `settle_layout`
 
     Raises ModelError where a copy computes with weights of the network it was made of, or where no gradient reaches any."""
-    images = _images(model) if images is None else images
+    pixels = (_images(model) if images is None else images).clone().requires_grad_()
     twin = copy.deepcopy(model)
     own, original = ([weight for weight in each.parameters() if weight.requires_grad] for each in (twin, model))
-    with evaluating(model), evaluating(twin), torch.enable_grad():
-        answer = twin(images)
-    slopes: tuple[Tensor | None, ...] = (None,) * len(own + original)
-    if answer.requires_grad:
-        slopes = torch.autograd.grad(answer.float().sum(), own + original, allow_unused=True)
-    if any(slope is not None for slope in slopes[len(own) :]):
+    asked = [*own, *original, pixels]
+    slopes: tuple[Tensor | None, ...] = (None,) * len(asked)
+    try:
+        with evaluating(model), evaluating(twin), torch.enable_grad():
+            answer = twin(pixels)
+            if answer.requires_grad:
+                slopes = torch.autograd.grad(answer.float().sum(), asked, allow_unused=True)
+    except Exception as error:  # whatever a stranger's wrapper does in a backward pass of somebody else
+        raise ModelError(
+            f"no gradient can be taken of the logits of {called} ({first_line(error)[:300]}). Hand over the plain module that it "
+            f"wraps, its .module for instance, or change its forward."
+        ) from error
+    if any(slope is not None for slope in slopes[len(own) : -1]):
         raise ModelError(
             f"a copy of {called} computes with the weights of the one it was copied from, as where a forward was replaced by a "
             f"function that holds its module; expected a copy of its own, since methods change a copy. Write that forward in "

@@ -225,7 +225,7 @@ def wrapped(net: nn.Module, images: ImageSet, trains: bool) -> nn.Module:
         with torch.no_grad(), evaluating(model):
             outputs.settle_layout(model, type(net).__name__, batch)
             logits = model(batch)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a stranger's code does with images that it was not made for
         raise _unreadable(net, images, error) from None
     wanted = (len(batch), len(images.classes))
     if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
@@ -247,7 +247,7 @@ def wrapped(net: nn.Module, images: ImageSet, trains: bool) -> nn.Module:
     return model
 
 
-def _unreadable(net: nn.Module, images: ImageSet, error: RuntimeError) -> ModelError:
+def _unreadable(net: nn.Module, images: ImageSet, error: Exception) -> ModelError:
     """Why a module fails on images: for the precision of its weights, since it cannot be copied, or else for their size."""
     said, name = " ".join(str(error).split()), type(net).__name__
     kinds = {weight.dtype for weight in net.parameters() if weight.is_floating_point()} - {torch.float32}
@@ -292,6 +292,14 @@ def refuse_program(net: Any) -> None:
             "the model is a TorchScript program; expected the module that it was made of, whose layers can be changed. Build "
             "that one, and load its weights: module.load_state_dict(program.state_dict())."
         )
+    if isinstance(net, nn.Module):
+        try:
+            net.train(net.training)
+        except NotImplementedError:  # of torch.export
+            raise ModelError(
+                "the model is an exported program, which cannot be set to train; expected the module that it was made of. Build "
+                "that one, and load its weights: module.load_state_dict(program.state_dict())."
+            ) from None
 
 
 def renewed(model: nn.Module) -> Callable[[Stream], nn.Module]:
