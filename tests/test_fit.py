@@ -208,6 +208,7 @@ def test_only_given_parameters_move(images: ImageSet) -> None:
     before = model[0].weight.clone()
     fit(model, images, recipe(), Stream(0), parameters=model[-1].parameters())
     assert torch.equal(model[0].weight, before)
+    assert all(weight.grad is None for weight in model.parameters())  # those that did not move have none either
 
 
 def test_bf16_learns_what_float32_learns(images: ImageSet) -> None:

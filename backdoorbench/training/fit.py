@@ -198,6 +198,8 @@ def fit(
             if until is not None and until():
                 break
     model._compiled_call_impl = None  # back to a plain module: hooks fire, copies work
+    for held in (optimizer, model):
+        held.zero_grad(set_to_none=True)  # as much memory as the weights, for as long as the model lives
     model.eval()
     return history
 
