@@ -9,6 +9,7 @@ from backdoorbench.cli import check
 from backdoorbench.cli.main import main
 from backdoorbench.config import yamls
 from backdoorbench.config.compose import conf_dir
+from backdoorbench.config.kept import refuse_unlike
 from backdoorbench.errors import ConfigError
 
 FT = (conf_dir() / "defense" / "ft.yaml").read_text().replace("name: ft", "name: mine")
@@ -33,6 +34,7 @@ WRONG = {
     "defense/twice.yaml": ("name: x\nname: y\n", "is no readable yaml (line 2, column 1: found duplicate key name)."),
     "defense/code.yaml": ("!!python/object:os.system x\n", "is no readable yaml (line 1, column 1: could not determine a constructor"),
     "defense/circle.yaml": ("a: &x [*x]\n", "refers to itself"),
+    "defense/eight.yaml": (FT + "epochs: 010\n", "eight.yaml has 010 in line "),
     "defense/number.yaml": ("1: 2\n", "has the key 1; expected names."),
     "defense/unset.yaml": (FT + "x: ${nope}\n", "defense.x refers to what cannot be resolved (Interpolation key 'nope' not found)."),
     "defense/lands.yaml": ("# @package nope\n" + FT, "there is no setting 'nope', so nothing reads it."),
@@ -134,6 +136,39 @@ def test_a_run_names_the_file_that_it_cannot_read(
     assert capsys.readouterr().err.startswith(
         "bdx: own/defense/bytes.yaml cannot be read as a yaml file (byte 0 is no UTF-8)."
     )
+
+
+@pytest.mark.parametrize(("value", "read", "right"), [
+    ("00014", 12, "Write 14, or quote it where it is a name: '00014'."), ("-012", -10, "Write -12,"), ("0_17", 15, "Write 17,"),
+    ("1:30", 90, "Write the number itself, or"), ("[3, 010]", 8, "Write 10,"), ("{a: 010}", 8, "Write 10,"),
+])  # fmt: skip
+def test_a_number_that_yaml_reads_as_another_is_told(value: str, read: int, right: str) -> None:
+    """A class of GTSRB is called 00014, which YAML reads in base 8."""
+    with pytest.raises(ConfigError) as caught:
+        refuse_unlike(f"x: 1\ny: {value}\n", Path("a.yaml"))
+    assert "in line 2, which YAML reads as " + str(read) + "; expected" in str(caught.value) and right in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "07", "-0", "0.5", "00", "1_000", "08", "0x10", "'010'", "1e-3", "2026-01-02", "a:1"]
+)
+def test_a_number_that_is_what_it_shows_is_none_to_tell(value: str) -> None:
+    refuse_unlike(f"x: {value}\n", Path("a.yaml"))
+
+
+def test_a_run_does_not_go_on_with_a_number_read_otherwise(
+    planted: Callable[[dict[str, str]], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    planted({"experiment/eight.yaml": f"{PINNED}seed: 012\n"})
+    for words in (
+        ["--config-dir", "own"],
+        ["-m", "hydra.searchpath=[file://own]", "attack=badnets,wanet"],
+        ["plan", "-cd", "own"],
+    ):
+        assert main([*words, "experiment=eight"]) == 2
+        assert "own/experiment/eight.yaml has 012 in line " in capsys.readouterr().err
 
 
 @pytest.mark.wide

@@ -29,6 +29,7 @@ from backdoorbench.config.compose import (
     searched,
     with_brought,
 )
+from backdoorbench.config.kept import Misread
 from backdoorbench.errors import FAILURE, USER_MISTAKE, BdxError, ConfigError, StorageError, quantity
 from backdoorbench.sweeps import sweep
 from backdoorbench.sweeps.compose import left_to_jobs
@@ -125,6 +126,8 @@ def brought_by_files(words: Sequence[str], folders: Sequence[str], primary: str,
         single = [word for word in words if not parsed(word).is_sweep_override()]
         with strict_warnings():
             found = composer(single, folders, primary).chosen_by([*search_path(folders), *single])
+    except Misread:  # which Hydra does not mind
+        raise
     except wrong:  # in a word or a yaml file, which Hydra meets next, and `explained` tells
         return ()
     is_grid = (is_sweep or found.mode == "MULTIRUN") and found.sweeper in GRIDS

@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from backdoorbench.config.catalog import read_text
 from backdoorbench.config.compose import Plain
+from backdoorbench.config.kept import refuse_unlike
 from backdoorbench.errors import ConfigError, first_line, shown
 
 PACKAGE = re.compile(r"^#+\s*@(.*)$")  # a line of the header that says where the keys land
@@ -21,6 +22,7 @@ def read(file: Path) -> Plain:
     package_of(text, file)
     try:
         found = yaml.safe_load(text)
+        refuse_unlike(text, file)
         if found is not None and not isinstance(found, dict):
             raise ConfigError(
                 f"{file} holds {shown(found)}; expected settings, each as `name: value` on a line. Correct it."
