@@ -32,7 +32,7 @@ from backdoorbench.streams import Stream
 from backdoorbench.training import reversal
 from backdoorbench.training.fit import autocast, fit
 from backdoorbench.training.recipe import Recipe
-from backdoorbench.training.reversal import Penalties, Reversal, Stops, anomaly, index_of, reverse, squash
+from backdoorbench.training.reversal import Penalties, Reversal, Stops, anomaly, index_of, outliers, reverse, squash
 from backdoorbench.training.scenario import Scenario
 
 CONF = Path(__file__).parents[1] / "conf" / "detector"
@@ -510,7 +510,8 @@ def test_of_two_classes_none_stands_out() -> None:
     """Whatever they are, their indices are 1 and -1 over 1.4826: nothing of the model."""
     for norms in (torch.tensor([1.0, 900]), torch.tensor([5.0, 6, math.inf, math.inf])):
         assert anomaly(norms)[:2].tolist() == pytest.approx([1 / 1.4826, -1 / 1.4826])
-        assert index_of(norms) is None
+        assert index_of(norms) is None and not outliers(norms, 0.5).any()
+    assert outliers(torch.tensor([1.0, 5, 6]), 2.0).tolist() == [True, False, False]
     assert index_of(torch.tensor([1.0, 5, 6])) == pytest.approx(4 / 1.4826)
     assert index_of(torch.full((5,), 4.0)) is None and index_of(torch.full((5,), math.inf)) is None
 
@@ -704,6 +705,40 @@ def test_nc_flags_only_norms_below_the_median(monkeypatch: pytest.MonkeyPatch, i
     assert verdict.scores[0] == verdict.figures["anomaly_index"] > 2
     assert verdict.scores[8] == verdict.scores[9] < -2  # far above is no backdoor
     assert verdict.figures["flagged_classes"] == 1 and notes["classes_without_mask"] == 1
+
+
+def test_nc_flags_no_class_where_it_says_that_none_can_stand_out(
+    monkeypatch: pytest.MonkeyPatch, images: ImageSet
+) -> None:
+    """Of two classes, however low the threshold: the index of either is 0.67 and says nothing."""
+    pair = replace(images, labels=images.labels % 2, classes=("a", "b"))
+    blank = Reversal(
+        *(torch.zeros(2, c, 32, 32) for c in (1, 3)), torch.tensor([1.0, 9]), torch.ones(2), torch.zeros(1, 2)
+    )
+    monkeypatch.setattr(nc, "reverse", lambda *_, **__: blank)
+    notes: dict[str, Any] = {}
+    detector = make("nc", threshold=0.5)
+    verdict = detector.examine(scenario(detector.needs, small_net(2), pair, notes=notes))
+    assert not verdict.flagged.any() and verdict.figures == {"anomaly_index": None, "flagged_classes": 0}
+    assert notes["remark"] == (
+        "no class is flagged, since the sizes of the 2 reversed masks lie equally far from their median"
+    )
+
+
+def test_nc_takes_one_image_of_each_class_at_least(monkeypatch: pytest.MonkeyPatch, images: ImageSet) -> None:
+    seen: list[ImageSet] = []
+
+    def watched(model: nn.Module, holdout: ImageSet, *_: Any, **__: Any) -> Reversal:
+        seen.append(holdout)
+        return Reversal(
+            torch.zeros(10, 1, 32, 32), torch.zeros(10, 3, 32, 32), torch.ones(10), torch.ones(10), torch.zeros(1)
+        )
+
+    monkeypatch.setattr(nc, "reverse", watched)
+    for most in (5, 30, 1000):
+        detector = make("nc", images=most)
+        detector.examine(scenario(detector.needs, small_net(), images))
+    assert [held.counts().tolist() for held in seen] == [[1] * 10, [3] * 10, [12] * 10]
 
 
 # --- a backdoor on digits --------------------------------------------------------------------------------------------

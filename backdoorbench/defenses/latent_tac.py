@@ -27,7 +27,7 @@ from backdoorbench.shapes import Images, Labels
 from backdoorbench.training.fit import Loss, fit
 from backdoorbench.training.latent import latent_changes
 from backdoorbench.training.recipe import Tuning, TuningSchedule
-from backdoorbench.training.reversal import anomaly, index_of
+from backdoorbench.training.reversal import index_of, outliers
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ class LatentTAC(Defense):
         model = scenario.model
         with scenario.autocast():
             shifts, lengths = latent_changes(model, scenario.holdout)
-        scores = anomaly(lengths)
-        flagged = scores > self.threshold
+        flagged = outliers(lengths, self.threshold)
         scenario.note("anomaly_index", index_of(lengths))
         scenario.note("flagged", flagged.nonzero()[:, 0].tolist())
         if not flagged.any():

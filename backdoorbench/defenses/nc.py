@@ -36,7 +36,7 @@ from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import fit
 from backdoorbench.training.recipe import Tuning, TuningSchedule
-from backdoorbench.training.reversal import Reversal, Search, anomaly, index_of, reverse
+from backdoorbench.training.reversal import Reversal, Search, index_of, outliers, reverse
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,7 @@ class NC(Defense):
         found = reverse(
             model, holdout, classes, stream.child("reverse"), **vars(self.reversal), autocast=scenario.autocast
         )
-        scores = anomaly(found.norms)
-        flagged = (scores > self.threshold).nonzero()[:, 0].tolist()
+        flagged = outliers(found.norms, self.threshold).nonzero()[:, 0].tolist()
         scenario.note("anomaly_index", index_of(found.norms))
         scenario.note("flagged", flagged)
         if not flagged:

@@ -18,7 +18,7 @@ from typing import ClassVar
 from backdoorbench.detectors.base import Detector, Judges, Scenario, Verdict
 from backdoorbench.errors import check_range
 from backdoorbench.training.latent import latent_changes
-from backdoorbench.training.reversal import anomaly, index_of
+from backdoorbench.training.reversal import anomaly, index_of, outliers
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class LatentTAC(Detector):
     def examine(self, scenario: Scenario) -> Verdict:
         with scenario.autocast():
             _, lengths = latent_changes(scenario.model, scenario.holdout)
-        scores = anomaly(lengths)
-        flagged = scores > self.threshold
+        flagged = outliers(lengths, self.threshold)
         scenario.note("lengths", [length if math.isfinite(length) else None for length in lengths.tolist()])
-        return Verdict(scores, flagged, {"anomaly_index": index_of(lengths), "flagged_classes": float(flagged.sum())})
+        return Verdict(
+            anomaly(lengths), flagged, {"anomaly_index": index_of(lengths), "flagged_classes": float(flagged.sum())}
+        )

@@ -37,7 +37,7 @@ from backdoorbench.data.store import stratified
 from backdoorbench.detectors.base import Detector, Judges, Reversed, Scenario, Verdict
 from backdoorbench.errors import check_range
 from backdoorbench.models.layouts import layout_of
-from backdoorbench.training.reversal import Search, anomaly, index_of, reverse
+from backdoorbench.training.reversal import Search, anomaly, index_of, outliers, reverse
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class NC(Detector):
         classes = range(len(holdout.classes))
         found = reverse(model, holdout, classes, scenario.stream, **vars(self.search), autocast=scenario.autocast)
         scores = anomaly(found.norms)
-        flagged = scores > self.threshold
+        flagged = outliers(found.norms, self.threshold)
         without = int(found.norms.isinf().sum())
         index = index_of(found.norms)
         if index is None:

@@ -16,7 +16,7 @@ from typing import ClassVar
 from backdoorbench.detectors.base import Detector, Judges, Scenario, Verdict
 from backdoorbench.errors import check_range
 from backdoorbench.models.surgery import classifier_head
-from backdoorbench.training.reversal import anomaly, index_of
+from backdoorbench.training.reversal import anomaly, index_of, outliers
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Signature(Detector):
 
     def examine(self, scenario: Scenario) -> Verdict:
         means = classifier_head(scenario.model).weight.detach().double().mean(1).float().cpu()  # (K,)
-        scores = anomaly(-means)
-        flagged = scores > self.threshold
+        flagged = outliers(-means, self.threshold)
         scenario.note("means", means.tolist())
-        return Verdict(scores, flagged, {"anomaly_index": index_of(-means), "flagged_classes": float(flagged.sum())})
+        return Verdict(
+            anomaly(-means), flagged, {"anomaly_index": index_of(-means), "flagged_classes": float(flagged.sum())}
+        )

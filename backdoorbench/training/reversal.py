@@ -218,6 +218,11 @@ def index_of(norms: Tensor) -> float | None:
     return float(scores.max()) if scores.any() and int(norms.isfinite().sum()) >= FEWEST else None
 
 
+def outliers(norms: Tensor, threshold: float) -> Mask:
+    """(K,) bool: whose `anomaly` exceeds `threshold`; none where none can stand out."""
+    return (anomaly(norms) > threshold) & (index_of(norms) is not None)
+
+
 def squash(v: Tensor) -> Tensor:
     """Any numbers as numbers in [0, 1]."""
     return v.tanh() / (2 + EPSILON) + 0.5
