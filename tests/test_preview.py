@@ -1,6 +1,7 @@
 """bdx preview and bdx export: what an attack does, seen and written without training."""
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from torchvision.datasets import ImageFolder
 from backdoorbench.attacks.base import DataAttack, PoisonedSet
 from backdoorbench.cli.main import main
 from backdoorbench.cli.preview import each_of
+from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose
 from backdoorbench.data.images import ImageSet
+from backdoorbench.errors import ConfigError
 from backdoorbench.pipeline import export, infect, preview
 from backdoorbench.pipeline import plan as plans
 from backdoorbench.pipeline.plan import Plan
@@ -31,6 +34,30 @@ def plan(outputs: Path, *words: str) -> Plan:
 
 def run(verb: str, outputs: Path, *words: str) -> int:
     return main([verb, *SMALL, f"runtime.outputs={outputs}", *words])
+
+
+# ---- what the network sees of a trigger -----------------------------------------------------------------------------
+
+
+def test_a_trigger_beside_what_the_network_sees_is_refused_before_any_training(
+    outputs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 32 pixels a crop to 24 shows rows and columns 4 to 27 of a test image."""
+    made = plan(outputs, "attack=badnets", "dataset.crop=24")
+    with pytest.raises(ConfigError) as caught:
+        infect.infect(made, None)
+    where = "the middle 24x24 pixels of 32x32, which is what the network sees of a test image"
+    assert str(caught.value) == (
+        f"the trigger of attack=badnets changes nothing within {where}; expected a trigger that lies there. Set "
+        f"dataset.size=24, so that it sees the whole image, or choose another attack or position."
+    )
+    given = preview.task(made)
+    for pattern, said in (("white4", True), ("grid10", False)):
+        attack = build({**made.config["attack"], "pattern": pattern}, "attack")
+        caplog.clear()
+        infect.check_seen(dataclasses.replace(made, attack=attack), given, made.stream)
+        assert bool(caplog.messages) == said
+        assert all("of what the trigger of attack=badnets changes, " in message for message in caplog.messages)
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------

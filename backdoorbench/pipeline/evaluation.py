@@ -11,7 +11,7 @@ from backdoorbench import device, metrics
 from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.metrics import Scores
-from backdoorbench.models.base import evaluating
+from backdoorbench.models.base import CentreCrop, evaluating
 from backdoorbench.models.layouts import layout_of
 from backdoorbench.shapes import Images, Labels, Rows
 from backdoorbench.streams import Stream
@@ -218,6 +218,15 @@ def trigger_change(trigger: Trigger, test: ImageSet) -> dict[str, float]:
     images = next(iter(test.subset(torch.arange(min(100, len(test)))).batches(100)))[0]
     change = (trigger(images) - images).abs()
     return {"share_changed": float((change > 1e-6).float().mean()), "largest_levels": float(change.max()) * 255}
+
+
+def share_seen(trigger: Trigger, images: ImageSet, side: int) -> float | None:
+    """Of the values that a trigger changes in the first 100 images, the share within their middle `side` pixels; None where it
+    changes none."""
+    shown = next(iter(images.subset(torch.arange(min(100, len(images)))).batches(100)))[0]
+    with torch.no_grad():
+        changed = (trigger(shown) - shown).abs() > 1e-6
+    return int(CentreCrop(side)(changed).sum()) / total if (total := int(changed.sum())) else None
 
 
 def after_storage(

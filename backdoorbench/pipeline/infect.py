@@ -13,7 +13,7 @@ from backdoorbench.attacks import base as attacks
 from backdoorbench.attacks.base import Infection, Task, TriggerNetwork, no_surrogate
 from backdoorbench.config.groups import INFECT
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import TrainingError, join_words
+from backdoorbench.errors import ConfigError, TrainingError, join_words
 from backdoorbench.metrics import Scores
 from backdoorbench.models import checkpoint
 from backdoorbench.models.base import Classifier
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 UNTRAINED = "as given: nothing was trained"  # what a run without epochs makes of a given network
 FEW_MOVED = 4  # classes whose exchange is said by their names
+SEEN = 0.5  # share of a trigger's changes that the network sees below which it is worth a word
 SUB_LEVEL = 0.3  # share of a trigger's changes lost in storage from which it is worth a word
 
 
@@ -231,8 +232,31 @@ def infect(
     stream, train = made.stream.child("infect"), made.parts.train.to(made.device)
     recipe = dataclasses.replace(made.recipe, name=made.spec.name)  # what progress and messages call the training
     task = Task(train, lambda inner: build_network(made, inner), recipe, snapshots, surrogate, network)
+    check_seen(made, task, stream)
     with device.memory_errors("infect", {"train.batch_size": made.recipe.batch_size}):
         return attacks.carry_out(made.attack, task, stream)
+
+
+def check_seen(made: Plan, task: Task, stream: Stream) -> None:
+    """Of a test image the network sees the middle. Raises ConfigError where a trigger that is known before the training lies
+    wholly beside it, and warns where most of it does."""
+    seen, stored = made.dataset.crop or made.dataset.size, made.dataset.size
+    if seen == stored or isinstance(made.attack, TriggerNetwork):
+        return
+    trigger = made.attack.test_trigger(task, stream)
+    share = evaluation.share_seen(trigger, task.train, seen) if trigger is not None else None
+    if share is None or share >= SEEN:
+        return
+    where = f"the middle {seen}x{seen} pixels of {stored}x{stored}, which is what the network sees of a test image"
+    if share == 0:
+        raise ConfigError(
+            f"the trigger of attack={made.attack.name} changes nothing within {where}; expected a trigger that lies there. Set "
+            f"dataset.size={seen}, so that it sees the whole image, or choose another attack or position."
+        )
+    log.warning(
+        f"of what the trigger of attack={made.attack.name} changes, {share:.0%} lies within {where}; with "
+        f"dataset.size={seen} it sees the whole image"
+    )
 
 
 def obtain(made: Plan, test: ImageSet, finding: Finding) -> tuple[Infection, Predictions]:
