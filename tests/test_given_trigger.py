@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 
 from backdoorbench.api import build, run
+from backdoorbench.attacks.base import Task
 from backdoorbench.attacks.given import Given
 from backdoorbench.config.compose import compose
+from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError
 from backdoorbench.pipeline import plan
+from backdoorbench.streams import Stream
 from backdoorbench.triggers import base as triggers
 
 IMAGES = torch.linspace(0, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
@@ -37,6 +40,15 @@ def own(file: str, **settings: object) -> torch.Tensor:
 
 def stored(images: torch.Tensor) -> torch.Tensor:
     return (images * 255).round() / 255
+
+
+def test_the_trigger_lies_where_batches_arrive_and_not_where_images_wait() -> None:
+    """Images that a device has no room for stay in the host's memory."""
+    labels = torch.zeros(1, dtype=torch.int64, device="meta")
+    waiting = ImageSet(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), labels, ("a", "b"))
+    made: Given = build("attack/given", trigger="white3")
+    found = made.test_trigger(Task(waiting, None, None, None), Stream(0))  # type: ignore[arg-type]
+    assert found.trigger.mask.device.type == "meta"  # type: ignore[attr-defined]
 
 
 def test_a_picture_lies_where_it_is_put_and_as_large_as_it_is(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class Given(Attack):
         self.make_trigger(train.size)
 
     def test_trigger(self, task: Task, stream: Stream) -> Trigger:
-        return self.make_trigger(task.train.size).to(task.train.images.device)
+        return self.make_trigger(task.train.size).to(task.train.device)
 
     def infect(self, task: Task, stream: Stream) -> Infection:
         model = task.build(stream.child("init"))
