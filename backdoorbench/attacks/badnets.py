@@ -5,7 +5,8 @@ Idea     A small patch, always the same, is pasted into a share of the training 
 Paper    arXiv 1708.06733v2
 Follows  the papers' named patterns on a 32x32 grid, stored in the image before augmentation
 Departs  1. black cells are 0 and opaque (BackdoorBench takes 0 for transparent, so that its grid's dark cells are of level 1)
-         2. larger images replicate the patch pixel by pixel (BackdoorBench resizes it smoothly, which blurs its edge)
+         2. larger images replicate the patch pixel by pixel (BackdoorBench resizes it smoothly, which blurs its edge);
+            the cells of grid10 have 10 pixels at 256 alone, and at 224 nine, eight and nine
          3. rows are rounded to uint8 (BackdoorBench truncates, which darkens every poisoned image)
          4. grid3 lies in the stored image, where a random crop may cut it off (PBE's code pastes it in float, after the
             augmentation)
