@@ -19,9 +19,13 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
+from backdoorbench.tensors.augment import crop
 from backdoorbench.triggers import base
 from backdoorbench.triggers.base import Stored
+from backdoorbench.triggers.input_aware import InputAware
 from backdoorbench.triggers.patch import named_pattern, paste
+from backdoorbench.triggers.quantise import Quantise
+from backdoorbench.triggers.warp import smooth_field, warp
 
 GOLDENS = Path(__file__).parent / "goldens.json"  # written by `make goldens`; review the difference
 ATTACKS = {
@@ -156,8 +160,39 @@ def test_the_grid_for_large_images_has_cells_of_ten_pixels() -> None:
     assert cells[..., 0, 0].int().tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 0]]
 
 
-def test_blending_is_affine_and_bounded(wave: torch.Tensor) -> None:
-    trigger = made("blended")
+@pytest.mark.parametrize(
+    ("name", "whole", "lost"),
+    [
+        ("badnets", 0.309, 0.395),
+        ("badnets white4", 0.444, 0.0),
+        ("trojan_3x3", 1.0, 0.0),
+        ("trojan_8x8", 0.790, 0.0),
+        ("tact", 0.790, 0.0),
+    ],
+)
+def test_a_random_crop_leaves_of_a_patch_what_the_specification_says(name: str, whole: float, lost: float) -> None:
+    """Attacks.md 1.4: the share of the 81 crops of a border of 4 that show all of it, and none of it."""
+    trigger = made(name).trigger
+    support = trigger.mask > 0 if hasattr(trigger, "mask") else (trigger.pattern > 0).any(0, keepdim=True)
+    top, left = (place.flatten() for place in torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij"))
+    seen = crop(support.float().expand(81, 1, 32, 32), top, left, 4).sum((1, 2, 3))
+    assert float((seen == support.sum()).float().mean()) == pytest.approx(whole, abs=5e-4)
+    assert float((seen == 0).float().mean()) == pytest.approx(lost, abs=5e-4)
+
+
+def test_some_triggers_do_something_else_to_each_image(wave: torch.Tensor) -> None:
+    """Those that the specification calls sample-specific (attacks.md 6), beside the hidden codes, ink and LIRA's noise."""
+    stored = to_float(to_bytes(wave)) / 2 + 0.25
+    warped = warp(smooth_field(32, 4, Stream(0).generator()), 0.5)
+    own = InputAware([0.5] * 3, [0.3] * 3).eval().requires_grad_(False)
+    for trigger in (made("refool"), Quantise(8, False), Quantise(8, True), warped, own):
+        change = trigger(stored) - stored
+        assert float((change[0] - change[1]).square().mean().sqrt()) > 1 / 255
+
+
+@pytest.mark.parametrize("name", ["blended", "adap_blend"])
+def test_blending_is_affine_and_bounded(name: str, wave: torch.Tensor) -> None:
+    trigger = made(name)
     stored = to_float(to_bytes(wave))
     shown = trigger(stored)
     assert (shown - stored).abs().max() <= 0.2 + 0.5 / 255
