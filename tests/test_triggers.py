@@ -171,7 +171,7 @@ def test_the_grid_for_large_images_has_cells_of_ten_pixels() -> None:
     ],
 )
 def test_a_random_crop_leaves_of_a_patch_what_the_specification_says(name: str, whole: float, lost: float) -> None:
-    """Attacks.md 1.4: the share of the 81 crops of a border of 4 that show all of it, and none of it."""
+    """The share of the 81 crops of a border of 4 that show all of it, and none of it."""
     trigger = made(name).trigger
     support = trigger.mask > 0 if hasattr(trigger, "mask") else (trigger.pattern > 0).any(0, keepdim=True)
     top, left = (place.flatten() for place in torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij"))
@@ -181,7 +181,7 @@ def test_a_random_crop_leaves_of_a_patch_what_the_specification_says(name: str, 
 
 
 def test_some_triggers_do_something_else_to_each_image(wave: torch.Tensor) -> None:
-    """Those that the specification calls sample-specific (attacks.md 6), beside the hidden codes, ink and LIRA's noise."""
+    """Those that the specification calls sample-specific, beside the hidden codes, ink and LIRA's noise."""
     stored = to_float(to_bytes(wave)) / 2 + 0.25
     warped = warp(smooth_field(32, 4, Stream(0).generator()), 0.5)
     own = InputAware([0.5] * 3, [0.3] * 3).eval().requires_grad_(False)
