@@ -219,6 +219,14 @@ def test_what_cannot_be_is_refused_before_any_work(outputs: Path) -> None:
         "class that the trigger is meant for; expected at least 2 images, and no more poisoned ones than either. Raise "
         "after.rate, or lower after.samples."
     )
+    query = ("attack=badnets", "after=query", "control=train")
+    assert refused(*query, "after.retuning.rate=2") == (
+        "after.retuning.rate is 2; expected a number between 0 and 1. Change after.retuning.rate."
+    )
+    assert refused(*query, "after.retuning.lr=-1").startswith("after.retuning.lr is -1; expected a number at least 0.")
+    assert refused(*query, "after.retuning.samples=50").startswith(
+        "after.retuning.samples=50 images are to be poisoned of after.retuning.rate=0.02 of 380 training images"
+    )
     nothing = [
         f"after.{name}=[]" for name in ("opacities", "shifts", "scales", "repeats", "blurs", "qualities", "crops")
     ]

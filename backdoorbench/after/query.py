@@ -61,6 +61,7 @@ class Query(AfterAttack):
     momentum: float
 
     def __post_init__(self) -> None:
+        self.retuning.check("after.retuning")
         check_range("after.epsilon", self.epsilon, 0, 1)
         check_range("after.alpha", self.alpha, 0)
         check_range("after.images", self.images, 1)
@@ -71,7 +72,7 @@ class Query(AfterAttack):
         check_range("after.momentum", self.momentum, 0, 1)
 
     def check_images(self, train: ImageSet, target: Target) -> None:
-        self.retuning.check_images(train, target)
+        self.retuning.check_images(train, target, "after.retuning")
 
     def trials(self, scenario: Scenario) -> Iterator[Trial]:
         purified, clean, stream = scenario.model, scenario.clean, scenario.stream

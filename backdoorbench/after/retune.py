@@ -37,14 +37,15 @@ from backdoorbench.triggers.base import Target
 
 @dataclass(frozen=True)
 class AttackersTuning(Tuning):
-    """How an after-attack tunes."""
+    """How an after-attack tunes. Whoever has it says where its settings stand, and checks it."""
 
-    place: ClassVar[str] = "after"
+    def __post_init__(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Retuning:
-    """How a model is retuned: on how many images, of which how many poisoned."""
+    """How a model is retuned: on how many images, of which how many poisoned. An after-attack has these settings beside its own,
+    or under a name of their own, and says so to `check`."""
 
     rate: float
     samples: int
@@ -52,24 +53,26 @@ class Retuning:
     tuning: Annotated[AttackersTuning, BESIDE]
     frozen_aug: bool
 
-    def __post_init__(self) -> None:
-        check_range("after.rate", self.rate, 0, 1)
-        check_range("after.samples", self.samples, 0)
-        check_range("after.epochs", self.epochs, 0)
+    def check(self, where: str) -> None:
+        """Raises ConfigError for a setting out of its range. where: the place of the settings, `after`."""
+        self.tuning.check(where)
+        check_range(f"{where}.rate", self.rate, 0, 1)
+        check_range(f"{where}.samples", self.samples, 0)
+        check_range(f"{where}.epochs", self.epochs, 0)
         if self.frozen_aug and self.tuning.augment is None:
             raise ConfigError(
                 "frozen_aug is true with augment=null, so there is no augmentation to freeze; expected one, or frozen_aug=false. "
                 "Leave frozen_aug out, or set an augment."
             )
 
-    def check_images(self, train: ImageSet, target: Target) -> None:
-        """Raises DataError where the set would be empty, or could not hold so many poisoned images."""
+    def check_images(self, train: ImageSet, target: Target, where: str) -> None:
+        """Raises DataError where the set would be empty, or could not hold so many poisoned images. where: as `check` has it."""
         count, most = round(self.rate * len(train)), int(target.is_eligible(train.labels).sum())
         if count < 2 or self.samples > min(count, most):
             raise DataError(
-                f"after.samples={self.samples} images are to be poisoned of after.rate={self.rate:g} of {len(train):,} training "
-                f"images, which is {count:,}, and {most:,} are of a class that the trigger is meant for; expected at least 2 "
-                f"images, and no more poisoned ones than either. Raise after.rate, or lower after.samples."
+                f"{where}.samples={self.samples} images are to be poisoned of {where}.rate={self.rate:g} of {len(train):,} "
+                f"training images, which is {count:,}, and {most:,} are of a class that the trigger is meant for; expected at "
+                f"least 2 images, and no more poisoned ones than either. Raise {where}.rate, or lower {where}.samples."
             )
 
     def retuned(self, model: nn.Module, scenario: Scenario) -> nn.Module:
@@ -103,8 +106,11 @@ class Retune(AfterAttack):
 
     retuning: Annotated[Retuning, BESIDE]
 
+    def __post_init__(self) -> None:
+        self.retuning.check("after")
+
     def check_images(self, train: ImageSet, target: Target) -> None:
-        self.retuning.check_images(train, target)
+        self.retuning.check_images(train, target, "after")
 
     def trials(self, scenario: Scenario) -> Iterator[Trial]:
         yield Trial("retuned", self.retuning.retuned(scenario.model, scenario), scenario.trigger, is_moved=True)

@@ -178,10 +178,7 @@ class Tuning:
     lr       of the first epoch
     bn_mode  train: batch norm's statistics move; eval: they stay as they are
     augment  what is done to the images that it tunes on
-    place    where in a configuration its settings stand
     """
-
-    place: ClassVar[str] = "defense"
 
     batch_size: int
     lr: float
@@ -191,10 +188,14 @@ class Tuning:
     augment: Augment | None
 
     def __post_init__(self) -> None:
-        check_range(f"{self.place}.batch_size", self.batch_size, 2)
-        check_range(f"{self.place}.lr", self.lr, 0)
-        check_range(f"{self.place}.momentum", self.momentum, 0, 1)
-        check_range(f"{self.place}.weight_decay", self.weight_decay, 0)
+        self.check("defense")
+
+    def check(self, where: str) -> None:
+        """Raises ConfigError for a setting out of its range. where: the place of the settings, `defense`."""
+        check_range(f"{where}.batch_size", self.batch_size, 2)
+        check_range(f"{where}.lr", self.lr, 0)
+        check_range(f"{where}.momentum", self.momentum, 0, 1)
+        check_range(f"{where}.weight_decay", self.weight_decay, 0)
 
     @property
     def freeze_norms(self) -> bool:
