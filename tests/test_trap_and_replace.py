@@ -218,6 +218,7 @@ def test_the_published_values_are_the_defaults() -> None:
         ("decoder=5", "defense.decoder is 5; expected a list, each item a whole number."),
         ("stage2.optimizer=adm", "defense.stage2.optimizer is 'adm'; expected sgd, adam or adamw."),
         ("dropout=2", "defense.dropout is 2; expected a number between 0 and 1."),
+        ("stage1.momentum=1", "defense.stage1.momentum is 1; expected a number between 0 and 0.999999."),
     ],
 )
 def test_a_wrong_setting_is_named(setting: str, said: str) -> None:

@@ -51,7 +51,7 @@ from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import seeded
 from backdoorbench.tensors.augment import Augment
 from backdoorbench.training.fit import fit
-from backdoorbench.training.recipe import Optimizer, Precision, Recipe, TuningSchedule, bare_recipe
+from backdoorbench.training.recipe import BELOW_ONE, Optimizer, Precision, Recipe, TuningSchedule, bare_recipe
 
 NARROWEST, WIDEST = 32, 512  # channels of a derived decoder's hidden maps
 SHOWN = 500  # holdout images, at most, on which the reconstruction is measured
@@ -112,6 +112,7 @@ class TrapAndReplace(Defense):
             check_range(f"defense.{name}.epochs", stage.epochs, 0)
             check_range(f"defense.{name}.batch_size", stage.batch_size, 2)
             check_range(f"defense.{name}.lr", stage.lr, 0)
+            check_range(f"defense.{name}.momentum", stage.momentum, 0, 1 if stage.optimizer == "sgd" else BELOW_ONE)
             check_range(f"defense.{name}.weight_decay", stage.weight_decay, 0)
         check_range("defense.lambda_rec", self.lambda_rec, 0)
         check_range("defense.lambda_tv", self.lambda_tv, 0)
