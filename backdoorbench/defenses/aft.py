@@ -25,7 +25,7 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import nn
 
-from backdoorbench.config.acts import Acts, Only
+from backdoorbench.config.acts import Acts, Only, Unless
 from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import spans
 from backdoorbench.defenses.base import Defense, Scenario
@@ -44,7 +44,7 @@ class AFT(Defense):
         "natural_iterations": Only("budget", "iterations"),
         "adversarial_epochs": Only("budget", "epochs"),
         "natural_epochs": Only("budget", "epochs"),
-    }
+    } | dict.fromkeys(("eps_255", "step_share", "clamp"), Unless("steps", 0))
 
     eps_255: float
     steps: int

@@ -14,12 +14,13 @@ Cost     `epochs` passes over the holdout, forward and backward
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.config.build import BESIDE
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
@@ -35,6 +36,8 @@ Start = Literal["random", "zero", "negated", "noise"]
 @dataclass(frozen=True)
 class D3(Defense):
     """Distance-driven tuning on the holdout. The record notes the distance that was reached, of the largest there is, 2 |W0|."""
+
+    acts: ClassVar[Acts] = {"loss_threshold": Unless("loss_weight", 0)}
 
     loss_weight: float
     loss_threshold: float

@@ -7,7 +7,8 @@ Follows  BackdoorBench's code: e = rho w^2 g / (|| |w| g ||_2 + 1e-12), g the gr
          step at w with the gradient of w + e; batch norm's statistics are updated by the pass at w alone; label smoothing
          gives each other class 0.1 / (K - 1)
 Departs  1. the cosine falls once, to 0 at the last batch; theirs, made for epochs, is stepped per batch and so rises and falls
-            with a half period of 100 batches (defense.cosine_period=100)
+            with a half period of 100 batches (defense.cosine_period=100), and on Tiny ImageNet, where the rate is to fall once
+            the loss stands still, its call fails
          2. both passes run in the victim's precision; theirs in float32 (train.precision=float32)
          3. the holdout is stratified, as the data set is; theirs has equal counts a class
          4. on CIFAR-100, for which they give no values, those of CIFAR-10

@@ -23,6 +23,7 @@ Cost     `rounds` times: a pass over the holdout, forward and backward to the im
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from backdoorbench import progress
+from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.data.images import spans
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import TrainingError, check_range
@@ -44,6 +46,8 @@ Objective = Callable[[Tensor], Tensor]  # of a perturbation (1, 3, H, W) -> scal
 @dataclass(frozen=True)
 class IBAU(Defense):
     """Unlearning of a universal perturbation on the holdout. Its norm in each round is noted in the record."""
+
+    acts: ClassVar[Acts] = {"inner_step": Unless("fixed_point_steps", 0)}
 
     rounds: int
     batch_size: int

@@ -25,12 +25,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from backdoorbench import progress
+from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import ModelError, check_range
 from backdoorbench.models.surgery import Prunable, prunable_channels
@@ -46,6 +48,10 @@ class IMS(Defense):
     """Masks and selections of channels, learned on the holdout. The learning curve's epochs are rounds.
 
     The record notes how many channels end below one half, and the rounds that each phase took."""
+
+    acts: ClassVar[Acts] = {"steps": Unless("rounds", 0)} | dict.fromkeys(
+        ("perturbation_lr", "bound"), (Unless("rounds", 0), Unless("steps", 0))
+    )
 
     initial_rounds: int
     rounds: int

@@ -46,7 +46,10 @@ from backdoorbench.training.recipe import Tuning
 class NPD(Defense):
     """Neural polarizer, trained on the holdout. Where it stands is noted in the record."""
 
-    acts: ClassVar[Acts] = {"warmup_lr": Unless("warmup_epochs", 0)}
+    acts: ClassVar[Acts] = dict.fromkeys(("radius", "step", "gradient"), Unless("steps", 0)) | {
+        "enough": Unless("steps", 0, 1),
+        "warmup_lr": Unless("warmup_epochs", 0),
+    }
 
     radius: float
     step: float

@@ -30,6 +30,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import spans
 from backdoorbench.defenses.base import Defense, Scenario
@@ -53,6 +54,7 @@ class PBE(Defense):
     Triggered rows have large margins, so that any small change turns their logits least."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"model", "train"})
+    acts: ClassVar[Acts] = dict.fromkeys(("eps_255", "step_share", "clamp"), Unless("steps", 0))
 
     shares: tuple[float, ...]
     epochs: int

@@ -18,12 +18,13 @@ Cost     `epochs` passes over the holdout, each image forward and backward `step
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
 from backdoorbench.models.base import evaluating, frozen
@@ -38,6 +39,8 @@ from backdoorbench.training.recipe import bare_recipe
 @dataclass(frozen=True)
 class SAU(Defense):
     """Shared adversarial unlearning on the holdout."""
+
+    acts: ClassVar[Acts] = dict.fromkeys(("step", "fooling_weight", "agreement_weight"), Unless("steps", 0))
 
     radius: float
     step: float
