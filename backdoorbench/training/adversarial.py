@@ -142,7 +142,7 @@ class UniversalSearch:
         objective  (change, batch, labels) -> scalar to increase; whoever calls sees to clipping, and to the model's mode
         norm       linf: epsilon bounds each value, by signed steps of `ascend`. l2: it bounds the Euclidean length, and a step is
                    the gradient times `step`
-        is_drawn   whether it begins anywhere within epsilon instead of without a change
+        is_drawn   whether it begins at a random change instead of none: of values within epsilon, under l2 as long as that
         turns      steps on each batch"""
         passes = (images.batches(self.batch_size, stream.child(f"epoch{epoch}")) for epoch in range(self.epochs))
         batches = (batch for each in passes for batch in each for _ in range(turns))
