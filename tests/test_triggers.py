@@ -248,6 +248,27 @@ def test_a_picture_file_of_ones_own(tmp_path: Path) -> None:
     assert torch.allclose(shown, torch.tensor([128 / 255, 0.0, 0.0]))  # half transparent
 
 
+@pytest.mark.parametrize(
+    ("name", "setting"), [("blended", "picture_file"), ("adap_blend", "picture_file"), ("refool", "source_folder")]
+)
+def test_a_picture_over_the_whole_image_is_opaque(name: str, setting: str, tmp_path: Path) -> None:
+    """Where it is transparent, its file has a colour that nobody sees."""
+    (tmp_path / "pictures").mkdir()
+    file = tmp_path / "pictures" / "mark.png"
+    place = {"source_folder": file.parent, "picture_file": file}[setting]
+    kind = {"source_folder": {"source": "folder"}, "picture_file": {"picture": "image"}}[setting]
+    attack = build_option({**option("attack", name), **kind, setting: str(place)}, "attack")
+    picture = Image.new("RGBA", (57, 43), (255, 0, 0, 255))
+    picture.save(file)
+    attack.trigger(task(32), Stream(0))
+    picture.putalpha(Image.linear_gradient("L").resize((57, 43)).point(lambda level: 255 if level > 63 else 0))
+    picture.save(file)
+    with pytest.raises(
+        ConfigError, match=rf"attack.{setting} is '.*mark.png', which is transparent in 2\d% of its pixels; exp"
+    ):
+        attack.trigger(task(32), Stream(0))
+
+
 def test_a_patch_outside_the_image_is_refused() -> None:
     node = {**option("attack", "badnets"), "position": [31, 0]}
     attack = build_option({**node, "pattern": "random"}, "attack")

@@ -31,7 +31,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
 from backdoorbench.shapes import Bytes, to_bytes
 from backdoorbench.streams import Stream
-from backdoorbench.triggers.picture import read_picture
+from backdoorbench.triggers.picture import read_opaque
 from backdoorbench.triggers.reflection import Reflections, draw_reflections, scenes
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
@@ -108,8 +108,8 @@ class Refool(CleanLabelAttack):
             files = picture_files(self.source_folder)
             order = stream.child("images").permutation(len(files))[: self.reflections].tolist()
             shape = (self.work_size or train.size,) * 2
-            read = [read_picture(str(files[number]), shape, "attack.source_folder") for number in order]
-            pictures = torch.stack([to_bytes(picture[:3]) for picture in read])
+            read = [read_opaque(str(files[number]), shape, "attack.source_folder") for number in order]
+            pictures = torch.stack([to_bytes(picture) for picture in read])
         return pictures[torch.arange(self.reflections) % len(pictures)]
 
     def facts(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from backdoorbench.errors import ConfigError
 from backdoorbench.shapes import Images
 from backdoorbench.triggers.base import FixedTrigger
-from backdoorbench.triggers.picture import read_picture
+from backdoorbench.triggers.picture import read_opaque
 
 CARTOON_MEAN = (207 / 255, 190 / 255, 198 / 255)  # of the picture the papers blend, per channel
 CARTOON_STD = (63 / 255, 74 / 255, 68 / 255)
@@ -40,7 +40,7 @@ def full_picture(source: str, file: str | None, match_stats: bool, size: int, ge
     `match_cartoon` where `match_stats` says so."""
     if source == "image":
         assert file is not None
-        picture = read_picture(file, (size, size), "attack.picture_file")[:3]
+        picture = read_opaque(file, (size, size), "attack.picture_file")
     else:
         picture = {"noise": noise, "smooth_noise": smooth_noise}[source](size, generator)
     return match_cartoon(picture) if match_stats else picture

@@ -39,6 +39,19 @@ def read_picture(path: str, size: tuple[int, int] | None, setting: str) -> Tenso
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1).float() / 255
 
 
+def read_opaque(path: str, size: tuple[int, int], setting: str) -> Tensor:
+    """The image as (3, H, W) float32 in [0, 1], resized (antialiased) to (H, W) = `size`, for what lies over a whole image.
+
+    Raises ConfigError, naming `setting`, where the file is missing, is no image, or is transparent anywhere."""
+    picture = read_picture(path, size, setting)
+    if not bool((picture[3] == 1).all()):
+        raise ConfigError(
+            f"{setting} is '{path}', which is transparent in {float((picture[3] < 1).float().mean()):.0%} of its pixels; "
+            f"expected an opaque picture, since nothing says what lies behind it. Lay it on a colour, and save it again."
+        )
+    return picture[:3]
+
+
 def read_values(path: str, side: int | None, setting: str) -> Tensor:
     """A picture, or an array in a .npy file, as (4, H, W) float32: red, green, blue, opacity; scaled to (side, side), or as large
     as it is. A picture's values lie in [0, 1], an array's are bytes, taken to [0, 1], or floats within [-1, 1].
