@@ -132,6 +132,18 @@ def check_range(setting: str, value: float, low: float, high: float = math.inf) 
         raise ConfigError(f"{setting} is {said}; expected a number {bounds}. Change {setting}.")
 
 
+def part(setting: str, share: float, count: int, what: str) -> int:
+    """How many a share of them is, rounded. Raises DataError where it is to be some, and is none.
+
+    what  they are, in the plural"""
+    found = round(share * count)
+    if share and not found:
+        raise DataError(
+            f"{setting} is {share:g}, none of {count:,} {what}; expected one at least, or a share of 0. Raise {setting}."
+        )
+    return found
+
+
 def check_name(setting: str, name: str) -> None:
     """Raises ConfigError unless `name` can be a part of the names of folders, whatever the file system."""
     if not name or name.startswith(".") or not name.isprintable() or any(c in name for c in "/\\"):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from backdoorbench.config.compose import compose
 from backdoorbench.defenses.abl import trapped
-from backdoorbench.errors import DataError, TrainingError
+from backdoorbench.errors import TrainingError
 from backdoorbench.shapes import to_float
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import cut_out
@@ -78,16 +78,6 @@ def test_without_isolation_it_is_tuning_and_ordinary_training_alone(scene: Scene
     first, _ = chosen_rows(scene, method("abl", isolation_rate=0.0, **SHORT))
     second, _ = chosen_rows(scene, method("abl", isolation_rate=0.0, **SHORT | {"unlearning_epochs": 0}))
     assert same(first, second)
-
-
-def test_a_share_of_no_row_is_refused_before_any_training() -> None:
-    chosen = scenes.defense("abl", isolation_rate=0.01)
-    with pytest.raises(DataError) as caught:
-        chosen.purify(scenes.scenario(network(), few(), chosen.needs))
-    assert str(caught.value) == (
-        f"defense.isolation_rate is 0.01, none of the {len(few())} training images; expected one at least, which is unlearnt, or "
-        f"0. Raise it."
-    )
 
 
 @pytest.mark.wide

@@ -19,7 +19,7 @@ from torchvision.transforms import functional
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses import d_br as module
 from backdoorbench.defenses.d_br import closeness, sensitivity
-from backdoorbench.errors import ConfigError, DataError
+from backdoorbench.errors import ConfigError
 from backdoorbench.models.surgery import penultimate
 from backdoorbench.shapes import to_float
 from backdoorbench.streams import Stream
@@ -59,15 +59,6 @@ def test_the_shares_are_exact_and_disjoint(scene: Scene) -> None:
     assert not set(clean.tolist()) & set(poisoned.tolist())
     with pytest.raises(ConfigError, match="are more than the whole training set together; expected at most 1"):
         method("d_br", clean_share=0.6, poisoned_share=0.5)
-
-
-def test_a_share_of_no_row_is_refused_before_any_training() -> None:
-    chosen = scenes.defense("d_br", poisoned_share=0.01)
-    with pytest.raises(DataError) as caught:
-        chosen.purify(scenes.scenario(network(), few(), chosen.needs))
-    assert str(caught.value) == (
-        f"defense.poisoned_share is 0.01, none of the {len(few())} training images; expected one at least, or 0. Raise it."
-    )
 
 
 def test_halves_of_an_odd_number_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:

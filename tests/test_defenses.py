@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import scenes
 import torch
 from conftest import QUICK
 from torch import nn
@@ -18,7 +19,7 @@ from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.defenses.fst import FST
 from backdoorbench.defenses.ft import FT
-from backdoorbench.errors import PairingError
+from backdoorbench.errors import DataError, PairingError
 from backdoorbench.models.surgery import classifier_head
 from backdoorbench.pipeline import infect, plan
 from backdoorbench.pipeline.job import Job
@@ -34,6 +35,26 @@ def scene(outputs: Any) -> tuple[Plan, Infection, Parts, ImageSet]:
     made = plan.plan(compose([f"runtime.outputs={outputs}", "runtime.threads=1", "attack=badnets", *QUICK]))
     infection, _ = infect.obtain(made, made.splits.test, Finding("infect", ""))
     return made, infection, made.parts, made.splits.test
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "of"),
+    [
+        ("abl", "isolation_rate", "12 training images"),
+        ("d_br", "poisoned_share", "12 training images"),
+        ("d_br", "clean_share", "12 training images"),
+        ("nc", "share", "12 images of the holdout"),
+        ("ss", "remove_fraction", "2 images of the largest class"),
+    ],
+)
+def test_a_share_of_none_is_refused_before_any_training(name: str, setting: str, of: str) -> None:
+    """Nothing would be unlearnt, stamped or left out, and nothing said so."""
+    chosen = scenes.defense(name, **{setting: 0.01})
+    with pytest.raises(DataError) as caught:
+        chosen.purify(scenes.scenario(scenes.network(), scenes.few(12), chosen.needs))
+    assert str(caught.value) == (
+        f"defense.{setting} is 0.01, none of {of}; expected one at least, or a share of 0. Raise defense.{setting}."
+    )
 
 
 def defense(name: str, **changes: Any) -> Defense:

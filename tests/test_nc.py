@@ -35,7 +35,7 @@ def test_the_search_is_the_detectors_setting_for_setting() -> None:
 
 def test_a_share_of_the_holdout_is_stamped_and_every_label_is_the_true_one() -> None:
     holdout, search = few(20), found(torch.arange(10.0))
-    made = nc.stamped(holdout, search, [3, 7], 0.2, Stream(0))
+    made = nc.stamped(holdout, search, [3, 7], round(0.2 * len(holdout)), Stream(0))
     assert torch.equal(made.labels, holdout.labels.repeat(2)) and len(made) == 40
     for part, label in ((made.images[:20], 3), (made.images[20:], 7)):
         changed = (part != holdout.images).flatten(1).any(1)

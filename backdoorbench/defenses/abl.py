@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.errors import DataError, check_range
+from backdoorbench.errors import check_range, part
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment, cut_out
@@ -81,12 +81,7 @@ class ABL(Defense):
 
     def purify(self, scenario: Scenario) -> nn.Module:
         train, stream, passed = scenario.train, scenario.stream, itertools.count()
-        count = round(self.isolation_rate * len(train))
-        if self.isolation_rate and not count:
-            raise DataError(
-                f"defense.isolation_rate is {self.isolation_rate:g}, none of the {len(train):,} training images; expected one at "
-                f"least, which is unlearnt, or 0. Raise it."
-            )
+        count = part("defense.isolation_rate", self.isolation_rate, len(train), "training images")
         model = scenario.build(stream.child("init"))
 
         def watch(_: int) -> None:

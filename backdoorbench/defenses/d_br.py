@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.errors import ConfigError, DataError, check_range
+from backdoorbench.errors import ConfigError, check_range, part
 from backdoorbench.models.surgery import activations, classifier_name
 from backdoorbench.shapes import Images, Labels
 from backdoorbench.streams import Stream
@@ -67,7 +67,8 @@ class DBR(Defense):
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model, train, stream = scenario.model, scenario.train, scenario.stream
-        least, most = (self.count(name, len(train)) for name in ("clean_share", "poisoned_share"))
+        least = part("defense.clean_share", self.clean_share, len(train), "training images")
+        most = part("defense.poisoned_share", self.poisoned_share, len(train), "training images")
         network = self.spread(scenario)
         with scenario.autocast():
             moved = sensitivity(network, train, self.rotation, self.shift, stream.child("transform"))
@@ -96,15 +97,6 @@ class DBR(Defense):
                 fit(model, relearnt, recipe, draws.child("relearn"), optimizer=optimizer, freeze_norms=frozen)
             scenario.probe(model, epoch)
         return model
-
-    def count(self, name: str, images: int) -> int:
-        """How many of the training images one of the shares is. DataError where it is to be some, and is none."""
-        share: float = getattr(self, name)
-        if share and not round(share * images):
-            raise DataError(
-                f"defense.{name} is {share:g}, none of the {images:,} training images; expected one at least, or 0. Raise it."
-            )
-        return round(share * images)
 
     def spread(self, scenario: Scenario) -> nn.Module:
         """A network of its own, shortly trained on the training set, its classes then driven apart; no augmentation."""

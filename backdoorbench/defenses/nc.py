@@ -30,7 +30,7 @@ from torch import nn
 from backdoorbench.config.build import BESIDE
 from backdoorbench.data.images import ImageSet
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.errors import check_range
+from backdoorbench.errors import check_range, part
 from backdoorbench.models.layouts import layout_of
 from backdoorbench.shapes import to_bytes, to_float
 from backdoorbench.streams import Stream
@@ -60,6 +60,7 @@ class NC(Defense):
 
     def purify(self, scenario: Scenario) -> nn.Module:
         model, holdout, stream = scenario.model, scenario.holdout, scenario.stream
+        count = part("defense.share", self.share, len(holdout), "images of the holdout")
         model.to(memory_format=layout_of(model, scenario.device))
         classes = range(len(holdout.classes))
         found = reverse(
@@ -73,7 +74,7 @@ class NC(Defense):
             return model
         fit(
             model,
-            stamped(holdout, found, flagged, self.share, stream.child("stamp")),
+            stamped(holdout, found, flagged, count, stream.child("stamp")),
             self.tuning.recipe(self.name, self.epochs, scenario.recipe.precision, self.schedule),
             stream.child("tune"),
             freeze_norms=self.tuning.freeze_norms,
@@ -82,11 +83,11 @@ class NC(Defense):
         return model
 
 
-def stamped(holdout: ImageSet, found: Reversal, classes: Sequence[int], share: float, stream: Stream) -> ImageSet:
-    """The holdout once for each of `classes`, a share of its images under that class's trigger; all labels are the true ones."""
+def stamped(holdout: ImageSet, found: Reversal, classes: Sequence[int], count: int, stream: Stream) -> ImageSet:
+    """The holdout once for each of `classes`, `count` of its images under that class's trigger; all labels are the true ones."""
     parts = []
     for label in classes:
-        rows = stream.child(f"class{label}").permutation(len(holdout))[: round(share * len(holdout))]
+        rows = stream.child(f"class{label}").permutation(len(holdout))[:count]
         images, rows = holdout.images.clone(), rows.to(holdout.images.device)
         mask, pattern = (trigger[label].to(images.device) for trigger in (found.masks, found.patterns))
         images[rows] = to_bytes(torch.lerp(to_float(images[rows]), pattern, mask))

@@ -23,7 +23,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from backdoorbench.defenses.base import Defense, Scenario
-from backdoorbench.errors import check_range
+from backdoorbench.errors import check_range, part
 from backdoorbench.training.forward import penultimate_features
 from backdoorbench.training.suspicion import highest, signatures, train_without
 
@@ -47,5 +47,8 @@ class SS(Defense):
         with scenario.autocast():
             features = penultimate_features(scenario.model, scenario.train)
         labels = scenario.train.labels.cpu()
+        part(
+            "defense.remove_fraction", self.remove_fraction, int(labels.bincount().max()), "images of the largest class"
+        )
         scores = signatures(features, labels)
         return train_without(highest(scores, labels, self.remove_fraction), scores, scenario)
