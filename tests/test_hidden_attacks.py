@@ -314,6 +314,27 @@ def test_a_killed_training_goes_on_in_its_stage(
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
 
 
+@pytest.mark.parametrize(("name", "changes", "said"), [
+    ("ssba", {"image_wait": 1, "image_rise": 4}, "weighed 75% of what is set"), ("ssba", {"image_wait": 1, "image_rise": 3}, None),
+    ("issba", {"bits_epochs": 2}, "weighed 0% of what is set"), ("issba", {"bits_epochs": 1}, None),
+])  # fmt: skip
+def test_an_encoder_that_is_trained_too_shortly_for_its_image_to_weigh_is_told(
+    name: str,
+    changes: dict[str, int],
+    said: str | None,
+    images: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(hidden, "READ", -1.0)  # from the first step on every code counts as read
+    few = images.subset(torch.arange(8))
+    hides = attack(name, bits=1, encoder_width=2, encoder_epochs=2, encoder_batch_size=4, **changes)
+    assert isinstance(hides, CodeAttack)
+    hides.learn(few, few, hides.recipe("float32"), Stream(0), None)
+    told = [message for message in caplog.messages if "its codes may be seen" in message]
+    assert [said in message for message in told if said] == [True] * bool(said) and len(told) == bool(said)
+
+
 @pytest.mark.wide
 @pytest.mark.parametrize("every", [0.0, 1e9])
 def test_a_killed_second_try_goes_on_as_the_second(

@@ -148,6 +148,10 @@ class CodeAttack(HiddenAttack):
         images, written  (N, 3, H, W), before and after the writer, which may leave [0, 1]; the reader has seen the clipped ones
         missed           the mean cross-entropy of the bits read"""
 
+    @abstractmethod
+    def image_share(self, pair: Pair) -> float:
+        """The share of its weight that the image's likeness has in the loss of the next step."""
+
     def learn(
         self, images: ImageSet, held: ImageSet, recipe: Recipe, stream: Stream, snapshots: Snapshots | None
     ) -> tuple[nn.Module, dict[str, float]]:
@@ -170,6 +174,11 @@ class CodeAttack(HiddenAttack):
             raise TrainingError(
                 f"the encoder of attack={self.name} learned nothing: after {int(pair.steps)} steps its codes of {self.bits} bits "
                 f"could not be read. Raise attack.encoder_epochs or attack.encoder_lr, or lower attack.bits."
+            )
+        if (weight := self.image_share(pair)) < 1:
+            log.warning(
+                f"the encoder of attack={self.name} was trained for {int(pair.steps):,} steps, at whose end the image's likeness "
+                f"weighed {weight:.0%} of what is set: its codes may be seen. Raise attack.encoder_epochs."
             )
         return pair.writer, self.measure(pair, held, stream.child("figures"))
 

@@ -50,3 +50,6 @@ class ISSBA(CodeAttack):
         seen = self.residual_weight * residual.square().mean()
         seen = seen + self.unlikeness_weight * (1 - ssim(images, written.clamp(0, 1)).mean())
         return self.bits_weight * missed + (pair.steps >= self.bits_epochs * steps_per_epoch) * seen
+
+    def image_share(self, pair: Pair) -> float:
+        return float(self.encoder_epochs > self.bits_epochs)

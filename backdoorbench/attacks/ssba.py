@@ -48,5 +48,10 @@ class SSBA(CodeAttack):
         return HiddenCode("ssba", size, self.bits, self.encoder_width, self.residual, figures)
 
     def loss(self, pair: Pair, images: Images, written: Images, missed: Tensor, steps_per_epoch: int) -> Tensor:
-        weight = self.image_weight * ((pair.since - self.image_wait) / self.image_rise).clamp(0, 1)
-        return missed + weight * F.mse_loss(written.clamp(0, 1), images)
+        return missed + self.image_weight * self.rise(pair) * F.mse_loss(written.clamp(0, 1), images)
+
+    def rise(self, pair: Pair) -> Tensor:
+        return ((pair.since - self.image_wait) / self.image_rise).clamp(0, 1)
+
+    def image_share(self, pair: Pair) -> float:
+        return float(self.rise(pair))
