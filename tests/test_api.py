@@ -254,6 +254,7 @@ def test_what_a_wrapper_raises_is_told() -> None:
         bb.purify(ft, net, holdout)
 
 
+@pytest.mark.wide
 def test_a_compiled_module_is_what_it_was_compiled_of() -> None:
     """Methods read layers, which the wrapper of torch.compile hides."""
     holdout, _ = bb.load_dataset("digits", train_size=100)

@@ -84,6 +84,9 @@ def patched_layer():
     net.conv2.forward = lambda x: F.conv2d(x, net.conv2.weight, net.conv2.bias, padding=1)
     return net
 
+def compiled():
+    return torch.compile(Bare(5), backend="eager")
+
 def bound():
     net = Bare(5)
     net.forward = types.MethodType(lambda self, x: type(self).forward(self, x.clamp(0, 1)), net)
@@ -144,7 +147,13 @@ def images(count: int = 3, size: int = 8) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "target", ["theirs_of_test.nets:Bare", "theirs_of_test.nets:bare", "theirs_of_test.nets:fixed"]
+    "target",
+    [
+        "theirs_of_test.nets:Bare",
+        "theirs_of_test.nets:bare",
+        "theirs_of_test.nets:fixed",
+        pytest.param("theirs_of_test.nets:compiled", marks=pytest.mark.wide),
+    ],
 )
 def test_a_network_of_ones_own_is_built(target: str) -> None:
     model = spec(target=target).classifier(5, 8, MEAN, STD)

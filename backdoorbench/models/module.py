@@ -65,7 +65,10 @@ class ModuleSpec(ModelSpec):
                 f"model.target={self.target} returned a {type(net).__name__}; expected an nn.Module. Name the class, or a "
                 f"function that returns the network."
             )
-        return net
+        plain: nn.Module = getattr(
+            net, "_orig_mod", net
+        )  # of torch.compile: methods read layers, which its wrapper hides
+        return plain
 
     def _factory(self) -> Callable[..., Any]:
         if self.target is None:
