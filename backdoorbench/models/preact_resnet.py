@@ -7,6 +7,7 @@ Follows   BackdoorBench's CIFAR variant: pooling and one linear layer follow the
 Init      torch's defaults, as there
 """
 
+from abc import abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
@@ -17,18 +18,17 @@ from backdoorbench.models.base import LARGE, GlobalAverage, ModelSpec
 from backdoorbench.models.recompute import norm_relu
 
 
-class BasicBlock(nn.Module):
-    """BN, ReLU, 3x3 convolution, twice. Where the shape changes, the shortcut is a 1x1 convolution."""
+class Block(nn.Module):
+    """BN, ReLU, a convolution and what a kind of block has behind it, beside a shortcut, which runs last."""
 
-    expansion = 1
+    expansion: int
+    bn1: nn.BatchNorm2d
+    conv1: nn.Conv2d
+    shortcut: nn.Sequential | None
 
+    @abstractmethod
     def __init__(self, inputs: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.shortcut = shortcut(inputs, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.shortcut is None:
@@ -37,18 +37,36 @@ class BasicBlock(nn.Module):
         out, side = norm_relu(self.bn1, x, lambda active: self.behind(self.conv1(active)), self.shortcut)
         return out + side
 
+    @abstractmethod
+    def behind(self, out: Tensor) -> Tensor:
+        """What is added to the shortcut, of what the first convolution gives."""
+
+
+class BasicBlock(Block):
+    """BN, ReLU, 3x3 convolution, twice. Where the shape changes, the shortcut is a 1x1 convolution."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, channels: int, stride: int) -> None:
+        super().__init__(inputs, channels, stride)
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.shortcut = shortcut(inputs, channels, stride)
+
     def behind(self, out: Tensor) -> Tensor:
         (out,) = norm_relu(self.bn2, out, self.conv2)
         return out
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """BN, ReLU, convolution, three times: 1x1, 3x3 (which strides), 1x1 to four times the channels."""
 
     expansion = 4
 
     def __init__(self, inputs: int, channels: int, stride: int) -> None:
-        super().__init__()
+        super().__init__(inputs, channels, stride)
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
@@ -56,13 +74,6 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
         self.shortcut = shortcut(inputs, 4 * channels, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.shortcut is None:
-            (out,) = norm_relu(self.bn1, x, self.conv1)
-            return self.behind(out) + x
-        out, side = norm_relu(self.bn1, x, lambda active: self.behind(self.conv1(active)), self.shortcut)
-        return out + side
 
     def behind(self, out: Tensor) -> Tensor:
         (out,) = norm_relu(self.bn2, out, self.conv2)
@@ -77,8 +88,7 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
 
 
-Block = type[BasicBlock] | type[Bottleneck]
-LAYERS: dict[int, tuple[Block, tuple[int, int, int, int]]] = {  # blocks in each of the four stages
+LAYERS: dict[int, tuple[type[Block], tuple[int, int, int, int]]] = {  # blocks in each of the four stages
     10: (BasicBlock, (1, 1, 1, 1)),
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
