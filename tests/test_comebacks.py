@@ -133,6 +133,14 @@ def test_one_attack_that_brings_it_back_is_enough() -> None:
     assert row.superficial
 
 
+def test_one_seed_whose_backdoor_comes_back_is_enough() -> None:
+    """The mean of the two lies 18 points above the controls; as BNP on Blended, CIFAR-10 at 5 %: 6 % with one seed, 41 with another."""
+    (row,) = marked(run("retune", 0.06), run("retune", 0.41, "seed=1"))
+    assert row.n == 2 and row.figures["asr_retuned"].mean == pytest.approx(0.235) and row.superficial
+    (row,) = marked(run("retune", 0.06), run("retune", 0.9, "seed=1", before=0.3))
+    assert row.superficial is False  # of the second it was never ended
+
+
 # ---- reports --------------------------------------------------------------------------------------------------------
 
 

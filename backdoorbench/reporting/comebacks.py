@@ -3,14 +3,14 @@ whose work was superficial.
 
 A purification is superficial where it brought the ASR below the limit, and some attack on the purified model then has an ASR that
 lies MARGIN or more above what the same attack has on every control of the same run: a clean model of the same recipe, and exact
-purification. Where there is no control nobody knows. A diagnosis along a line of weights is no attack.
+purification. One seed of several is enough, since a mean would hide it behind one that stays gone. Where there is no control
+nobody knows. A diagnosis along a line of weights is no attack.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from backdoorbench.config import catalog
@@ -50,11 +50,8 @@ def _with(row: Row, found: Mapping[str, Sequence[Row]], limits: Limits) -> Row:
     cells = {
         name: cell for one in chosen for name, cell in one.figures.items() if name.startswith("asr_") and _is_own(name)
     }
-    told = [above for one in chosen if (above := _above(one)) is not None]
-    asr = row.figures["asr"].mean
-    superficial = None
-    if told and row.names[PURIFY.group] != "none" and asr is not None and limits.is_ended(asr):
-        superficial = printed(max(told)) >= printed(MARGIN)
+    told = [above for one in chosen for above in _above(one, limits)] if row.names[PURIFY.group] != "none" else []
+    superficial = printed(max(told)) >= printed(MARGIN) if told else None
     return dataclasses.replace(row, figures=row.figures | cells, superficial=superficial)
 
 
@@ -70,17 +67,19 @@ def _is_own(name: str) -> bool:
     return "_after" not in name and name not in {f"asr_{control}" for control in CONTROLS}
 
 
-def _above(row: Row) -> float | None:
-    """How far the ASR lies above that of every control; None without one, and of a diagnosis."""
-    if any(run.after.details.get("counts") == DIAGNOSIS for run in row.runs):
-        return None
-    found = [after_figures(run) for run in row.runs if run.config["seed"] not in row.collapsed]
-    told = [above for control in CONTROLS if (above := _mean_above(found, f"asr_after_{control}")) is not None]
-    return min(told) if told else None
-
-
-def _mean_above(found: Sequence[Mapping[str, float | None]], control: str) -> float | None:
-    """By how much the ASR lies above that of a control on average, over the runs that have both."""
-    pairs = [(figures.get("asr_after"), figures.get(control)) for figures in found]
-    apart = [asr - other for asr, other in pairs if asr is not None and other is not None]
-    return statistics.fmean(apart) if apart else None
+def _above(row: Row, limits: Limits) -> Iterator[float]:
+    """How far the ASR lies above that of every control, of each seed whose backdoor was ended and that has a control; of a
+    diagnosis nothing."""
+    for run in row.runs:
+        figures = after_figures(run)
+        asr, others = figures.get("asr_after"), [figures.get(f"asr_after_{control}") for control in CONTROLS]
+        known = [other for other in others if other is not None]
+        if (
+            run.after.details.get("counts") == DIAGNOSIS
+            or run.config["seed"] in row.collapsed
+            or asr is None
+            or not known
+        ):
+            continue
+        if run.purified is not None and run.purified.asr is not None and limits.is_ended(run.purified.asr):
+            yield asr - max(known)
