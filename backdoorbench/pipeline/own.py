@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -256,6 +257,11 @@ def _unreadable(net: nn.Module, images: ImageSet, error: Exception) -> ModelErro
         return ModelError(
             f"{name} has weights in {kind}; expected float32, as images arrive. Convert it: model.float()."
         )
+    if isinstance(error, NotImplementedError) and re.match(r"Calling (train|eval)\(\)", said):  # of torch.export
+        return ModelError(
+            f"{name} is an exported program, which cannot be set to train; expected the module that it was made of. Build that "
+            f"one, and load its weights: module.load_state_dict(program.state_dict())."
+        )
     if "deepcopy" in said:
         return ModelError(
             f"{name} cannot be copied, which happens before anything is changed ({said[:200]}). Take out what its layers compute "
@@ -292,14 +298,6 @@ def refuse_program(net: Any) -> None:
             "the model is a TorchScript program; expected the module that it was made of, whose layers can be changed. Build "
             "that one, and load its weights: module.load_state_dict(program.state_dict())."
         )
-    if isinstance(net, nn.Module):
-        try:
-            net.train(net.training)
-        except NotImplementedError:  # of torch.export
-            raise ModelError(
-                "the model is an exported program, which cannot be set to train; expected the module that it was made of. Build "
-                "that one, and load its weights: module.load_state_dict(program.state_dict())."
-            ) from None
 
 
 def renewed(model: nn.Module) -> Callable[[Stream], nn.Module]:
