@@ -198,11 +198,20 @@ def test_a_training_that_is_stuck_starts_anew(
     with caplog.at_level(logging.INFO), pytest.raises(TrainingError) as caught:
         hides.trigger(Task(images.subset(torch.arange(10)), None, RECIPE, None), Stream(0))  # type: ignore[arg-type]
     assert str(caught.value) == (
-        "the encoder of attack=ssba learned nothing: 3 times its codes of 16 bits could not be read within 4 steps. Raise "
+        "the encoder of attack=ssba learned nothing: 3 times its codes of 16 bits were guessed after 4 steps. Raise "
         "attack.encoder_lr, or lower attack.bits."
     )
-    said = "ssba encoder: no code was read within 4 steps; starting anew from other weights"
+    said = "ssba encoder: bits are guessed after 4 steps; starting anew from other weights"
     assert caplog.messages.count(said) == 3
+
+
+def test_a_training_that_reads_more_than_it_guesses_goes_on(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As narrow encoders do, which take more than PATIENCE steps to read 0.9 of their bits."""
+    monkeypatch.setattr(hidden, "PATIENCE", 4)
+    monkeypatch.setattr(hidden, "GUESSED", 0.4)  # so that guessing is more
+    hides = attack("ssba", bits=100, encoder_width=2, encoder_epochs=3, encoder_lr=0.0, encoder_batch_size=4)
+    with pytest.raises(TrainingError, match="after 6 steps its codes of 100 bits could not be read"):
+        hides.trigger(Task(images.subset(torch.arange(10)), None, RECIPE, None), Stream(0))  # type: ignore[arg-type]
 
 
 def test_a_training_too_short_says_so(images: ImageSet) -> None:

@@ -27,7 +27,8 @@ HELD_OUT = (
     500  # images, at most, and at most a tenth of all, that the training leaves out and the figures are taken over
 )
 READ = 0.9  # bit accuracy from which a code counts as read
-PATIENCE = 2000  # steps without such an accuracy: the training starts anew
+PATIENCE = 2000  # steps without such an accuracy, after which a training that guesses starts anew
+GUESSED = 0.6  # bit accuracy, over some hundred steps, below which a reader guesses; a slow one that is above goes on
 TRIES = 3  # trainings, at most
 
 
@@ -112,12 +113,14 @@ class Pair(nn.Module):
 
     steps: Tensor
     since: Tensor
+    read: Tensor
 
     def __init__(self, writer: HiddenCode, reader: CodeReader) -> None:
         super().__init__()
         self.writer, self.reader = writer, reader
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # done
         self.register_buffer("since", torch.zeros((), dtype=torch.int64))  # done since codes were first read, or 0
+        self.register_buffer("read", torch.tensor(0.5))  # share of the bits, a mean in which 100 steps are two thirds
 
 
 class Stuck(Exception):
@@ -164,11 +167,11 @@ class CodeAttack(HiddenAttack):
                 pair = self.attempt(images, recipe, own, kept)
                 break
             except Stuck:
-                log.info(f"{recipe.name}: no code was read within {PATIENCE} steps; starting anew from other weights")
+                log.info(f"{recipe.name}: bits are guessed after {PATIENCE} steps; starting anew from other weights")
         else:
             raise TrainingError(
-                f"the encoder of attack={self.name} learned nothing: {TRIES} times its codes of {self.bits} bits could not be "
-                f"read within {PATIENCE} steps. Raise attack.encoder_lr, or lower attack.bits."
+                f"the encoder of attack={self.name} learned nothing: {TRIES} times its codes of {self.bits} bits were "
+                f"guessed after {PATIENCE} steps. Raise attack.encoder_lr, or lower attack.bits."
             )
         if int(pair.since) == 0:
             raise TrainingError(
@@ -183,7 +186,7 @@ class CodeAttack(HiddenAttack):
         return pair.writer, self.measure(pair, held, stream.child("figures"))
 
     def attempt(self, images: ImageSet, recipe: Recipe, stream: Stream, snapshots: Snapshots | None) -> Pair:
-        """Writer and reader, trained. Stuck where nothing is read after PATIENCE steps."""
+        """Writer and reader, trained. Stuck where the reader still guesses after PATIENCE steps."""
         with seeded(stream.child("init")):
             writer = self.writer(images.size, {})
             settings = writer.settings
@@ -195,14 +198,15 @@ class CodeAttack(HiddenAttack):
             written = pair.writer.write(clean, codes)
             logits = pair.reader(written.clamp(0, 1)).float()
             missed = F.binary_cross_entropy_with_logits(logits, codes)
-            read = ((logits.detach() > 0) == (codes > 0.5)).float().mean() > READ
+            read = ((logits.detach() > 0) == (codes > 0.5)).float().mean()
             value = self.loss(pair, clean, written, missed, steps_per_epoch)
-            pair.since += read | (pair.since > 0)
+            pair.since += (read > READ) | (pair.since > 0)
+            pair.read.lerp_(read, 0.01)
             pair.steps += 1
             return value
 
         def watch(epoch: int) -> None:
-            if int(pair.steps) >= PATIENCE and int(pair.since) == 0:
+            if int(pair.steps) >= PATIENCE and int(pair.since) == 0 and float(pair.read) < GUESSED:
                 raise Stuck
 
         optimizer = make_optimizer(list(pair.to(images.device).parameters()), recipe, images.device)

@@ -10,7 +10,7 @@ Departs  1. unlikeness is 1 - SSIM, which needs no weights from elsewhere (their
          2. no discriminator (theirs is not trained unless asked for, and its answer weighs 0.5 all the same)
          3. test images are not trained on (BackdoorBox: training and test images)
          4. weights start from He's normal ones, as StegaStamp's do (BackdoorBox: torch's usual ones)
-         5. a training whose bits stay unread for 2000 steps starts anew from other weights
+         5. a training that reads fewer than 0.6 of its bits after 2000 steps starts anew from other weights
          6. a tenth of the training images, 500 at most, is left out and measured on
 Cost     the encoder: 20 passes of 0.2 GMAC an image at 32 px, once for a data set: other rates, seeds and victims find it
 """

@@ -10,7 +10,7 @@ Departs  1. the output is added to the image, which starts near the identity and
             sigmoid of the output is the image; `attack.residual=false`)
          2. the bits of the trigger are any random ones (BackdoorBench: a word of an error-correcting code, 100 bits long too)
          3. weights start from He's normal ones (BackdoorBench: torch's usual ones, from which the bits are read later or never)
-         4. a training whose bits stay unread for 2000 steps starts anew from other weights
+         4. a training that reads fewer than 0.6 of its bits after 2000 steps starts anew from other weights
          5. a tenth of the images, 500 at most, is left out and measured on
          6. rows are rounded to uint8 (BackdoorBench truncates)
          7. 20 passes, as theirs, over fewer than 25,600 images are fewer than 8000 steps, in which the image may never weigh in
