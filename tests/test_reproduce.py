@@ -381,6 +381,24 @@ def test_the_comparison_is_printed_and_written(tmp_path: Path, capsys: pytest.Ca
     assert "figure image" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("narrowed", "name"),
+    [
+        ([], "fst-small"),
+        (["dataset.root=/data", "runtime.threads=1", "force=true"], "fst-small"),  # the same figures
+        (["attacks=badnets,sig", "dataset.root=/data"], "fst-small_attacks=badnets,sig"),
+        (["dataset=gtsrb", "+x={a: 1}"], "fst-small_dataset=gtsrb_+x=_a_1_"),
+    ],
+)
+def test_a_page_is_called_by_what_was_asked_for(narrowed: list[str], name: str) -> None:
+    assert reproduce.page_name("fst", "small", narrowed) == name
+
+
+def test_a_page_of_many_seeds_has_a_short_name_of_its_own() -> None:
+    first, second = (reproduce.page_name("fst", "small", [f"seeds={','.join('01234' * 20)},{end}"]) for end in "56")
+    assert first != second and len(first) == len(second) == reproduce.LONGEST + 9
+
+
 def test_an_experiment_of_ones_own_is_compared_with_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "theirs.yaml").write_text(

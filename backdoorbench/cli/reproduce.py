@@ -1,5 +1,7 @@
 """`bdx reproduce`: a paper's evaluation as a sweep of its pinned experiment, its result beside what was published."""
 
+import re
+import zlib
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,9 @@ from backdoorbench.config import catalog
 from backdoorbench.config.compose import as_read, search_path, searched
 from backdoorbench.errors import ConfigError, did_you_mean, join_words, shown
 from backdoorbench.sweeps.sweep import Left
+
+ELSEWHERE = ("dataset.root=", "runtime.", "hydra", "force=")  # settings that move no figure
+LONGEST = 120  # characters of a page's name
 
 LISTS = {"attacks": "attack", "defenses": "defense", "rates": "attack.poison_rate", "seeds": "seed"}
 
@@ -46,7 +51,17 @@ def carry_out(words: Sequence[str]) -> int:
     overrides = ["-m", *search_path(folders), f"experiment={chosen.paper}", f"scale={chosen.scale}", *chosen.settings]
     overrides += [f"{key}={value}" for name, key in LISTS.items() if (value := getattr(chosen, name)) is not None]
     looked_through = [*folders, *searched(chosen.settings)]
-    return hydra_run.carry_out(overrides, lambda jobs: show(jobs, chosen.paper, chosen.scale, looked_through))
+    lists = [f"{name}={value}" for name in LISTS if (value := getattr(chosen, name)) is not None]
+    page = page_name(chosen.paper, chosen.scale, [*lists, *chosen.settings])
+    return hydra_run.carry_out(overrides, lambda jobs: show(jobs, chosen.paper, chosen.scale, looked_through, page))
+
+
+def page_name(paper: str, scale: str, narrowed: Sequence[str]) -> str:
+    """What the page of a comparison is called: by what was asked for beyond paper and scale, too, so that one of fewer attacks,
+    or of another network, replaces no other. Where data and outputs lie, and how runs share the machine, is left out."""
+    words = [word for word in narrowed if not word.lstrip("+~").startswith(ELSEWHERE)]
+    name = re.sub(r"[^\w.,=+-]+", "_", " ".join([f"{paper}-{scale}", *words]))
+    return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{zlib.crc32(name.encode()):08x}"
 
 
 def _refuse_twice(chosen: Namespace) -> None:
@@ -62,10 +77,11 @@ def _refuse_twice(chosen: Namespace) -> None:
             )
 
 
-def show(jobs: Sequence[Left], paper: str, scale: str, folders: Sequence[str] = ()) -> int:
-    """Prints the comparison of a sweep's finished jobs and writes it to `outputs/reproduce/<paper>-<scale>.md`.
+def show(jobs: Sequence[Left], paper: str, scale: str, folders: Sequence[str] = (), page: str | None = None) -> int:
+    """Prints the comparison of a sweep's finished jobs and writes it to `outputs/reproduce/`.
 
-    folders  of the user's own yaml files"""
+    folders  of the user's own yaml files
+    page     the file's name, without its ending; `<paper>-<scale>` where it is None"""
     from backdoorbench import screen
     from backdoorbench.reporting import formats, holdouts, notes, published, rows
     from backdoorbench.storage import record, store
@@ -84,7 +100,7 @@ def show(jobs: Sequence[Left], paper: str, scale: str, folders: Sequence[str] = 
     header, cells = published.grid(found)
     print_comparison(screen.make_console(), f"{paper}, scale {scale}", header, cells, said)
     outputs = Outputs(Path(runs[0].config["runtime"]["outputs"]).expanduser())
-    file = outputs.comparisons / f"{paper}-{scale}.md"
+    file = outputs.comparisons / f"{page or page_name(paper, scale, [])}.md"
     with store.storage_errors(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
     body = formats.pipes(header, cells, header.index("n"))
