@@ -160,6 +160,11 @@ def test_a_report_has_both_tables_and_says_what_the_mark_means() -> None:
     assert "superficial: the backdoor" in report.latex(made)
 
 
+def test_the_mark_of_several_seeds_says_that_one_was_enough() -> None:
+    made = report.make(found(run("retune", 0.06), run("retune", 0.41, "seed=1")), ("asr",), (), ())
+    assert "above every control's; by one seed of several, too): fst on badnets" in " ".join(made.notes)
+
+
 def test_a_cell_is_marked_where_others_of_its_line_are_not() -> None:
     runs = [run("retune", 0.9), run("retune", 0.1, "defense=ft")]
     made = report.make(found(*runs), ("asr",), ("attack",), ("defense",))

@@ -382,11 +382,13 @@ def fragile(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
 
 def comebacks(rows: Sequence[Row], limits: Limits, is_marked: bool) -> list[str]:
     """Which purifications are superficial, and what that means."""
-    found = [_on_what(row, rows) for row in rows if row.superficial]
-    if not found:
+    marked = [row for row in rows if row.superficial]
+    if not marked:
         return []
     rule = f"an ASR below {100 * limits.asr:g} %, and then one that lies {100 * MARGIN:g} points or more above every control's"
-    return [f"{SUPERFICIAL + ' ' if is_marked else ''}superficial: the backdoor comes back ({rule}): {join_few(found)}"]
+    rule += "; by one seed of several, too" if any(row.n > 1 for row in marked) else ""
+    found = join_few([_on_what(row, rows) for row in marked])
+    return [f"{SUPERFICIAL + ' ' if is_marked else ''}superficial: the backdoor comes back ({rule}): {found}"]
 
 
 def _on_what(row: Row, rows: Sequence[Row]) -> str:
