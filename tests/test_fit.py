@@ -124,6 +124,18 @@ def test_a_damaged_snapshot_costs_its_epochs_only(images: ImageSet, tmp_path: Pa
     assert torch.equal(weights(model), weights(whole))
 
 
+@pytest.mark.parametrize(
+    ("milestones", "epochs", "said"), [((3, 9), 3, True), ((1, 9), 3, False), ((), 3, False), ((3,), 0, False)]
+)
+def test_milestones_that_no_epoch_reaches_are_told(
+    images: ImageSet, caplog: pytest.LogCaptureFixture, milestones: tuple[int, ...], epochs: int, said: bool
+) -> None:
+    tuned = recipe(name="nad student", schedule="milestones", milestones=milestones, epochs=epochs)
+    fit(network(), images.subset(torch.arange(32)), tuned, Stream(0))
+    told = "nad student: the rate never falls, since none of the milestones [3, 9] is an epoch from 1 to 2"
+    assert caplog.messages == [told] * said
+
+
 @pytest.mark.parametrize("lost", ["optimizer", "history", "momentum"])
 def test_of_a_snapshot_that_does_not_fit_nothing_is_kept(
     images: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture, lost: str

@@ -121,6 +121,11 @@ def fit(
     layout = layout_of(model, device)
     model.to(memory_format=layout)
     _start(model, train)
+    if recipe.milestones and not recipe.reaches_milestone():
+        log.warning(
+            f"{recipe.name}: the rate never falls, since none of the milestones {list(recipe.milestones)} is an epoch from 1 to "
+            f"{recipe.epochs - 1}"
+        )
     objective = loss or cross_entropy(recipe.label_smoothing)
     moved = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
     optimizer = optimizer or make_optimizer(recipe.groups(model, moved), recipe, device)

@@ -96,12 +96,16 @@ class Recipe:
 
     def check(self) -> None:
         """Raises ConfigError where milestones are the schedule and the rate never falls: there are none, or none is reached."""
-        if self.schedule == "milestones" and self.epochs and not any(0 < at < self.epochs for at in self.milestones):
+        if not self.reaches_milestone():
             raise ConfigError(
                 f"train.schedule is milestones, but of train.milestones={list(self.milestones)} none is an epoch from 1 to "
                 f"{self.epochs - 1}, so the rate would never fall. Give train.milestones=[{self.epochs // 2}], or set "
                 f"train.schedule=constant."
             )
+
+    def reaches_milestone(self) -> bool:
+        """Whether the rate falls, where milestones are the schedule."""
+        return self.schedule != "milestones" or not self.epochs or any(0 < at < self.epochs for at in self.milestones)
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of batch `step`, counted from 0 over the whole training."""
