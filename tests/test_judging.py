@@ -16,12 +16,14 @@ from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose, option
 from backdoorbench.data.images import ImageSet
 from backdoorbench.detectors.base import Verdict
+from backdoorbench.errors import TrainingError
 from backdoorbench.metrics import Scores
 from backdoorbench.pipeline import after, costs, detect, evaluation, gates, infect, plan, purify
 from backdoorbench.pipeline.after import Stage
 from backdoorbench.pipeline.detect import Case
 from backdoorbench.pipeline.evaluation import Predictions
 from backdoorbench.pipeline.plan import Plan
+from backdoorbench.shapes import to_float
 from backdoorbench.storage.record import Finding, Run
 from backdoorbench.streams import Stream
 from backdoorbench.trackers import base as trackers
@@ -76,6 +78,33 @@ def test_other_ways_of_counting(images: ImageSet) -> None:
 
 BOUNDS = gates.Gates(asr_floor=0.5, ca_drop=0.1, constant_share=0.95)
 CLEAN = Scores(0.95, 0.1, 0.8, 120, 108)
+
+
+class Lost(torch.nn.Module):
+    """Calls every image 4; of those that are white in their first pixel one logit is NaN."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.eye(10)[4].repeat(len(images), 1)
+        logits[images[:, 0, 0, 0] == 1, 7] = torch.nan
+        return logits
+
+
+def test_logits_that_are_no_numbers_are_no_call(images: ImageSet) -> None:
+    """argmax would have called these 7, or 0 where all of them are NaN: an ASR of 0, or one of 100."""
+    bright = images.images.clone()
+    bright[:, :, 0, 0] = 0
+    bright[[3, 50], :, 0, 0] = 255
+    assert evaluation.call(Lost(), to_float(bright[2:5])).tolist() == [4, evaluation.NOTHING, 4]
+    test = replace(images, images=bright)
+    said = "^the model's logits for 2 of 120 images are NaN, so it calls them nothing, and no figure can be had of it; expected "
+    with pytest.raises(TrainingError, match=said):
+        evaluation.called(Lost(), test, None, "float32")
+    with pytest.raises(TrainingError, match=said):
+        evaluation.predict(Lost(), test, None, "float32")
+    dark = replace(images, images=bright * 0)
+    assert evaluation.predict(Lost(), dark, None, "float32").clean.tolist() == [4] * 120
+    with pytest.raises(TrainingError, match="the model's logits for 120 of 120"):  # by the trigger alone
+        evaluation.predict(Lost(), dark, lambda shown: shown + 1, "float32")
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from torch import nn
 from backdoorbench import device, metrics
 from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
+from backdoorbench.errors import TrainingError
 from backdoorbench.metrics import Scores
 from backdoorbench.models.base import CentreCrop, evaluating
 from backdoorbench.models.layouts import layout_of
-from backdoorbench.shapes import Images, Labels, Rows
+from backdoorbench.shapes import Images, Labels, Logits, Rows
 from backdoorbench.streams import Stream
 from backdoorbench.training.fit import autocast
 from backdoorbench.training.recipe import Precision
@@ -25,6 +26,9 @@ BATCH = {
 USUAL_BATCH = 500  # on any other device, and where a batch draws random numbers of its own
 Rule = Literal["numeric", "text"]
 Order = Rule | list[str]  # a class name for each of a network's outputs: by a rule that sorts class folders, or listed
+NOTHING = (
+    -1
+)  # what a model calls an image of which its logits are no numbers; argmax would call it by the first that is none
 LEAST_A_CLASS = 3  # test images, on average: of fewer a better order of the classes is found in any calls
 
 
@@ -48,7 +52,9 @@ def predict(
 ) -> Predictions:
     """The model's calls on `test`, clean and, where there is a trigger, triggered. The model's modes are kept.
 
-    shown  what `triggered` makes of the same, where the caller has it already"""
+    shown  what `triggered` makes of the same, where the caller has it already
+
+    Raises TrainingError where logits are NaN, which are no answer."""
     clean, hit = [], []
     device.return_memory(test.device)
     with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
@@ -56,15 +62,16 @@ def predict(
             clean.append(call(model, images))
             if trigger is not None:
                 hit.append(call(model, shown[number] if shown else trigger(images)))
-    return Predictions(torch.cat(clean).cpu(), torch.cat(hit).cpu() if hit else None)
+    return Predictions(_answers(clean), _answers(hit) if hit else None)
 
 
 def called(model: nn.Module, test: ImageSet, change: Trigger | None, precision: Precision) -> Labels:
-    """(N,) on the CPU: the model's calls on `test`, changed where that is asked for. The model's modes are kept."""
+    """(N,) on the CPU: the model's calls on `test`, changed where that is asked for. The model's modes are kept. Raises
+    TrainingError as `predict` does."""
     device.return_memory(test.device)
     with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
         found = [call(model, change(images) if change else images) for images, _ in test.batches(batch_of(test))]
-    return torch.cat(found).cpu()
+    return _answers(found)
 
 
 def triggered(test: ImageSet, trigger: Trigger, precision: Precision) -> list[Images]:
@@ -93,9 +100,21 @@ def batch_of(test: ImageSet) -> int:
 
 
 def call(model: nn.Module, images: Images) -> Labels:
-    """(N,) the class with the largest logit, for (N, 3, H, W)."""
+    """(N,) the class with the largest logit, for (N, 3, H, W); NOTHING where one is NaN."""
     layout = layout_of(model, images.device)
-    labels: Labels = model(images.contiguous(memory_format=layout)).argmax(1)
+    logits: Logits = model(images.contiguous(memory_format=layout))
+    return logits.argmax(1).masked_fill(logits.isnan().any(1), NOTHING)
+
+
+def _answers(parts: Sequence[Labels]) -> Labels:
+    """(N,) on the CPU: the calls of all batches. Raises TrainingError where one is NOTHING."""
+    labels = torch.cat(list(parts)).cpu()
+    if without := int((labels == NOTHING).sum()):
+        raise TrainingError(
+            f"the model's logits for {without:,} of {len(labels):,} images are NaN, so it calls them nothing, and no figure can "
+            f"be had of it; expected numbers. What trained it left the finite numbers in its last step: lower its lr (train.lr "
+            f"or defense.lr), or set train.precision=float32."
+        )
     return labels
 
 
@@ -257,4 +276,4 @@ def cover_accuracy(model: nn.Module, cover: Cover, test: ImageSet, precision: Pr
     with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
         for number, ((images, _), (others, _)) in enumerate(pairs):
             called.append(call(model, cover(images, others, stream.child(f"batch{number}"))))
-    return metrics.accuracy(torch.cat(called), test.labels)
+    return metrics.accuracy(_answers(called), test.labels.cpu())

@@ -5,6 +5,7 @@ A network that reads its images wrongly loses accuracy and says nothing. Each us
 Of those that are as good as the best, as far as so few images tell, the one that changes the least is taken.
 """
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from backdoorbench import metrics
 from backdoorbench.data.images import ImageSet
-from backdoorbench.errors import BdxError
+from backdoorbench.errors import BdxError, TrainingError
 from backdoorbench.models.base import Classifier, ModelSpec, Normalize
 from backdoorbench.models.by_order import shapes_in
 from backdoorbench.models.inputs import Swapped
@@ -118,7 +119,8 @@ def better(
         return None
     for stem, network in [("", model), *stems]:
         for settings, changed, reread in others(network, bool(stem)):
-            tried += read(" ".join(filter(None, (stem, settings))), changed + bool(stem), reread)
+            with contextlib.suppress(TrainingError):  # logits that are NaN
+                tried += read(" ".join(filter(None, (stem, settings))), changed + bool(stem), reread)
     if (side := best_side(model, few, now.right, precision)) is not None:
         tried += read(f"dataset.size={side}", 1, resized(model, side))
     best = max(tried, key=lambda reading: reading.accuracy)
@@ -142,7 +144,12 @@ def best_side(model: Classifier, few: ImageSet, right: Tensor, precision: Precis
         if side != few.size == model.size:
             try:
                 called = predict(resized(model, side), some, None, precision)
-            except (RuntimeError, AssertionError, ValueError):  # it reads one size alone, or has no memory for this one
+            except (
+                RuntimeError,
+                AssertionError,
+                ValueError,
+                TrainingError,
+            ):  # one size alone, no memory for this one, or NaN
                 continue
             found.append((side, Reading("", 1, None, called.clean == some.labels.cpu())))
     side, best = max(found, key=lambda pair: pair[1].accuracy, default=(0, None))
