@@ -19,6 +19,7 @@ from backdoorbench.models.base import Classifier
 from backdoorbench.models.preact_resnet import PreActResNet
 from backdoorbench.models.timm import TimmSpec
 from backdoorbench.streams import Stream
+from backdoorbench.tensors.derivatives import twice_differentiable
 
 
 def network(net: nn.Module | None = None) -> Classifier:
@@ -205,6 +206,28 @@ def test_a_transformer_is_differentiated_twice(images: ImageSet) -> None:
     model = network(TimmSpec("t", None, "test_vit", False, "as_is").net(10, 32))
     few = images.subset(torch.arange(20))
     purified = defense(rounds=1, batch_size=10).purify(scenario_of(IBAU, copy.deepcopy(model), few))
+    assert all(value.isfinite().all() for value in purified.parameters())
+
+
+def test_hard_sigmoids_are_differentiated_twice() -> None:
+    """Of MobileNetV3's squeeze-and-excitation: torch has no second derivative of them."""
+    values = torch.linspace(-4, 4, 81, dtype=torch.float64).requires_grad_()
+
+    def derivatives(function: Any) -> list[torch.Tensor]:
+        (first,) = torch.autograd.grad(function(values).square().sum(), values, create_graph=True)
+        return [function(values).detach(), first.detach(), *torch.autograd.grad(first.sum(), values)]
+
+    once = nn.functional.hardsigmoid(values).detach()
+    with twice_differentiable():
+        found = derivatives(nn.Hardsigmoid())
+    assert torch.allclose(found[0], once, rtol=0, atol=1e-15)
+    inner = (values.detach().abs() < 2.95).double()
+    assert torch.allclose(found[2] * inner, inner / 18)  # of the square of x / 6 + 1 / 2
+
+
+def test_a_network_of_hard_sigmoids_is_purified(images: ImageSet) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Hardsigmoid(), nn.Flatten(), nn.Linear(900, 10))
+    purified = defense(rounds=1, batch_size=10).purify(scenario_of(IBAU, network(net), images.subset(torch.arange(20))))
     assert all(value.isfinite().all() for value in purified.parameters())
 
 

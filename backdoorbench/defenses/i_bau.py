@@ -28,7 +28,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from backdoorbench import progress
 from backdoorbench.config.acts import Acts, Unless
@@ -37,6 +36,7 @@ from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import TrainingError, check_range
 from backdoorbench.shapes import Images, Labels, floor_of
 from backdoorbench.streams import Stream
+from backdoorbench.tensors.derivatives import twice_differentiable
 from backdoorbench.training.adversarial import within_l2
 from backdoorbench.training.optimizers import Adam
 
@@ -78,8 +78,7 @@ class IBAU(Defense):
         norms: list[float] = []
         steps = len(spans(len(holdout), self.batch_size))
         inner = self.deceived(model, *next(holdout.batches(self.batch_size, order)))
-        twice_differentiable = sdpa_kernel(SDPBackend.MATH)  # fused attention is not
-        with progress.task(self.name, self.rounds, "round", steps) as work, twice_differentiable:
+        with progress.task(self.name, self.rounds, "round", steps) as work, twice_differentiable():
             for turn in range(self.rounds):
                 delta = self.perturbation(model, holdout.batches(self.batch_size, order))
                 draws, total = scenario.stream.child(f"round{turn}"), torch.zeros((), device=holdout.device)
