@@ -360,6 +360,15 @@ def test_two_heads_that_are_one_layer_here_are_two_in_files(name: str) -> None:
 
 
 @pytest.mark.wide
+def test_an_inception_trains_at_224_pixels_and_keeps_its_second_head() -> None:
+    """That head, which nobody reads, has a kernel of 5 pixels for a map of 3 there."""
+    model = build(compose(["model=torchvision", "model.architecture=inception_v3"])["model"], "model")
+    own = model.classifier(10, 224, (0.0,) * 3, (1.0,) * 3)
+    assert copy.deepcopy(own).train()(torch.rand(2, 3, 224, 224)).shape == (2, 10)
+    assert sum(name.startswith("net.AuxLogits.") for name in own.state_dict()) == 14
+
+
+@pytest.mark.wide
 @pytest.mark.parametrize("has_aux", [True, False])
 def test_what_googlenet_has_for_its_training_alone_may_be_missing(has_aux: bool, tmp_path: Path) -> None:
     from torchvision.models import googlenet

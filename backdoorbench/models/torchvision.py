@@ -10,7 +10,7 @@ Layers keep torchvision's names, so that weights trained with it fit.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from backdoorbench.errors import ModelError, did_you_mean, first_line
 from backdoorbench.models.base import LARGE, Classifier, ModelSpec
@@ -59,6 +59,8 @@ class TorchvisionSpec(ModelSpec):
             shrink_stem(net)
         if hasattr(net, "aux_logits"):  # of a GoogLeNet or Inception: more logits, while it trains
             net.aux_logits = False
+        if isinstance(net, models.Inception3):
+            _skip_auxiliary(net.AuxLogits)
         return net  # type: ignore[no-any-return]
 
     def _more(self, size: int) -> dict[str, Any]:
@@ -66,3 +68,14 @@ class TorchvisionSpec(ModelSpec):
         if self.architecture.startswith("vit_"):
             return {"image_size": size}
         return {"init_weights": True} if self.architecture in ("googlenet", "inception_v3") else {}
+
+
+def _skip_auxiliary(head: Any) -> None:
+    """Lets an Inception pass its second head by, whose logits nobody reads, and which needs larger images than the rest; its
+    weights stay where files have them."""
+
+    class Skipped(type(head)):  # type: ignore[misc]
+        def forward(self, maps: Tensor) -> None:
+            return None
+
+    head.__class__ = Skipped
