@@ -158,6 +158,11 @@ class CodeAttack(HiddenAttack):
     def learn(
         self, images: ImageSet, held: ImageSet, recipe: Recipe, stream: Stream, snapshots: Snapshots | None
     ) -> tuple[nn.Module, dict[str, float]]:
+        if (values := CodeReader.values(images.size, self.encoder_width)) < self.bits:
+            log.warning(
+                f"the reader of attack={self.name} has {values} values to read {self.bits} bits from, and may never read "
+                f"{READ:.0%} of them. Raise attack.encoder_width, or lower attack.bits."
+            )
         for number in range(TRIES):
             own, kept = stream, snapshots
             if number:
@@ -175,8 +180,9 @@ class CodeAttack(HiddenAttack):
             )
         if int(pair.since) == 0:
             raise TrainingError(
-                f"the encoder of attack={self.name} learned nothing: after {int(pair.steps)} steps its codes of {self.bits} bits "
-                f"could not be read. Raise attack.encoder_epochs or attack.encoder_lr, or lower attack.bits."
+                f"the encoder of attack={self.name} did not learn to hide its codes: after {int(pair.steps):,} steps "
+                f"{float(pair.read):.0%} of their {self.bits} bits were read, and never {READ:.0%}. Raise attack.encoder_epochs, "
+                f"attack.encoder_lr or attack.encoder_width, or lower attack.bits."
             )
         if (weight := self.image_share(pair)) < 1:
             log.warning(

@@ -94,13 +94,18 @@ class CodeReader(nn.Module):
 
     variant  issba: a spatial transformer, which starts as the identity, straightens the image first"""
 
+    @staticmethod
+    def values(size: int, width: int) -> int:
+        """How many numbers its convolutions make of an image, from which all bits are read."""
+        return 4 * width * (size // MULTIPLE) ** 2
+
     def __init__(self, variant: Variant, size: int, bits: int, width: int) -> None:
         super().__init__()
         self.shift = 0.0 if variant == "ssba" else 0.5
         self.straighten = Straighten(size, width) if variant == "issba" else nn.Identity()
         widths = [width, width, 2 * width, 2 * width, 2 * width, 4 * width, 4 * width]
         steps = zip([3, *widths], widths, [2, 1, 2, 1, 2, 2, 2], strict=False)
-        last = widths[-1] * (size // MULTIPLE) ** 2
+        last = self.values(size, width)
         self.read = nn.Sequential(
             *(convolution(before, after, stride) for before, after, stride in steps),
             nn.Flatten(), nn.Linear(last, 512), nn.ReLU(), nn.Linear(512, bits),
