@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import compose, conf_dir, option
 from backdoorbench.errors import ConfigError, ModelError
-from backdoorbench.models import checkpoint, layouts, surgery
+from backdoorbench.models import checkpoint, layouts, outputs, surgery
 from backdoorbench.models.base import Classifier, GlobalAverage, ModelSpec
 from backdoorbench.models.heads import make_classifier_linear
 from backdoorbench.models.stems import shrink_stem
@@ -291,6 +291,47 @@ def test_timm_networks_that_cannot_are_refused() -> None:
         ModelError, match=r"^timm's 'test_vit3' with stem=as_is does not read images of 32 px \(Assertion"
     ):
         timm_net("test_vit3", 32, "as_is")
+
+
+def test_a_timm_network_made_for_one_size_is_told_another(name: str = "test_vit_relpos") -> None:
+    assert timm_net(name, 32)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(
+        ModelError, match=r"Choose model.stem=auto, dataset.size=\d{3}, which it is made for, or another model"
+    ):
+        timm_net(name, 32, "as_is")
+
+
+def test_a_timm_network_that_cannot_be_told_names_its_size() -> None:
+    with pytest.raises(
+        ModelError, match=r"\. Choose dataset.size=256, which it is made for, or another model.timm_name\.$"
+    ):
+        timm_net("bat_resnext26ts", 64)
+
+
+class Volume(nn.Module):
+    """A network with a convolution over three dimensions, as LambdaNet has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.volume = nn.Conv2d(3, 16, 3), nn.Conv3d(1, 2, (1, 3, 3))
+        self.fc = nn.Linear(2, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.volume(self.conv(images)[:, None]).mean((2, 3, 4)))  # type: ignore[no-any-return]
+
+
+def test_a_network_with_five_dimensional_weights_lies_channel_by_channel() -> None:
+    """torch lays no such weight out channels last: it raises."""
+    model = Classifier(Volume(), 32, (0.0,) * 3, (1.0,) * 3)
+    outputs.settle_layout(model, "volume")
+    layout = layouts.layout_of(model, torch.device("cpu"))
+    assert (
+        layout == torch.contiguous_format
+        and layouts.layout_of(nn.Conv2d(16, 3, 3), torch.device("cpu")) == torch.channels_last
+    )
+    images = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last)
+    assert model.to(memory_format=layout)(images).shape == (2, 10)
+    assert model.crop(images).is_contiguous()
 
 
 def test_pretrained_weights_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from backdoorbench.config.build import BESIDE, File
 from backdoorbench.config.groups import LATER
 from backdoorbench.errors import ModelError
 from backdoorbench.models.inputs import Reads, Swapped
-from backdoorbench.models.layouts import ChannelByChannel, is_overrun
+from backdoorbench.models.layouts import ChannelByChannel, is_bound
 from backdoorbench.shapes import Images, Logits
 
 MOST_CHANNELS = 256  # in the first of stages that double: four times the literature's, sixteen times its weights
@@ -87,7 +87,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.size = size
         self.channels = channels
-        changes = [*first, *([ChannelByChannel()] if is_overrun(net) else [])]
+        changes = [*first, *([ChannelByChannel()] if is_bound(net) else [])]
         self.crop = nn.Sequential(CentreCrop(size), *changes) if changes else CentreCrop(size)
         self.normalize = Normalize(mean, std)
         self.net = net

@@ -6,6 +6,8 @@ layers. Either begins with a layer that lays images out anew, so that nobody, wh
 others.
 """
 
+from itertools import chain
+
 import torch
 from torch import nn
 
@@ -24,8 +26,14 @@ class ChannelByChannel(nn.Module):
 def layout_of(model: nn.Module, device: torch.device) -> torch.memory_format:
     """The order in which the weights of a model, or of a part of one, lie on a device: the fastest that it can have."""
     is_faster = device.type in ("cpu", "cuda")
-    is_bound = any(isinstance(part, ChannelByChannel) for part in model.modules()) or is_overrun(model)
-    return torch.channels_last if is_faster and not is_bound else torch.contiguous_format
+    is_led = any(isinstance(part, ChannelByChannel) for part in model.modules())
+    return torch.channels_last if is_faster and not is_led and not is_bound(model) else torch.contiguous_format
+
+
+def is_bound(model: nn.Module) -> bool:
+    """Whether a network's weights cannot lie channels last, whatever its code: torch does not lay those of a three-dimensional
+    convolution out so, as LambdaNet has them, and what is overrun is not to be trusted."""
+    return is_overrun(model) or any(tensor.dim() == 5 for tensor in chain(model.parameters(), model.buffers()))
 
 
 def is_overrun(model: nn.Module) -> bool:

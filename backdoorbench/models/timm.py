@@ -4,7 +4,8 @@ timm's networks are made for 224 px: at 32 px most run, but their stem leaves a 
 
 as_is  the network as timm builds it
 small  families below are rebuilt to read small images; another network is refused
-auto   `small` below 128 px where the family is known, else `as_is`; a transformer is told its image size at any size
+auto   `small` below 128 px where the family is known, else `as_is`; a transformer is told its image size at any size, and so is
+       any other network that reads no images of that size until it is told
 
 ResNet, ResNetV2       3x3 stem convolution of stride 1, no pooling: the last map has side/8 pixels a side
 ViT, DeiT, Swin        at least 8x8 patches: patch 4 at 32 px, 8 at 64 px
@@ -79,19 +80,42 @@ class TimmSpec(ModelSpec):
                 options["patch_size"] = patch(size)
         if family is CONVNEXTS and small:
             options["patch_size"] = 1
-        try:
-            net: nn.Module = timm.create_model(self.timm_name, self.pretrained, num_classes=classes, **options)
-        except Exception as error:
-            raise self._refusal(error, size) from error
+        net = self._create(classes, size, options)
         if family is RESNETS and small:
             shrink_stem(net)
         make_classifier_linear(net)
         forget_biases(net)
-        logits, changed = self._try(net, size), with_linear_classifier(net)
+        try:
+            logits = self._try(net, size)
+        except ModelError:
+            told = self._told(classes, size) if family is None and self.stem == "auto" else None
+            if told is None:
+                raise
+            net, logits = told
+        changed = with_linear_classifier(net)
         is_same = changed is not None and (
             logits.is_meta or torch.allclose(self._try(changed, size), logits, atol=1e-4)
         )
         return changed if changed is not None and is_same else net
+
+    def _create(self, classes: int, size: int, options: dict[str, Any]) -> nn.Module:
+        import timm
+
+        try:
+            net: nn.Module = timm.create_model(self.timm_name, self.pretrained, num_classes=classes, **options)
+        except Exception as error:
+            raise self._refusal(error, size) from error
+        return net
+
+    def _told(self, classes: int, size: int) -> tuple[nn.Module, Tensor] | None:
+        """The network told that its images have `size` px, and its logits of two; None where timm cannot tell it so."""
+        try:
+            net = self._create(classes, size, {"img_size": size})
+            make_classifier_linear(net)
+            forget_biases(net)
+            return net, self._try(net, size)
+        except ModelError:
+            return None
 
     def _try(self, net: nn.Module, size: int) -> Tensor:
         """The logits of two images. Raises ModelError unless `net` reads images of `size` px: timm tells only while it runs."""
@@ -101,9 +125,12 @@ class TimmSpec(ModelSpec):
             with torch.no_grad():
                 logits: Tensor = net(torch.linspace(0, 1, 6 * size**2).view(2, 3, size, size))
         except Exception as error:
+            usual = getattr(net, "pretrained_cfg", {}).get("input_size", (3, size, size))[-1]
+            larger = f"dataset.size={usual}, which it is made for" if usual != size else "a larger dataset.size"
+            other = "" if self.stem == "auto" else "model.stem=auto, "
             raise ModelError(
                 f"timm's '{self.timm_name}' with stem={self.stem} does not read images of {size} px "
-                f"({first_line(error)}). Choose model.stem=auto, a larger dataset.size, or another model.timm_name."
+                f"({first_line(error)}). Choose {other}{larger}, or another model.timm_name."
             ) from error
         for module, mode in modes.items():
             module.training = mode
