@@ -127,8 +127,8 @@ def misfit(own: Shapes, found: Found, described: str) -> ModelError:
             f"of that {wanted}, and {len(named.places)} are the same. Name the network that it is of, as docs/your-model.md says."
         )
     return ModelError(
-        f"{found.named} does not fit {described}: {differences[0]}{more}. Choose the model, width and data set it was trained "
-        f"with.{sorting}"
+        f"{found.named} does not fit {described}: {differences[0]}{more}. Choose the model, width, dataset.size and data set it "
+        f"was trained with.{sorting}"
     )
 
 
