@@ -26,9 +26,7 @@ BATCH = {
 USUAL_BATCH = 500  # on any other device, and where a batch draws random numbers of its own
 Rule = Literal["numeric", "text"]
 Order = Rule | list[str]  # a class name for each of a network's outputs: by a rule that sorts class folders, or listed
-NOTHING = (
-    -1
-)  # what a model calls an image of which its logits are no numbers; argmax would call it by the first that is none
+NOTHING = -1  # what a model calls an image whose logits are NaN, of which argmax would take the first for the largest
 LEAST_A_CLASS = 3  # test images, on average: of fewer a better order of the classes is found in any calls
 
 
