@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from backdoorbench.config.build import build
 from backdoorbench.config.compose import option
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import TrainingError
 from backdoorbench.pipeline import costs
+from backdoorbench.shapes import Images, Labels
 from backdoorbench.storage.record import Finding
 from backdoorbench.streams import Stream
 from backdoorbench.tensors.augment import Augment
@@ -221,6 +223,21 @@ def test_only_given_parameters_move(images: ImageSet) -> None:
     fit(model, images, recipe(), Stream(0), parameters=model[-1].parameters())
     assert torch.equal(model[0].weight, before)
     assert all(weight.grad is None for weight in model.parameters())  # those that did not move have none either
+
+
+def test_a_step_goes_along_the_loss_and_not_along_what_it_left(images: ImageSet) -> None:
+    def leaves(model: nn.Module, pixels: Images, labels: Labels) -> torch.Tensor:
+        F.cross_entropy(model(pixels), labels).backward()  # as attacks of Foolbox do, which read gradients by pixels
+        return F.cross_entropy(model(pixels), labels)
+
+    def reads(model: nn.Module, pixels: Images, labels: Labels) -> torch.Tensor:
+        model(pixels)
+        return F.cross_entropy(model(pixels), labels)
+
+    left, read = network(), network()
+    fit(left, images, recipe(), Stream(0), loss=leaves)
+    fit(read, images, recipe(), Stream(0), loss=reads)
+    assert torch.equal(weights(left), weights(read))
 
 
 def test_bf16_learns_what_float32_learns(images: ImageSet) -> None:

@@ -165,6 +165,7 @@ def fit(
                     optimizer.zero_grad(set_to_none=True)  # before the pass, which else holds them beside its maps
                     with autocast(recipe.precision, device):
                         value = objective(model, images.contiguous(memory_format=layout), labels)
+                    optimizer.zero_grad(set_to_none=True)  # of what the loss itself left
                     value.backward()  # type: ignore[no-untyped-call]
                     if clip_norm is not None:
                         nn.utils.clip_grad_norm_(moved, clip_norm)
