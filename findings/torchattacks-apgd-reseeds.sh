@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One would guess that the `seed=0` of APGD, as torchattacks has it by default, is the seed of the attack's own starting points. At every
 # call it seeds torch's generator for the whole process, and nothing puts that back. What is drawn next depends on how many of the judged
-# images the network still called right, and on nothing else: who tunes a network, and measures its robust accuracy after each epoch,
+# images the network still called right, and not on the run's seed: who tunes a network, and measures its robust accuracy after each epoch,
 # draws one order of images, one augmentation and one dropout in all epochs after the first, and in all runs, whatever seed they began
 # with. FAB and Square do so, too; PGD does not. Nothing is said.
 # It matters because the spread over seeds is then that of the first epoch alone, and because a training that is measured is another one
