@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 import backdoorbench
 from backdoorbench.config import catalog, groups
 from backdoorbench.config.build import BESIDE, File, Folder, build, paths, settings
-from backdoorbench.config.compose import compose, composer, conf_dir, plain, rounded, stamps, with_brought
+from backdoorbench.config.compose import compose, composer, conf_dir, option, plain, rounded, stamps, with_brought
 from backdoorbench.defenses.none import NoDefense
 from backdoorbench.errors import ConfigError, nearest
 from backdoorbench.pipeline import plan
@@ -231,8 +231,8 @@ def test_an_option_is_the_same_however_it_is_spelt(words: list[str], option: str
 
 def test_so_it_is_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
-    for name, option in (("plain", "fst"), ("ended", "fst.yaml")):
-        text = f"# @package _global_\ndefaults:\n  - override /defense: {option}\n  - override /dataset: gtsrb\n"
+    for name, chosen in (("plain", "fst"), ("ended", "fst.yaml")):
+        text = f"# @package _global_\ndefaults:\n  - override /defense: {chosen}\n  - override /dataset: gtsrb\n"
         (tmp_path / "experiment" / f"{name}.yaml").write_text(text)
     made = [compose([f"experiment={name}"], [str(tmp_path)]) for name in ("plain", "ended")]
     assert made[0] == made[1] and made[0]["defense"] == compose(["defense=fst", "dataset=gtsrb"])["defense"]
@@ -299,20 +299,21 @@ def test_a_file_of_ones_own_is_of_the_version_of_the_class_that_it_names(tmp_pat
     (tmp_path / "attack").mkdir()
     file, ours = tmp_path / "attack/mine.yaml", (conf_dir() / "attack/issba.yaml").read_text(encoding="utf-8")
     ours = ours.replace("\nname: issba", "\nname: mine")
+    now = option("attack", "issba")["version"]
 
     def sketch(text: str) -> plan.Sketch:
         file.write_text(text, encoding="utf-8")
         words = ["attack=mine", f"runtime.outputs={tmp_path}"]
         return plan.sketch(compose(words, [str(tmp_path)]), plan.Shared())
 
-    whole, without = sketch(ours), sketch(ours.replace("\nversion: 2", ""))
-    assert whole.config["attack"]["version"] == without.config["attack"]["version"] == 2
+    whole, without = sketch(ours), sketch(ours.replace(f"\nversion: {now}", ""))
+    assert whole.config["attack"]["version"] == without.config["attack"]["version"] == now
     assert whole.key == without.key and whole.infection_key == without.infection_key
     with pytest.raises(
-        ConfigError, match=r"attack.version is 1, and mine is of version 2 here. .* `version:` in your yaml"
+        ConfigError, match=rf"attack.version is 1, and mine is of version {now} here. .* `version:` in your yaml"
     ):
-        sketch(ours.replace("\nversion: 2", "\nversion: 1"))
-    with pytest.raises(ConfigError, match=r"attack.version is 1, and issba is of version 2 here."):
+        sketch(ours.replace(f"\nversion: {now}", "\nversion: 1"))
+    with pytest.raises(ConfigError, match=rf"attack.version is 1, and issba is of version {now} here."):
         backdoorbench.build("attack/issba", version=1)
 
 
