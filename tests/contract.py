@@ -150,7 +150,7 @@ ROWS = (  # one line each
     Row("defense", "latent_tac", quick=("defense.threshold=0.01", "defense.epochs=2"), why="test_latent_tac.py: its shifts"),
     Row("defense", "lp", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03, slow=True)),
     Row("defense", "mcr", quick=("defense.epochs=1", "defense.end.epochs=2"), effect=Leaves(1.0, 0.03, slow=True)),  # at t = 0.1 the weights are 81 % the infected ones
-    Row("defense", "nad", quick=("defense.epochs=2", "defense.teacher_epochs=1"), effect=Leaves(0.2, 0.05, slow=True, finding="ASR 0.80 after 72 images; after 288 0.29, where ft leaves 0.50"), beside={"milestones": ("defense.epochs=3",), "decay": ("defense.milestones=[1]",)}),
+    Row("defense", "nad", quick=("defense.epochs=2", "defense.teacher_epochs=1", "defense.lr=0.001"), effect=Leaves(0.2, 0.05, slow=True, finding="ASR 0.80 after 72 images; after 288 0.29, where ft leaves 0.50"), beside={"milestones": ("defense.epochs=3",), "decay": ("defense.milestones=[1]",)}),
     Row("defense", "nc", quick=("defense.reversal.units=4", "defense.reversal.success=0.2", "defense.threshold=0.01", "defense.epochs=2"), why="test_nc.py: what it stamps; docs/baselines.md: what it leaves", beside={f"reversal.{name}": ("defense.reversal.units=16", "defense.reversal.patience=1", "defense.reversal.stop_patience=2") for name in ("multiplier", "stop_patience", "stop_factor")}),
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
     Row("defense", "npd", quick=("defense.warmup_epochs=1", "defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_npd.py: its layer and its ball", beside=dict.fromkeys(("radius", "step", "steps", "gradient"), ("defense.enough=1.0", "defense.radius=0.5"))),
