@@ -43,8 +43,6 @@ IN_VAIN = [  # words, what is said
     (["defense=npd", "defense.steps=1", "defense.enough=0.9"], "it acts only where defense.steps is not 0 or 1"),
     (["defense=i_bau", "defense.fixed_point_steps=0", "defense.inner_step=0.2"], "defense.fixed_point_steps is not 0"),
     (["defense=d3", "defense.loss_weight=0", "defense.loss_threshold=1"], "it acts only where defense.loss_weight is not 0"),
-    (["defense=mcr", "defense.t=1", "defense.epochs=7"], "it acts only where defense.t is not 0 or 1"),
-    (["defense=mcr", "defense.t=0", "defense.end.epochs=7"], "it acts only where defense.t is not 0"),
     (["defense=pbe", "defense.steps=0", "defense.clamp=false"], "it acts only where defense.steps is not 0"),
     (["train.milestones=[3]"], "beside train.schedule=one_cycle: it acts only with train.schedule=milestones"),
     (["train.decay=0.5"], "it acts only with train.schedule=milestones"),

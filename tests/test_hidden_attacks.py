@@ -215,7 +215,7 @@ def test_a_training_that_reads_more_than_it_guesses_goes_on(images: ImageSet, mo
 
 
 def test_a_reader_too_narrow_for_its_bits_is_told(images: ImageSet, caplog: pytest.LogCaptureFixture) -> None:
-    """Width 16 never read more than 83 % of 100 bits on CIFAR-10, in 8 epochs, and 90 % of 32 bits in the first."""
+    """Of 100 bits width 16 stayed at a loss of 0.36 on CIFAR-10 after 8 epochs; of 32 it was at 0.03 after 2."""
     few = Task(images.subset(torch.arange(10)), None, RECIPE, None)  # type: ignore[arg-type]
     for bits, told in ((9, 1), (8, 0)):
         hides = attack("ssba", bits=bits, encoder_width=2, encoder_epochs=1, encoder_batch_size=5)

@@ -293,7 +293,8 @@ def test_timm_networks_that_cannot_are_refused() -> None:
         timm_net("test_vit3", 32, "as_is")
 
 
-def test_a_timm_network_made_for_one_size_is_told_another(name: str = "test_vit_relpos") -> None:
+def test_a_timm_network_made_for_one_size_is_told_another() -> None:
+    name = "test_vit_relpos"
     assert timm_net(name, 32)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     with pytest.raises(
         ModelError, match=r"Choose model.stem=auto, dataset.size=\d{3}, which it is made for, or another model"

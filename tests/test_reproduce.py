@@ -385,7 +385,17 @@ def test_the_comparison_is_printed_and_written(tmp_path: Path, capsys: pytest.Ca
     ("narrowed", "name"),
     [
         ([], "fst-small"),
-        (["dataset.root=/data", "runtime.threads=1", "force=true"], "fst-small"),  # the same figures
+        (
+            [
+                "dataset.root=/data",
+                "runtime.threads=1",
+                "force=true",
+                "rerun=true",
+                "tracker=mlflow",
+                "hydra/launcher=pool",
+            ],
+            "fst-small",
+        ),  # the same figures
         (["attacks=badnets,sig", "dataset.root=/data"], "fst-small_attacks=badnets,sig"),
         (["dataset=gtsrb", "+x={a: 1}"], "fst-small_dataset=gtsrb_+x=_a_1_"),
     ],

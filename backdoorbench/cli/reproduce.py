@@ -14,10 +14,15 @@ from backdoorbench.cli import hydra_run
 from backdoorbench.cli.arguments import Parser
 from backdoorbench.config import catalog
 from backdoorbench.config.compose import as_read, search_path, searched
+from backdoorbench.config.groups import GROUPS, SETTINGS
 from backdoorbench.errors import ConfigError, did_you_mean, join_words, shown
 from backdoorbench.sweeps.sweep import Left
 
-ELSEWHERE = ("dataset.root=", "runtime.", "hydra", "force=")  # settings that move no figure
+UNTOLD = (
+    "hydra",
+    "dataset.root",
+    *(each.name for each in (*GROUPS, *SETTINGS) if not each.run),
+)  # what moves no figure
 LONGEST = 120  # characters of a page's name
 
 LISTS = {"attacks": "attack", "defenses": "defense", "rates": "attack.poison_rate", "seeds": "seed"}
@@ -59,7 +64,7 @@ def carry_out(words: Sequence[str]) -> int:
 def page_name(paper: str, scale: str, narrowed: Sequence[str]) -> str:
     """What the page of a comparison is called: by what was asked for beyond paper and scale, too, so that one of fewer attacks,
     or of another network, replaces no other. Where data and outputs lie, and how runs share the machine, is left out."""
-    words = [word for word in narrowed if not word.lstrip("+~").startswith(ELSEWHERE)]
+    words = [word for word in narrowed if not re.match(rf"[+~]*({'|'.join(UNTOLD)})\b", word)]
     name = re.sub(r"[^\w.,=+-]+", "_", " ".join([f"{paper}-{scale}", *words]))
     return name if len(name) <= LONGEST else f"{name[:LONGEST]}-{zlib.crc32(name.encode()):08x}"
 

@@ -21,14 +21,13 @@ Cost     `end_epochs` + `epochs` passes over the holdout, forward and backward, 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.config.build import BESIDE
 from backdoorbench.defenses.base import Defense, Scenario
 from backdoorbench.errors import check_range
@@ -57,8 +56,6 @@ class MCR(Defense):
     """A point between the infected model and its fine-tuned copy, on a curve trained on the holdout.
 
     The learning curve shows the finished one: its epoch k is phi(k / 10), from w1, the infected model, to w2."""
-
-    acts: ClassVar[Acts] = {"end": Unless("t", 0)} | dict.fromkeys(("epochs", "lr", "weight_decay"), Unless("t", 0, 1))
 
     t: float
     end: End

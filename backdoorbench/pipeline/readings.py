@@ -32,6 +32,7 @@ FEW = 100  # of them, at most, that are shown at each other size, which may cost
 SMALL = (28, 32, 64)  # pixels: sizes tried of networks whose first convolution keeps the size of an image
 LARGE = (32, 64, 128, 224)  # and of those where it halves it
 SURE = 3  # deviations of a difference between two readings: the best of many is better by two often enough
+UNREAD = (RuntimeError, AssertionError, ValueError, TrainingError)  # of another size: one alone is read, no memory, NaN
 Numbers = tuple[float, ...]
 
 NORMALISATIONS: dict[str, tuple[Numbers, Numbers]] = {  # settings -> mean and deviation of pixels in [0, 1]
@@ -122,7 +123,8 @@ def better(
             with contextlib.suppress(TrainingError):  # logits that are NaN
                 tried += read(" ".join(filter(None, (stem, settings))), changed + bool(stem), reread)
     if (side := best_side(model, few, now.right, precision)) is not None:
-        tried += read(f"dataset.size={side}", 1, resized(model, side))
+        with contextlib.suppress(TrainingError):
+            tried += read(f"dataset.size={side}", 1, resized(model, side))
     best = max(tried, key=lambda reading: reading.accuracy)
     if not best.beats(now):
         return None
@@ -144,12 +146,7 @@ def best_side(model: Classifier, few: ImageSet, right: Tensor, precision: Precis
         if side != few.size == model.size:
             try:
                 called = predict(resized(model, side), some, None, precision)
-            except (
-                RuntimeError,
-                AssertionError,
-                ValueError,
-                TrainingError,
-            ):  # one size alone, no memory for this one, or NaN
+            except UNREAD:
                 continue
             found.append((side, Reading("", 1, None, called.clean == some.labels.cpu())))
     side, best = max(found, key=lambda pair: pair[1].accuracy, default=(0, None))

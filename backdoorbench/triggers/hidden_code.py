@@ -94,11 +94,6 @@ class CodeReader(nn.Module):
 
     variant  issba: a spatial transformer, which starts as the identity, straightens the image first"""
 
-    @staticmethod
-    def values(size: int, width: int) -> int:
-        """How many numbers its convolutions make of an image, from which all bits are read."""
-        return 4 * width * (size // MULTIPLE) ** 2
-
     def __init__(self, variant: Variant, size: int, bits: int, width: int) -> None:
         super().__init__()
         self.shift = 0.0 if variant == "ssba" else 0.5
@@ -114,6 +109,11 @@ class CodeReader(nn.Module):
 
     def forward(self, images: Images) -> Tensor:
         return self.read(self.straighten(images - self.shift))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def values(size: int, width: int) -> int:
+        """How many numbers its convolutions make of an image, from which all bits are read."""
+        return 4 * width * (size // MULTIPLE) ** 2
 
 
 class Straighten(nn.Module):
