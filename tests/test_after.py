@@ -56,6 +56,7 @@ def judged(stage: after.Stage, model: torch.nn.Module) -> list[dict[str, Any]]:
 # ---- the stage ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.wide
 def test_what_becomes_of_a_purified_model_is_a_stage_of_the_record(run: Callable[..., Job]) -> None:
     done = run("attack=badnets", "defense=ft", "defense.epochs=1", *RETUNE, *CONTROLLED, "exact.epochs=4")
     read = record.read(done.folder)
@@ -111,6 +112,7 @@ def test_after_attacks_purify_once(run: Callable[..., Job], monkeypatch: pytest.
     assert len(calls) == 2 and again.run.purification.scores == first.run.purification.scores
 
 
+@pytest.mark.wide
 def test_a_finished_run_without_one_is_taken_over(run: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     """By a run with an after-attack, and by one with another control and a detector, which bear on no defense."""
     words = ("attack=badnets", "defense=ft", "defense.epochs=3", *SHORT, "seed=21")
@@ -475,6 +477,7 @@ def test_a_perturbation_helps_the_trigger(outputs: Path) -> None:
     assert found["asr"] > (before == 0)[eligible].float().mean()
 
 
+@pytest.mark.wide
 def test_a_perturbation_of_another_runs_model(run: Callable[..., Job], outputs: Path) -> None:
     source = run("attack=badnets", "defense=ft", "defense.epochs=1", *SHORT).folder
     words = ("after=perturb", "after.images=40", "after.epochs=1")

@@ -160,6 +160,7 @@ def test_an_infection_repeats_and_is_kept_bit_for_bit(attack: Planned) -> None:
     assert (first.train is not None) == (first.poisoned is not None) == made.attack.leaves_train
 
 
+@pytest.mark.wide
 def test_another_seed_is_another_infection(attack: Planned) -> None:
     first, other = attack.untrained(), attack.untrained(seed=1)
     assert not same(weights(first.model), weights(other.model))
@@ -268,6 +269,7 @@ def all_to_all(kind: type) -> dict[str, Any] | None:
     return changes | ({"poison_rate": 0.3} if issubclass(kind, DataAttack | ShareAttack) else {})
 
 
+@pytest.mark.wide
 def test_all_to_all(attack: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every attack that relabels can call its rows one more than they are; those that cannot say why, and what they can."""
     changes, settings, clean = (
@@ -375,6 +377,7 @@ def test_a_purified_model_fits_the_network_that_its_defense_makes(defense: Defen
     assert (fresh.state_dict().keys() != usual) == defense.made.defense.reshapes
 
 
+@pytest.mark.wide
 def test_another_seed_is_another_purified_model_where_it_draws(defense: Defended) -> None:
     other = defense.carry_out(seed=1)
     draws = defense.made.defense.draws

@@ -465,6 +465,7 @@ def test_a_given_network_is_no_control_of_itself(
     assert "control" not in off.notes
 
 
+@pytest.mark.wide
 def test_a_control_that_cannot_be_trained_is_refused(tmp_path: Path, infected: Path) -> None:
     words = [f"runtime.outputs={tmp_path}", f"model.checkpoint={infected}", "train.epochs=0", *GIVEN, "control=train"]
     with pytest.raises(ConfigError) as caught:
@@ -477,6 +478,7 @@ def test_a_control_that_cannot_be_trained_is_refused(tmp_path: Path, infected: P
     plan.plan(compose(["attack=badnets", *words, "train.epochs=1"]))
 
 
+@pytest.mark.wide
 def test_a_detector_is_not_asked_about_the_same_network_twice(run: Callable[..., Job], infected: Path) -> None:
     words = [f"model.checkpoint={infected}", "train.epochs=0", *GIVEN]
     run("attack=none", "defense=none", *words)

@@ -168,6 +168,7 @@ def test_fst_2_without_its_parts_it_is_its_siblings(scene: Any) -> None:
     assert same(state(rescaled), state(projected))
 
 
+@pytest.mark.wide
 def test_fst_3_the_head_ends_opposite_to_the_infected_one(scene: Any) -> None:
     infected = classifier_head(scene[1].model).weight.detach()
 

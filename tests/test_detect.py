@@ -27,6 +27,7 @@ NC = ("detector=nc", "detector.units=2")
 STRIP = ("detector=strip", "detector.overlays=5")
 
 
+@pytest.mark.wide
 def test_a_verdict_is_a_stage_of_the_record(run: Callable[..., Job]) -> None:
     done = run("attack=badnets", "detector=ss", *QUICK, "seed=11")  # which nobody else that shares the cache asks about
     read = record.read(done.folder)

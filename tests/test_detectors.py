@@ -777,6 +777,7 @@ def stamp(images: Tensor) -> Tensor:
     return stamped
 
 
+@pytest.mark.wide
 def test_detectors_find_a_backdoor_on_digits(infected: tuple[nn.Module, ImageSet, ImageSet, Tensor, ImageSet]) -> None:
     model, holdout, train, poisoned, test = infected
     others = test.images[test.labels != 3]

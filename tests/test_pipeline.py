@@ -199,6 +199,7 @@ def test_a_loaded_infection_is_the_saved_one(outputs: Path) -> None:
         assert torch.equal(fresh.trigger(images), loaded.trigger(images))
 
 
+@pytest.mark.wide
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted while purifying: the infection is kept, the record says so, the same command finishes."""
     settings = [f"runtime.outputs={tmp_path}", "attack=badnets", "defense=ft", *QUICK]

@@ -129,6 +129,7 @@ def test_jobs_compose_as_hydra_would(looked: Callable[..., list[forecast.Ahead]]
     )
 
 
+@pytest.mark.wide
 def test_the_runs_of_an_experiment(looked: Callable[..., list[forecast.Ahead]], tmp_path: Path) -> None:
     runs = looked("experiment=fst", "scale=digits", "defense=ft,fst", f"runtime.outputs={tmp_path}", "seed=0")
     able = [run for run in runs if run.error is None]
