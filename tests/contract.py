@@ -47,6 +47,7 @@ class Row:
 
     quick   words that make it run in a second on 400 digits (`conftest.QUICK`)
     effect  what it does to the digits, as far as a bound is known; None: `why` says why not, or which test knows more
+    wide    its quick run takes seconds, so that its tests are of the wide tier
     smoke   it runs on the pretended device in the quick tier too; the others in a tier of their own
     beside  setting -> words with which it changes something, where the quick run is too short or too small for it to matter
     values  setting -> what else it could be, where its type does not tell: names of layers
@@ -57,6 +58,7 @@ class Row:
     quick: tuple[str, ...] = ()
     effect: Takes | Leaves | None = None
     why: str = ""
+    wide: bool = False
     smoke: bool = False
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -106,22 +108,22 @@ ROWS = (  # one line each
     Row("attack", "ctrl", effect=Takes(0.8, 0.95, slow=True, finding=HELD), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     Row("attack", "ftrojan", effect=Takes(0.8, 0.95, slow=True, finding="CA 0.19: learned too late for batch norm's running statistics")),
     Row("attack", "given", why="it plants nothing: test_given_trigger.py"),
-    Row("attack", "grond", quick=("attack.steps=5",), why="no bound is known yet", beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
-    Row("attack", "input_aware", quick=("attack.mask_epochs=1", "attack.mask_lr=0.001", "attack.mask_milestones=[1]", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"mask_milestones": ("attack.mask_epochs=3",), "generator_milestones": ("train.epochs=3", "attack.generator_milestones=[1]")}),
-    Row("attack", "issba", quick=("attack.bits=1", "attack.bits_epochs=0", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "grond", wide=True, quick=("attack.steps=5",), why="no bound is known yet", beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
+    Row("attack", "input_aware", wide=True, quick=("attack.mask_epochs=1", "attack.mask_lr=0.001", "attack.mask_milestones=[1]", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"mask_milestones": ("attack.mask_epochs=3",), "generator_milestones": ("train.epochs=3", "attack.generator_milestones=[1]")}),
+    Row("attack", "issba", wide=True, quick=("attack.bits=1", "attack.bits_epochs=0", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "l0_inv", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "l2_inv", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "lc", quick=("attack.steps=2",), effect=Takes(0.8, 0.95, slow=True, finding=HELD), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     # At its own settings 38,670 gradient steps, each of one image: at 1.2 ms on a CPU 47 s, at 9 ms on the pretended device (some
     # 130 operations each) six minutes.
     Row("attack", "lf", quick=("attack.search_images=5", "attack.search_passes=1", "attack.deepfool_steps=20"), effect=Takes(0.8, 0.95, slow=True), beside={"changed_rate": ("attack.search_passes=4", "attack.search_images=60")}),
-    Row("attack", "lira", quick=("attack.generator_epochs=1", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "lira", wide=True, quick=("attack.generator_epochs=1", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "none", why="it plants nothing"),
-    Row("attack", "poison_ink", quick=("attack.encoder_epochs=1", "attack.encoder_batch_size=64", "attack.encoder_width=2", "attack.reader_width=2", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"encoder_milestones": ("attack.encoder_epochs=3",)}),
+    Row("attack", "poison_ink", wide=True, quick=("attack.encoder_epochs=1", "attack.encoder_batch_size=64", "attack.encoder_width=2", "attack.reader_width=2", "dataset.train_size=200"), effect=Takes(0.8, 0.95, slow=True), beside={"encoder_milestones": ("attack.encoder_epochs=3",)}),
     Row("attack", "refool", quick=("attack.reflections=20",), effect=Takes(0.8, 0.95, slow=True), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true", "attack.labels=clean")}),
     Row("attack", "sig", effect=Takes(0.8, 0.95, slow=True, finding=f"{HELD}; on 12,000 CIFAR-10 images 0.998"), beside={"cap": ("attack.poison_rate=0.2", "attack.cap=true")}),
     Row("attack", "smooth", effect=Takes(0.8, 0.95, slow=True)),
-    Row("attack", "ssba", quick=("attack.bits=1", "attack.image_wait=0", "attack.image_rise=1", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True)),
+    Row("attack", "ssba", wide=True, quick=("attack.bits=1", "attack.image_wait=0", "attack.image_rise=1", "attack.encoder_epochs=1", "attack.encoder_batch_size=4", "attack.encoder_lr=0.01", "attack.encoder_width=2"), effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "tact", why=FEW),
     Row("attack", "trojan_3x3", effect=Takes(0.8, 0.95, slow=True)),
     Row("attack", "trojan_8x8", effect=Takes(0.8, 0.95, slow=True)),
@@ -132,14 +134,14 @@ ROWS = (  # one line each
     Row("defense", "ac", quick=("train.epochs=1",), why=FILTERED, beside={"min_samples": ("defense.min_samples=30", "defense.max_share=0.5")}),
     Row("defense", "aft", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: its premise, and what each pass does", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
     Row("defense", "d3", quick=("defense.epochs=2",), effect=Leaves(0.10, 0.10, slow=True), beside={"loss_threshold": ("defense.loss_threshold=2.3",)}),
-    Row("defense", "anp", quick=("defense.iterations=20", "defense.batch_size=16", "defense.lr=5.0"), effect=Leaves(0.2, 0.06, slow=True), beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2"))),
+    Row("defense", "anp", wide=True, quick=("defense.iterations=20", "defense.batch_size=16", "defense.lr=5.0"), effect=Leaves(0.2, 0.06, slow=True), beside=dict.fromkeys(("max_drop", "select_fraction"), ("defense.selection=holdout_drop", "train.epochs=8", "holdout.rate=0.2"))),
     Row("defense", "bnp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06), beside={"augment": ("defense.u=0.2", "holdout.rate=0.03")}),
     Row("defense", "clp", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
     Row("defense", "ep", quick=("defense.u=1.0",), effect=Leaves(1.0, 0.06)),
     Row("defense", "bti_dbf", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1", "defense.batch_size=8", "defense.image_bound=1000"), why="test_inversion.py: its mask and its bounds; docs/baselines.md: what it leaves"),
-    Row("defense", "d_br", quick=("defense.warmup_epochs=1", "defense.spread_epochs=1", "defense.epochs=1"), why="a finding: turned digits are other digits; of the rows that move most a quarter is poisoned, ASR stays"),
+    Row("defense", "d_br", wide=True, quick=("defense.warmup_epochs=1", "defense.spread_epochs=1", "defense.epochs=1"), why="a finding: turned digits are other digits; of the rows that move most a quarter is poisoned, ASR stays"),
     Row("defense", "fe_tuning", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.06, slow=True)),  # as lp and ft_init FST's ablation: what it removes is the finding
-    Row("defense", "fmp", quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.fraction=null", "defense.p=4"), "lr_min": ("defense.epochs=2",)}),
+    Row("defense", "fmp", wide=True, quick=("defense.epochs=1", "defense.probe_images=8"), why="test_fmp.py: means over three seeds", beside={"p": ("defense.fraction=null", "defense.p=4"), "lr_min": ("defense.epochs=2",)}),
     Row("defense", "fp", quick=("defense.epochs=2",), effect=Leaves(0.6, 0.03, slow=True), beside={"share": ("defense.selection=fixed",), "max_drop": ("train.epochs=8", "holdout.rate=0.2")}),
     Row("defense", "fst", quick=("defense.epochs=2",), effect=Leaves(0.10, 0.06), smoke=True),
     Row("defense", "ft", quick=("defense.epochs=2",), effect=Leaves(1.0, 0.03)),  # a baseline: at this size it need not remove anything
@@ -155,7 +157,7 @@ ROWS = (  # one line each
     Row("defense", "none", effect=Leaves(1.0, 0.0)),
     Row("defense", "npd", quick=("defense.warmup_epochs=1", "defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_npd.py: its layer and its ball", beside=dict.fromkeys(("radius", "step", "steps", "gradient"), ("defense.enough=1.0", "defense.radius=0.5"))),
     Row("defense", "pam", quick=("defense.rounds=2", "defense.width=2", "defense.pretrain_epochs=1", "defense.mask_epochs=1", "defense.generator_epochs=1", "defense.epochs=1", "defense.batch_size=8", "defense.image_bound=1000"), why="test_inversion.py: its path"),
-    Row("defense", "pbe", quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases"),
+    Row("defense", "pbe", wide=True, quick=("defense.epochs=1", "defense.adversarial_batches=1", "defense.steps=2"), why="test_aft_pbe.py: a finding on this patch, and three that it erases"),
     Row("defense", "pbe_clean", quick=("defense.adversarial_iterations=2", "defense.natural_iterations=2", "defense.steps=2"), why="test_aft_pbe.py: it is aft", beside={"schedule": ("defense.adversarial_iterations=4", "defense.natural_iterations=4")}),
     Row("defense", "sau", quick=("defense.epochs=2", "defense.batch_size=16", "defense.augment=${dataset.augment}"), why="test_sau.py: its ball and its shared set"),
     Row("defense", "ss", quick=("train.epochs=1",), why=FILTERED),

@@ -100,7 +100,8 @@ def pixels(*sets: ImageSet | None) -> dict[str, Tensor]:
 
 
 def cases(group: str) -> Any:
-    return pytest.fixture(scope="module", params=contract.rows(group), ids=lambda row: row.name)
+    params = [pytest.param(row, marks=[pytest.mark.wide] * row.wide, id=row.name) for row in contract.rows(group)]
+    return pytest.fixture(scope="module", params=params)
 
 
 DRAWS = {
