@@ -11,13 +11,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, Protocol, TextIO, cast
+from typing import Any, Protocol, TextIO, TypeVar, cast
 
 from backdoorbench.errors import paragraph
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 EARLY = 10.0  # seconds after which a task says how long it will take, though it has not come a fifth of its way
 
@@ -108,6 +110,14 @@ def task(name: str, total: int, unit: str, steps: int = 1, done: int = 0) -> Ite
         yield work
     finally:
         work.close()
+
+
+def counted(items: Sequence[Item], name: str, unit: str) -> Iterator[Item]:
+    """The items, one after another; each is done when the next is asked for."""
+    with task(name, len(items), unit) as work:
+        for item in items:
+            yield item
+            work.advance()
 
 
 def describe(key: str, value: float) -> str:

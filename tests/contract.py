@@ -95,6 +95,7 @@ ROWS = (  # one line each
     Row("after", "perturb", quick=("after.images=40", "after.epochs=1", "after.batch_size=20"), why=COMES_BACK),
     Row("after", "query", quick=("control=train", "after.images=20", "after.hidden=8", "after.epochs=2", "after.batch_size=20", "after.retuning.rate=0.1", "after.retuning.epochs=2"), why=COMES_BACK),
     Row("after", "retune", quick=("after.rate=0.1", "after.epochs=2", "after.batch_size=16"), why=COMES_BACK, smoke=True),
+    Row("after", "square", quick=("after.images=20", "after.queries=5"), why=COMES_BACK),
     Row("after", "variations", quick=("after.images=60", "after.shifts=[1]", "after.blurs=[1.0]", "after.crops=[2]"), why=COMES_BACK),
     Row("attack", "adap_blend", why=FEW),
     Row("attack", "adap_k_way", why=FEW),

@@ -65,7 +65,7 @@ class Alternative(AfterAttack):
             return self.weight * aligned - F.cross_entropy(logits, target.label(labels))
 
         with frozen(model):
-            pattern = self.search.find(objective, clean, scenario.stream.child("pattern"))
+            pattern = self.search.find(objective, clean, scenario.stream.child("pattern"), name=self.name)
         yield Trial("alternative", model, lambda images: (images + pattern).clamp(0, 1))
 
 

@@ -11,7 +11,7 @@ Departs  1. bound and budget are ours: 8/255 on each pixel, signed steps of 1/25
             second term, on 1,000 of the poisoned training images: after.norm=l2 after.epsilon=3 after.step=0.05
             after.start=random after.runner_up=1 after.images=1000 after.batch_size=128 after.turns=100 after.epochs=100. These
             are 80,000 steps; theirs are 70,000, since the last batch of a pass, of 104 images, is dropped
-         2. its attack by queries alone is not here, nor is its backdoor existence coefficient, which compares activations
+         2. its attack by queries alone is after=square; its backdoor existence coefficient, of activations, is not here
          3. passes run in the victim's precision; theirs in float32 (train.precision=float32)
 Cost     `epochs` times `turns` passes over `images` images, forward and backward
 """
@@ -67,7 +67,7 @@ class Perturb(AfterAttack):
         with frozen(model):
             change = self.search.find(
                 towards_target, triggered, scenario.stream.child("perturb"),
-                norm=self.norm, is_drawn=self.start == "random", turns=self.turns,
+                name=self.name, norm=self.norm, is_drawn=self.start == "random", turns=self.turns,
             )  # fmt: skip
         yield Trial(
             "perturbed",

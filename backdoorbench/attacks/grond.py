@@ -25,6 +25,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from backdoorbench import progress
 from backdoorbench.attacks.base import CleanLabelAttack, Task
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import check_range
@@ -64,12 +65,17 @@ class Grond(CleanLabelAttack):
         model, batches = task.surrogate(), endless(task.train, self.pattern_batch_size, stream)
 
         def towards_target(pattern: Images) -> Tensor:
+            work.advance()
             images, labels = next(batches)
             answers = model(clipped(images + pattern)).float()
             return -F.cross_entropy(answers, labels.new_full(labels.shape, self.target))
 
         start = task.train.images.new_zeros((1, *task.train.images.shape[1:])).to(task.train.device).float()
-        with evaluating(model), autocast(task.recipe.precision, task.train.device):
+        with (
+            evaluating(model),
+            autocast(task.recipe.precision, task.train.device),
+            progress.task(self.name, self.steps, "step") as work,
+        ):
             pattern = ascend(
                 towards_target,
                 start,

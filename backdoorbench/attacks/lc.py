@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from backdoorbench import progress
 from backdoorbench.attacks.base import CleanLabelAttack, PoisonedSet, Task, alter, show
 from backdoorbench.config.acts import Acts, Unless
 from backdoorbench.data.images import spans
@@ -95,11 +96,13 @@ class LC(CleanLabelAttack):
             clean, true = images.to(task.train.device), labels[part]
             with autocast(task.recipe.precision, clean.device):
                 crafted = [noise(model, clean[i:j], true[i:j]) for i, j in spans(len(clean), task.recipe.batch_size)]
+            work.advance(len(images))
             hardened: Images = trigger.trigger(torch.cat(crafted))
             return hardened.to(images.device)
 
         places = rows if self.mode == "replace" else made.poisoned.nonzero()[:, 0]
-        images = show(task.train, rows, harden)
+        with progress.task(self.name, len(rows), "image") as work:
+            images = show(task.train, rows, harden)
         return trigger, replace(made, train=alter(made.train, places, images, labels, "replace"))
 
     def make_surrogate(self, task: Task, stream: Stream) -> nn.Module:

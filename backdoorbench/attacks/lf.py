@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from backdoorbench import progress
 from backdoorbench.attacks.base import DataAttack, Task
 from backdoorbench.config.acts import Acts, Either, Only, Unless
 from backdoorbench.data.images import ImageSet, spans
@@ -94,13 +95,15 @@ class LF(DataAttack):
         field = torch.zeros_like(images[0])
         clean, before = classify(model, images).tolist(), classify(model, watched)
         rates: list[float] = []
-        for number in range(self.search_passes):
-            for row in stream.child(f"pass{number}").permutation(len(images)).tolist():
-                field = self.advance(model, field, images[row : row + 1], clean[row])
-            rates.append(float((classify(model, watched + field) != before).float().mean()))
-            last = rates[-SETTLED[0] :]
-            if rates[-1] >= self.changed_rate or (len(last) == SETTLED[0] and max(last) - min(last) < SETTLED[1]):
-                break
+        with progress.task(self.name, self.search_passes, "pass", len(images)) as work:
+            for number in range(self.search_passes):
+                for row in stream.child(f"pass{number}").permutation(len(images)).tolist():
+                    field = self.advance(model, field, images[row : row + 1], clean[row])
+                    work.advance()
+                rates.append(float((classify(model, watched + field) != before).float().mean()))
+                last = rates[-SETTLED[0] :]
+                if rates[-1] >= self.changed_rate or (len(last) == SETTLED[0] and max(last) - min(last) < SETTLED[1]):
+                    break
         log.info(f"low-frequency pattern: {rates[-1]:.0%} of held-out images change their class, {len(rates)} passes")
         if not field.any():
             raise TrainingError(

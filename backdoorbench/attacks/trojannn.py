@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backdoorbench import progress
 from backdoorbench.attacks.base import DataAttack, Task
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import ConfigError, check_range
@@ -92,7 +93,7 @@ class TrojanNN(DataAttack):
         optimizer = Adam([free], lr=self.lr)
         losses: list[Tensor] = []
         with torch.enable_grad():
-            for step in range(self.steps):
+            for step in progress.counted(range(self.steps), self.name, "step"):
                 canvas = (1 + free.tanh()) / 2 * mask
                 reached = features(canvas[None])[0, neurons].float()
                 loss = (reached - self.activation).square().sum()

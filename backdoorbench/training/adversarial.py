@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from backdoorbench import progress
 from backdoorbench.data.images import ImageSet, spans
 from backdoorbench.errors import check_range
 from backdoorbench.models.base import evaluating
@@ -133,6 +134,7 @@ class UniversalSearch:
         images: ImageSet,
         stream: Stream,
         *,
+        name: str,
         norm: Norm = "linf",
         is_drawn: bool = False,
         turns: int = 1,
@@ -140,28 +142,33 @@ class UniversalSearch:
         """(1, 3, H, W): one change of all images within epsilon.
 
         objective  (change, batch, labels) -> scalar to increase; whoever calls sees to clipping, and to the model's mode
+        name       as progress calls it
         norm       linf: epsilon bounds each value, by signed steps of `ascend`. l2: it bounds the Euclidean length, and a step is
                    the gradient times `step`
         is_drawn   whether it begins at a random change instead of none: of values within epsilon, under l2 as long as that
         turns      steps on each batch"""
         passes = (images.batches(self.batch_size, stream.child(f"epoch{epoch}")) for epoch in range(self.epochs))
         batches = (batch for each in passes for batch in each for _ in range(turns))
-        steps = self.epochs * len(spans(len(images), self.batch_size)) * turns
+        a_pass = len(spans(len(images), self.batch_size)) * turns
+        steps = self.epochs * a_pass
         none = torch.zeros(1, *images.images.shape[1:], device=images.device)
         start = stream.child("start") if is_drawn else None
 
-        def on_next_batch(change: Images) -> Tensor:
-            return objective(change, *next(batches))
+        with progress.task(name, self.epochs, "pass", a_pass) as work:
 
-        if norm == "linf":
-            return ascend(
-                on_next_batch, none, radius=self.epsilon, step=self.step, steps=steps, clamp=False, start=start
+            def on_next_batch(change: Images) -> Tensor:
+                work.advance()
+                return objective(change, *next(batches))
+
+            if norm == "linf":
+                return ascend(
+                    on_next_batch, none, radius=self.epsilon, step=self.step, steps=steps, clamp=False, start=start
+                )
+            if start is not None:
+                none = (2 * torch.rand(none.shape, generator=start.generator()) - 1).to(images.device)
+            return climb(
+                on_next_batch, within_l2(self.epsilon * none, self.epsilon), self.epsilon, step=self.step, steps=steps
             )
-        if start is not None:
-            none = (2 * torch.rand(none.shape, generator=start.generator()) - 1).to(images.device)
-        return climb(
-            on_next_batch, within_l2(self.epsilon * none, self.epsilon), self.epsilon, step=self.step, steps=steps
-        )
 
 
 def climb(objective: Callable[[Tensor], Tensor], changes: Tensor, radius: float, *, step: float, steps: int) -> Tensor:
