@@ -1,8 +1,8 @@
 """How long work says how far it is, without knowing who watches.
 
-Work opens a `task` and advances it. The console installs a reporter that draws bars; without one, and in pipes and log
-files, a task logs one line each fifth of its way, and an early one where a fifth is long in coming. Work never ends because
-nobody reads what it prints.
+Work opens a `task` and advances it; what is mostly over in a moment, such as a judgement, opens an `aside`. The console
+installs a reporter that draws bars; without one, and in pipes and log files, a task logs one line each fifth of its way, and
+an early one where a fifth is long in coming. Work never ends because nobody reads what it prints.
 """
 
 import errno
@@ -106,6 +106,36 @@ def task(name: str, total: int, unit: str, steps: int = 1, done: int = 0) -> Ite
     done   steps that another process did before, where it goes on from there
     """
     work = _reporter.open(name, total, unit, steps, done)
+    try:
+        yield work
+    finally:
+        work.close()
+
+
+class Aside:
+    """A task that nobody is told of before it has lasted EARLY seconds: for work that many runs are through with in a moment."""
+
+    def __init__(self, name: str, total: int, unit: str) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done, self.start = 0, time.monotonic()
+        self.work: Task | None = None
+
+    def advance(self, steps: int = 1, **figures: float) -> None:
+        self.done += steps
+        if self.work is not None:
+            self.work.advance(steps, **figures)
+        elif self.done < self.total and time.monotonic() - self.start >= EARLY:
+            self.work = _reporter.open(self.name, self.total, self.unit, 1, self.done)
+
+    def close(self) -> None:
+        if self.work is not None:
+            self.work.close()
+
+
+@contextmanager
+def aside(name: str, total: int, unit: str) -> Iterator[Task]:
+    """A task that is shown once it turns out to be long, and closed whatever happens."""
+    work = Aside(name, total, unit)
     try:
         yield work
     finally:

@@ -35,13 +35,18 @@ class ConsoleHandler(logging.Handler):
 
 
 class BarReporter:
-    """Tasks as bars, with time left and the latest figures; a bar leaves when its task ends."""
+    """Tasks as bars, with time left and the latest figures; a bar leaves when its task ends. There is one at a time: a task that
+    begins within another is a part of it, and has none."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.bar: Bar | None = None
 
     def open(self, name: str, total: int, unit: str, steps: int, done: int) -> progress.Task:
-        return Bar(self.console, name, total, unit, steps, done)
+        if self.bar is not None and self.bar.is_open:
+            return Silent()
+        self.bar = Bar(self.console, name, total, unit, steps, done)
+        return self.bar
 
 
 class Bar:
@@ -59,6 +64,7 @@ class Bar:
         self.progress = Progress(*columns, console=console, transient=True)
         self.task = self.progress.add_task(name, total=total * steps, completed=done, figures="")
         self.progress.start()
+        self.is_open = True
 
     def advance(self, steps: int = 1, **figures: float) -> None:
         if figures:
@@ -69,6 +75,7 @@ class Bar:
 
     def close(self) -> None:
         self.progress.stop()
+        self.is_open = False
 
 
 class _Count(ProgressColumn):

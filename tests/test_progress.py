@@ -48,6 +48,59 @@ def test_a_long_task_says_early_how_long_it_takes(
     assert shown == ["long: in pass 1/100", "long: pass 1/100", "long: pass 20/100"]
 
 
+def test_what_is_over_in_a_moment_is_not_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten images in nine seconds: not a word. In forty: from the eleventh second on, and no more than its fifths."""
+    monkeypatch.setattr(logging.getLogger("backdoorbench"), "propagate", True)
+    kept = progress.install(progress.LogReporter())
+    told = []
+    try:
+        for seconds in (0.9, 4.0):
+            now = iter(range(100))
+            monkeypatch.setattr(progress.time, "monotonic", lambda now=now, seconds=seconds: next(now) * seconds)
+            caplog.clear()
+            with caplog.at_level(logging.INFO, "backdoorbench"), progress.aside("judge", 10, "image") as work:
+                for _ in range(10):
+                    work.advance()
+            told.append([entry.message for entry in caplog.records])
+    finally:
+        progress.install(kept)
+    assert told == [
+        [],
+        [
+            "judge: image 4/10, 4 s, 24 s left",
+            "judge: image 6/10, 12 s, 16 s left",
+            "judge: image 8/10, 20 s, 8 s left",
+            "judge: image 10/10, 28 s, 0 s left",
+        ],
+    ]
+
+
+def test_a_bar_within_a_bar_is_none() -> None:
+    """A terminal has one live line: rich 14.0 raised where a second began."""
+    reporter = screen.BarReporter(Console(file=io.StringIO(), force_terminal=True))
+    outer = reporter.open("variations", 40, "trial", 1, 0)
+    inner = reporter.open("judge", 1000, "image", 1, 0)
+    inner.advance()
+    inner.close()
+    outer.advance()
+    outer.close()
+    assert isinstance(inner, screen.Silent) and isinstance(reporter.open("judge", 9, "image", 1, 0), screen.Bar)
+    reporter.bar.close()
+
+
+def test_counted_items_are_done_when_the_next_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    package = logging.getLogger("backdoorbench")
+    package.propagate, kept = True, progress.install(progress.LogReporter())
+    try:
+        with caplog.at_level(logging.INFO, "backdoorbench"):
+            assert list(progress.counted(range(5), "search", "step")) == [0, 1, 2, 3, 4]
+    finally:
+        progress.install(kept)
+    assert [entry.message.partition(",")[0] for entry in caplog.records] == [f"search: step {n}/5" for n in range(1, 6)]
+
+
 def test_what_another_process_did_is_no_measure_of_the_time_left(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

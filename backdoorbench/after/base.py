@@ -174,6 +174,10 @@ class AfterAttack(ABC):
         """Test images, at most, that each trial is judged on; None: all."""
         return None
 
+    def count(self) -> int:
+        """How many trials there are."""
+        return 1
+
     @abstractmethod
     def trials(self, scenario: Scenario) -> Iterator[Trial]:
         """One after another: the model of a trial may be changed for the next."""

@@ -50,6 +50,9 @@ class Connectivity(AfterAttack):
     def most_images(self) -> int:
         return self.images
 
+    def count(self) -> int:
+        return self.points
+
     def trials(self, scenario: Scenario) -> Iterator[Trial]:
         model = scenario.model
         start, end = state_of(model), state_of(scenario.infected)

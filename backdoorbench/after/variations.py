@@ -12,7 +12,7 @@ Cost     a forward pass over `images` test images for each variation; JPEG is wr
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from typing import ClassVar, Literal
 
 import torch
@@ -65,6 +65,9 @@ class Variations(AfterAttack):
 
     def most_images(self) -> int:
         return self.images
+
+    def count(self) -> int:
+        return 1 + sum(1 for _ in chain(self.of_difference(), self.of_image()))
 
     def trials(self, scenario: Scenario) -> Iterator[Trial]:
         model, trigger = scenario.model, scenario.trigger

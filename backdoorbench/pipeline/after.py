@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from backdoorbench import device, metrics
+from backdoorbench import device, metrics, progress
 from backdoorbench.after.base import AfterAttack, Scenario, Trial, painted
 from backdoorbench.attacks.base import Infection
 from backdoorbench.config.groups import AFTER, INFECT, PURIFY
@@ -103,11 +103,13 @@ def carry_out(made: Plan, infection: Infection, purified: nn.Module, test: Image
         metered(finding, made.device),
         finding.timed("after"),
         device.memory_errors("after", batch_sizes(made, AFTER.group)),
+        progress.aside(made.after.name, made.after.count(), "trial") as work,
     ):
         for trial in stage.trials(purified, finding.notes.__setitem__):
             found[PURIFY.model].append(stage.judge(trial, trial.model))
             if clean is not None and is_shown:
                 found[CLEAN].append(stage.judge(trial, clean))
+            work.advance()
     with finding.timed("controls"):
         if clean is not None and not is_shown:
             found[CLEAN] = obtain_answers(stage, CLEAN, clean, clean_plan(made).infection_key)
@@ -216,12 +218,21 @@ def obtain_answers(stage: Stage, control: str, model: nn.Module, key: str) -> li
     answers = made.outputs.after(control, store.key("after", settings))
     known = store.read_answer(answers, ("trials",)) if not made.config["rerun"] else None
     if known is None:
-        known = {"trials": [stage.judge(trial, trial.model) for trial in stage.trials(model, lambda name, value: None)]}
+        known = {"trials": list(judged(stage, control, model))}
         with store.storage_errors(answers.parent):
             answers.parent.mkdir(parents=True, exist_ok=True)
         store.write_answer(answers, known)
     trials: list[Judged] = known["trials"]
     return trials
+
+
+def judged(stage: Stage, control: str, model: nn.Module) -> Iterator[Judged]:
+    """What becomes of test images in each trial on a control."""
+    after = stage.made.after
+    with progress.aside(f"{after.name} on {control}", after.count(), "trial") as work:
+        for trial in stage.trials(model, lambda name, value: None):
+            yield stage.judge(trial, trial.model)
+            work.advance()
 
 
 def purified_elsewhere(made: Plan, folder: str) -> nn.Module:

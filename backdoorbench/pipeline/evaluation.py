@@ -1,13 +1,14 @@
 """A model against the test set, clean and triggered."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from backdoorbench import device, metrics
+from backdoorbench import device, metrics, progress
 from backdoorbench.data.holdout import pick
 from backdoorbench.data.images import ImageSet
 from backdoorbench.errors import TrainingError
@@ -54,22 +55,37 @@ def predict(
 
     Raises TrainingError where logits are NaN, which are no answer."""
     clean, hit = [], []
-    device.return_memory(test.device)
-    with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
+    with judging(model, precision, test) as work:
         for number, (images, _) in enumerate(test.batches(batch_of(test))):
             clean.append(call(model, images))
             if trigger is not None:
                 hit.append(call(model, shown[number] if shown else trigger(images)))
+            work.advance(len(images))
     return Predictions(_answers(clean), _answers(hit) if hit else None)
 
 
 def called(model: nn.Module, test: ImageSet, change: Trigger | None, precision: Precision) -> Labels:
     """(N,) on the CPU: the model's calls on `test`, changed where that is asked for. The model's modes are kept. Raises
     TrainingError as `predict` does."""
-    device.return_memory(test.device)
-    with evaluating(model), torch.inference_mode(), autocast(precision, test.device):
-        found = [call(model, change(images) if change else images) for images, _ in test.batches(batch_of(test))]
+    found = []
+    with judging(model, precision, test) as work:
+        for images, _ in test.batches(batch_of(test)):
+            found.append(call(model, change(images) if change else images))
+            work.advance(len(images))
     return _answers(found)
+
+
+@contextmanager
+def judging(model: nn.Module, precision: Precision, test: ImageSet) -> Iterator[progress.Task]:
+    """The model in eval mode, without gradients, in its precision; a task that is advanced by the images that it has called."""
+    device.return_memory(test.device)
+    with (
+        evaluating(model),
+        torch.inference_mode(),
+        autocast(precision, test.device),
+        progress.aside("judge", len(test), "image") as work,
+    ):
+        yield work
 
 
 def triggered(test: ImageSet, trigger: Trigger, precision: Precision) -> list[Images]:

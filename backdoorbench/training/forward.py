@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backdoorbench import progress
 from backdoorbench.data.images import ImageSet
 from backdoorbench.models.layouts import layout_of
 from backdoorbench.models.surgery import activations, classifier_name
@@ -22,7 +23,12 @@ def logits(model: nn.Module, images: ImageSet) -> Logits:
     """(N, K): the model's answers to images that are not augmented, as the autocast gives them."""
     layout = layout_of(model, images.device)
     size = ON_CPU if images.device.type == "cpu" else BATCH
-    return torch.cat([model(batch.contiguous(memory_format=layout)) for batch, _ in images.batches(size)]).cpu()
+    found = []
+    with progress.aside("answers", len(images), "image") as work:
+        for batch, _ in images.batches(size):
+            found.append(model(batch.contiguous(memory_format=layout)))
+            work.advance(len(batch))
+    return torch.cat(found).cpu()
 
 
 def losses(model: nn.Module, images: ImageSet) -> Tensor:
@@ -41,12 +47,13 @@ def read_layers(
     names = list(layers)
     layout = layout_of(model, images.device)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    with activations(model, names, "input") as seen:
+    with activations(model, names, "input") as seen, progress.aside("features", len(images), "image") as work:
         for number, (batch, _) in enumerate(images.batches(BATCH)):
             batch = batch if alter is None else alter(batch, number)
             model(batch.contiguous(memory_format=layout))
             for name in names:
                 parts[name].append(seen[name].float().cpu())
+            work.advance(len(batch))
     return {name: torch.cat(found) for name, found in parts.items()}
 
 
