@@ -239,6 +239,22 @@ def test_the_number_of_an_averages_parts_is_no_weight(tmp_path: Path) -> None:
     assert written["n_averaged"] == 0 and list(written) == list(torch.load(file, weights_only=True))
 
 
+@pytest.mark.parametrize("head", ["", "their_"], ids=["by names", "by order"])
+def test_what_a_network_costs_is_no_weight(head: str, tmp_path: Path) -> None:
+    """As thop leaves it in all modules, or in the outermost alone."""
+    model = classifier()
+    weights: dict[str, Tensor] = {}
+    for name, value in bare(model).items():
+        module = f"{head}{name.rpartition('.')[0]}.".lstrip(".")
+        weights |= {f"{module}{cost}": torch.zeros(1, dtype=torch.float64) for cost in ("total_ops", "total_params")}
+        weights[f"{module}{name.rpartition('.')[2]}"] = value
+    torch.save(weights | {"total_ops": torch.ones(1, dtype=torch.float64)}, file := tmp_path / "counted.pth")
+    fit = checkpoint.load_given(other := classifier(seed=1), str(file), "tiny")
+    assert same(other, model)
+    checkpoint.save_as(fit, other, tmp_path / "clean.pth")
+    assert list(torch.load(tmp_path / "clean.pth", weights_only=True)) == list(torch.load(file, weights_only=True))
+
+
 def test_inspect_says_so_before_it_says_that_nothing_fits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(
         {"fc.weight_orig": torch.ones(5, 3), "fc.weight_mask": torch.ones(5, 3)}, file := tmp_path / "theirs.pth"

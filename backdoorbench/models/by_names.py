@@ -14,6 +14,7 @@ from torch import Tensor
 from backdoorbench.models.reading import Weights, is_averaged
 
 COUNTER = "num_batches_tracked"  # of a batch norm; older versions of torch had none
+COSTS = {"total_ops", "total_params"}  # what thop leaves in the modules that it has counted
 AUXILIARY = ("net.aux1.", "net.aux2.", "net.AuxLogits.")
 NORMALISED = {  # what those who normalise images in the network call their mean and deviation
     "mean": "std", "mu": "sigma", "new_mean": "new_std", "_mean": "_std", "pixel_mean": "pixel_std", "image_mean": "image_std",
@@ -29,9 +30,10 @@ def is_optional(name: str) -> bool:
     return name.startswith("normalize.") or name.endswith(f".{COUNTER}") or name.startswith(AUXILIARY)
 
 
-def is_count(value: Tensor) -> bool:
-    """Whether a tensor is a single whole number, as averages of weights keep beside them how many they are of."""
-    return not value.ndim and not value.is_floating_point()
+def is_count(name: str, value: Tensor) -> bool:
+    """Whether a tensor counts something: a single whole number, as averages of weights keep beside them how many they are of, or
+    what a network costs."""
+    return (not value.ndim and not value.is_floating_point()) or name.rpartition(".")[2] in COSTS
 
 
 def fits_shape(there: tuple[int, ...], here: tuple[int, ...]) -> bool:
@@ -69,7 +71,7 @@ class Named:
             *(self.colours or ()),
             *(name for copy in self.copies.values() for name in copy.values()),
         }
-        self.left = [there for there in under.values() if there not in known and not is_count(weights[there])]
+        self.left = [there for there in under.values() if there not in known and not is_count(there, weights[there])]
 
     def _copy(self, inner: Places, bare: Places, head: str) -> Places:
         """The network's names under another head, as far as they lie there in their shapes and are not its own."""

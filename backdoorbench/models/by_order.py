@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from backdoorbench.errors import ModelError, few
 from backdoorbench.models.base import evaluating
-from backdoorbench.models.by_names import COLOURS, COUNTER, Shapes
+from backdoorbench.models.by_names import COLOURS, COSTS, COUNTER, Shapes
 from backdoorbench.models.reading import Weights
 
 SHORTCUTS = (
@@ -88,11 +88,11 @@ def _pairs(ours: list[Layer], theirs: list[Layer]) -> Iterator[tuple[Layer, Laye
 
 
 def layers(shapes: Shapes) -> list[Layer]:
-    """The modules that have weights, in their order, but for those that only normalise; batch norms' counters tell nothing."""
+    """The modules that have weights, in their order, but for those that only normalise; counters tell nothing."""
     gathered: dict[str, list[tuple[str, tuple[int, ...]]]] = defaultdict(list)
     for name, shape in shapes.items():
         module, _, part = name.rpartition(".")
-        if part != COUNTER:
+        if part != COUNTER and part not in COSTS:
             gathered[module].append((part, shape))
     found = [Layer(name, tuple(sorted(parts))) for name, parts in gathered.items()]
     return [layer for layer in found if not {part for part, _ in layer.parts} <= COLOURS]
