@@ -129,6 +129,20 @@ def test_without_images_the_last_layer_alone_is_looked_at(model: Path, capsys: p
     assert "flagged, anomaly index" in said and "Add --data DIR." in said
 
 
+@pytest.mark.wide
+def test_without_images_it_is_said_which_of_two_sets_of_weights_is_looked_at(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = torch.load(model, weights_only=False)["state_dict"]
+    averaged = {name: value / 2 if value.is_floating_point() else value for name, value in held.items()}
+    torch.save({"state_dict": held, "state_dict_ema": averaged}, file := tmp_path / "both.pth")
+    for words in ([], ["model=demo", "model.width=8"]):
+        assert main(["inspect", str(file), *words]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "one is an average, by their names that under state_dict_ema" in said
+        assert "those under state_dict are read" in said and "flagged, anomaly index" in said
+
+
 OWN = """
 from torch import nn
 import torch.nn.functional as F

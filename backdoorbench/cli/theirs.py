@@ -361,7 +361,8 @@ def print_weights_alone(chosen: Namespace, out: Console) -> None:
     resolved = composed(given, chosen.config_dirs)
     size = resolved["dataset"]["size"] if any(word.startswith("dataset.size=") for word in given) else None
     if any(word.startswith("model=") for word in given):
-        model = cleaned.fitted(found, resolved, size)
+        with showing(chosen, out):
+            model = cleaned.fitted(found, resolved, size)
         say(out, "network", f"{resolved['model']['name']}, as it was named: the weights are its")
     elif fitting := identify(found, size, names := beside.read(found.file).names):
         first = fitting[0]
@@ -375,7 +376,8 @@ def print_weights_alone(chosen: Namespace, out: Console) -> None:
             say(out, "", f"so for images of {LARGE} px and more; for smaller ones it is {' '.join(small[0].words)}")
         read = normalised(chosen.model, [*given, *first.words], out)
         resolved = composed([*first.words, *read, *given], chosen.config_dirs)
-        model = cleaned.fitted(found, resolved, first.size)
+        with showing(chosen, out):
+            model = cleaned.fitted(found, resolved, first.size)
     else:
         if unmerged.told(found) is not None:
             raise matching.misfit({}, found, "any network")

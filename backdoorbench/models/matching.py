@@ -57,7 +57,7 @@ def fit(model: nn.Module, found: Found, described: str) -> Fit:
     fits = find(model, found, described)
     if not fits:
         raise misfit(shapes_in(model.state_dict()), found, described)
-    _say(fits[0], fits[1:], described)
+    tell(fits, described)
     return fits[0]
 
 
@@ -162,7 +162,9 @@ def _differs(chosen: Fit, copy: Places) -> bool:
     return any(not torch.equal(other, read) for other, read in pairs)
 
 
-def _say(chosen: Fit, others: list[Fit], described: str) -> None:
+def tell(fits: list[Fit], described: str) -> None:
+    """Says which state dict of a file is read, the first that fits, what is left of it, and how its weights were matched."""
+    chosen, *others = fits
     found, state, file = chosen.found, chosen.state, chosen.found.file.name
     name = state.name or "the file itself"
     averaged = next((other.state.name for other in others if other.state.is_averaged), "")

@@ -164,7 +164,8 @@ def _without(tree: Any, branch: Keys) -> Any:
 
 
 def fitted(found: Found, resolved: Plain, size: int | None) -> Classifier:
-    """The network that a configuration names, with the weights of a file; ModelError where they are not its.
+    """The network that a configuration names, with the weights of a file, and says which of these it takes; ModelError where none
+    are its.
 
     size  pixels a side of the images, where somebody knows"""
     dataset, node = resolved["dataset"], {**resolved["model"], "checkpoint": str(found.file)}
@@ -179,6 +180,7 @@ def fitted(found: Found, resolved: Plain, size: int | None) -> Classifier:
             described = f"{spec.name} for {classes} classes at {side} pixels"
             if fits := matching.find(model, found, described):
                 checkpoint.load(model, fits[0])
+                matching.tell(fits, described)
                 return model.eval()
             failed = failed or matching.misfit(by_order.shapes_in(model.state_dict()), found, described)
     if failed is None and unmerged.told(found) is not None:
