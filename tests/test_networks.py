@@ -109,6 +109,10 @@ def broken(classes):
 def nothing(classes):
     return 3
 
+def by_keras(classes):
+    layer = type("Dense", (nn.Linear,), {"__module__": "keras.src.layers.core.dense"})
+    return nn.Sequential(nn.Flatten(), type("Own", (layer,), {})(192, classes))
+
 CONSTANT = 4
 '''
 
@@ -205,6 +209,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a factory of something else": (
         {"target": "theirs_of_test.nets:nothing"},
         "model.target=theirs_of_test.nets:nothing returned a int; expected an nn.Module.",
+    ),
+    "layers of Keras": (
+        {"target": "theirs_of_test.nets:by_keras"},
+        "model.target=theirs_of_test.nets:by_keras returned a network with layers of Keras (Own), which train() and eval() do not set: ",
     ),
     "options that are none": ({"options": [1]}, 'model.options is [1]; expected names and values. Write "model.options={depth: 16}".'),
     "other classes": (

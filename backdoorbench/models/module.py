@@ -65,6 +65,13 @@ class ModuleSpec(ModelSpec):
                 f"model.target={self.target} returned a {type(net).__name__}; expected an nn.Module. Name the class, or a "
                 f"function that returns the network."
             )
+        if layer := next(filter(is_of_keras, net.modules()), None):
+            raise ModelError(
+                f"model.target={self.target} returned a network with layers of Keras ({type(layer).__name__}), which train() and "
+                f"eval() do not set: they evaluate throughout, without dropout and with batch norms that learn no statistics, "
+                f"and are called otherwise each time they are made; expected layers of PyTorch. Build the network of those, and "
+                f"copy its weights there."
+            )
         plain: nn.Module = getattr(
             net, "_orig_mod", net
         )  # of torch.compile: methods read layers, which its wrapper hides
@@ -84,3 +91,8 @@ class ModuleSpec(ModelSpec):
                 f'model.options is {shown(self.options)}; expected names and values. Write "model.options={{depth: 16}}".'
             )
         return {str(name): value for name, value in (self.options or {}).items()}
+
+
+def is_of_keras(module: nn.Module) -> bool:
+    """Whether a module is a layer of Keras on its torch backend."""
+    return any(kind.__module__.partition(".")[0] == "keras" for kind in type(module).__mro__)
