@@ -85,7 +85,7 @@ def test_a_trainers_file_is_read_and_its_averaged_weights_are_said(
     checkpoint.load_given(ours, str(file), "tiny")
     assert torch.equal(ours.state_dict()["net.head.weight"], last.state_dict()["net.head.weight"])
     assert (
-        f"by their names that under {averaged} (some toolkits exchange the two, as mmengine does): those under {name} are read"
+        f"by their names that under {averaged} (timm's loaders take the average, and mmengine exchanges the two): those under {name} are read"
         in caplog.text
     )
     caplog.clear()

@@ -172,8 +172,8 @@ def tell(fits: list[Fit], described: str) -> None:
         load = "torch.load(FILE, weights_only=False)" if found.foreign else "torch.load(FILE)"
         trusting = " (which runs code that the file names)" if found.foreign else ""
         log.warning(
-            f"{file} holds two sets of weights, of which one is an average, by their names that under {averaged} (some toolkits "
-            f"exchange the two, as mmengine does): those under {name} are read. Save the others alone to have them: "
+            f"{file} holds two sets of weights, of which one is an average, by their names that under {averaged} (timm's loaders "
+            f"take the average, and mmengine exchanges the two): those under {name} are read. Save the others alone to have them: "
             f"safetensors.torch.save_file({load}['{averaged}'], NEW){trusting}"
         )
     elif others:
