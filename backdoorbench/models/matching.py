@@ -173,8 +173,8 @@ def tell(fits: list[Fit], described: str) -> None:
         trusting = " (which runs code that the file names)" if found.foreign else ""
         log.warning(
             f"{file} holds two sets of weights, of which one is an average, by their names that under {averaged} (timm's loaders "
-            f"take the average, and mmengine exchanges the two): those under {name} are read. Save the others alone to have them: "
-            f"safetensors.torch.save_file({load}['{averaged}'], NEW){trusting}"
+            f"take the average, and mmengine exchanges the two): those under {name} are read. Save the others alone to have "
+            f"them: safetensors.torch.save_file({load}['{averaged}'], NEW){trusting}"
         )
     elif others:
         log.warning(
