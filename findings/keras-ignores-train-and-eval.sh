@@ -14,8 +14,8 @@
 #   torch, eval()                   0 %; 0
 #   Keras, train()                  0 %; 0
 #   Keras, eval()                   0 %; 0
-#   Keras, train(), training=True   50 %; 4.24
-#   Keras, eval(), training=True    50 %; 5.04
+#   Keras, train(), training=True   50 %; 4 to 5 (Keras draws by itself)
+#   Keras, eval(), training=True    50 %; 4 to 5
 set -euo pipefail
 source "$(dirname "$0")/environment"
 new_environment keras==3.15.1 torch==2.15.0 scikit-learn==1.9.1 numpy==2.4.6
