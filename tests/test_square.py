@@ -138,11 +138,7 @@ def test_what_is_out_of_range(wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.wide
-def test_queries_help_the_trigger_on_a_clean_model_and_are_counted(run: Callable[..., Job]) -> None:
-    """A clean model falls for it, too, within a wide bound: only the controls tell a backdoor."""
-    words = [word for word in QUICK if word != "control=off"] + ["control=train", "exact.epochs=0"]
-    ours = ("after=square", "after.images=40", "after.queries=300", "after.epsilon=0.25")
-    found = run("attack=badnets", "defense=none", *words, *ours).run.after
-    assert set(found.figures) == {"asr_square", "asr_square_untriggered", "asr_square_clean", "asr_clean"}
-    assert found.figures["asr_square_clean"] > found.figures["asr_clean"]
-    assert 1 <= found.notes["queries"] <= 300
+def test_its_figures_and_the_queries_that_it_took_are_in_the_record(run: Callable[..., Job]) -> None:
+    words = (*QUICK, "exact.epochs=0", "after=square", "after.images=20", "after.queries=8")
+    found = run("attack=badnets", "defense=none", *words).run.after
+    assert set(found.figures) == {"asr_square", "asr_square_untriggered"} and 1 <= found.notes["queries"] <= 8
