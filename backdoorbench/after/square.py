@@ -107,7 +107,7 @@ def with_square(pattern: Tensor, side: int, generator: Generator) -> Tensor:
 
 
 def signs(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """1 and -1, as often."""
+    """1 and -1 at random, one as likely as the other."""
     return 2.0 * torch.randint(2, shape, generator=generator) - 1
 
 
